@@ -1,0 +1,111 @@
+"""What an extension is, and the one resolver: a name of an entry-point group, or ``module:attribute``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from .errors import UserError, suggest
+
+EXTENSIONS = "orlhf_ext.extensions"
+REWARDS = "orlhf_ext.rewards"
+BUILDERS = "orlhf_ext.builders"
+
+
+class Extension:
+    """A named set of replacements for seams of OpenRLHF, with flags of its own.
+
+    Subclass it, set the three class variables, and switch it on with ``--ext.use NAME``, or
+    ``--ext.use my_pkg.my_module:MyExtension``. The module of an extension imports nothing heavy: replacements are named
+    as ``"module:attribute"`` and imported only when OpenRLHF imports the module that they replace something in.
+    """
+
+    #: the name in log lines, and the prefix of its flags: ``--NAME.flag``
+    name: ClassVar[str]
+    #: the OpenRLHF launchers it works with
+    launchers: ClassVar[Sequence[str]]
+    #: seam -> replacement, both ``"module:attribute"``
+    replacements: ClassVar[Mapping[str, str]]
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add flags named ``--NAME.flag``; they reach every class as ``strategy.args.NAME.flag``."""
+
+    def check(self, args: SimpleNamespace) -> None:
+        """Look at the launcher's nested arguments and our own before any model is loaded.
+
+        Raises:
+            UserError: the combination makes no sense; one sentence that names the flag and the way out.
+        """
+
+
+def names(group: str) -> dict[str, str]:
+    """Name -> ``"module:attribute"`` of everything that is installed under an entry-point group."""
+    found: dict[str, str] = {}
+    for point in metadata.entry_points(group=group):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise UserError(
+                f"two installed packages register {point.name!r} in {group}: {found[point.name]} and {point.value}; "
+                "uninstall one, or name the one you mean as module:attribute"
+            )
+    return found
+
+
+def resolve(group: str, spec: str) -> Any:
+    """Import what a name of ``group``, or ``module:attribute``, stands for. The working directory is importable.
+
+    Raises:
+        UserError: nothing of that name; the nearest known one is suggested.
+    """
+    known = names(group)
+    target = known.get(spec, spec)
+    if ":" not in target:
+        kind = group.rsplit(".", 1)[-1]
+        raise UserError(f"{spec!r} is none of the {kind} (a name, or module:attribute){suggest(spec, list(known))}")
+    return load(target)
+
+
+def load(target: str) -> Any:
+    """Import ``module:attribute``.
+
+    Raises:
+        UserError: the module or the attribute does not exist.
+    """
+    module_name, _, attribute = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name + ".").startswith(error.name + "."):
+            raise UserError(
+                f"there is no module {error.name!r} for {target!r}; install it, or run from the folder it lies in"
+            ) from error
+        raise
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise UserError(f"module {module_name!r} has no {attribute!r}{suggest(part, dir(found))}") from error
+    return found
+
+
+def extension(spec: str) -> Extension:
+    """Make the extension that ``--ext.use SPEC`` names.
+
+    Raises:
+        UserError: unknown, or no subclass of `Extension`, or one of its class variables is missing.
+    """
+    found = resolve(EXTENSIONS, spec)
+    if not (isinstance(found, type) and issubclass(found, Extension)):
+        raise UserError(f"--ext.use {spec}: {found!r} is no subclass of orlhf_ext.extensions.Extension")
+    for attribute in ("name", "launchers", "replacements"):
+        if not hasattr(found, attribute):
+            raise UserError(f"--ext.use {spec}: {found.__name__} lacks the class variable {attribute!r}")
+    return found()

