@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from .errors import command, suggest, UserError
+from .errors import UserError, command, suggest
 
 COMMANDS = {
     "launch": "run an OpenRLHF launcher with extensions",

@@ -7,6 +7,7 @@ than OpenRLHF does: registering costs microseconds, which is what a hook that ru
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.util
 import json
@@ -36,6 +37,7 @@ class Swap:
 
 
 _live: dict[str, Any] = {}  # seam -> what stood there before
+_deferred: list[tuple[Swap, ModuleType]] = []
 _callbacks: dict[str, list[Callable[[ModuleType], None]]] = {}
 _surroundings: dict[str, list[Callable[[], AbstractContextManager]]] = {}
 
@@ -123,20 +125,40 @@ def plan(extensions: Iterable[Extension]) -> list[Swap]:
 def install(swaps: Iterable[Swap]) -> None:
     """Register the swaps; each takes effect when OpenRLHF imports the seam's module, and then says so in one line."""
     for swap in swaps:
-        on_import(swap.seam.partition(":")[0], lambda module, swap=swap: _swap(module, swap))
+        on_import(swap.seam.partition(":")[0], functools.partial(_swap, swap))
 
 
-def _swap(module: ModuleType, swap: Swap) -> None:
+def _swap(swap: Swap, module: ModuleType) -> None:
     attribute = swap.seam.partition(":")[2]
     if not hasattr(module, attribute):
         raise UserError(
             f"extension {swap.owner!r} replaces {swap.seam}, which this OpenRLHF does not have; run `orlhf-ext doctor`"
         )
+    if _importing(swap.by.partition(":")[0]):
+        # The replacement's module is being imported for another seam of it, and its import led here; the swap follows
+        # when that import is done. Until then OpenRLHF may take the old name from here: see below.
+        _deferred.append((swap, module))
+        return
     original = getattr(module, attribute)
     replacement = load(swap.by)
     setattr(module, attribute, replacement)
     _live[swap.seam] = original
     say(f"{swap.seam} is now {swap.by} (extension {swap.owner})")
+    for late, its_module in [item for item in _deferred if not _importing(item[0].by.partition(":")[0])]:
+        _deferred.remove((late, its_module))
+        _swap(late, its_module)
+        for _, space in _openrlhf_namespaces():
+            for key in [key for key, value in space.items() if value is _live[late.seam]]:
+                space[key] = getattr(its_module, late.seam.partition(":")[2])
+
+
+def _importing(name: str) -> bool:
+    module = sys.modules.get(name)
+    return module is not None and getattr(module.__spec__, "_initializing", False)
+
+
+def _openrlhf_namespaces() -> list[tuple[str, dict[str, Any]]]:
+    return [(name, vars(module)) for name, module in sys.modules.items() if name.startswith("openrlhf.")]
 
 
 def verify(swaps: Iterable[Swap], namespace: dict[str, Any] | None = None) -> None:
@@ -148,8 +170,7 @@ def verify(swaps: Iterable[Swap], namespace: dict[str, Any] | None = None) -> No
     Raises:
         UserError: a swap is not live, or only half applied; the module that kept the old object is named.
     """
-    spaces = [(name, vars(module)) for name, module in sys.modules.items() if name.startswith("openrlhf.")]
-    spaces.append(("the launcher", namespace or {}))
+    spaces = [*_openrlhf_namespaces(), ("the launcher", namespace or {})]
     for swap in swaps:
         if swap.seam not in _live:
             raise UserError(

@@ -123,9 +123,7 @@ def _machine_defaults(rest: list[str]) -> list[str]:
     return rest
 
 
-def _join_namespaces(
-    own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str
-) -> None:
+def _join_namespaces(own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str) -> None:
     """Let the launcher's nested arguments hold ours too, and look at all of them before a model is loaded."""
 
     def patch(module: ModuleType) -> None:

@@ -92,7 +92,7 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     batch = args.train.batch_size
     if launcher != "train_sft" and None not in counts and min(rows, args.data.max_samples) < batch:
         raise UserError(
-            f"--data.dataset {dataset} holds {rows} records, fewer than --train.batch_size {batch}; lower the batch size"
+            f"--data.dataset {dataset} holds {rows} records, fewer than --train.batch_size {batch}; lower the latter"
         )
     if launcher == "train_rm" and not evaluation and None not in counts and rows < 100:
         raise UserError("train_rm evaluates on 1 % of its data, which is none below 100 records; give --eval.dataset")

@@ -28,10 +28,10 @@ class Seam:
 
     target: str
     launchers: tuple[str, ...]
-    #: names of its parameters, in order (a class: of ``__init__`` without ``self``)
-    parameters: tuple[str, ...]
+    #: names of its parameters, in order, separated by spaces (a class: of ``__init__`` without ``self``)
+    parameters: str
     why: str
-    #: methods by name; instance attributes as ``self.name``, other text that must stand in the source as it is
+    #: attributes by name; anything else is text that must stand in its source
     relies_on: tuple[str, ...] = ()
     #: who replaces it: an extension, or a backend, or the launcher itself
     by: str = "extension"
@@ -43,28 +43,15 @@ SEAMS = (
     Seam(
         "openrlhf.datasets.reward_dataset:RewardDataset",
         ("train_rm", "train_dpo"),
-        ("dataset", "tokenizer", "max_length", "strategy", "input_template", "is_dpo", "num_processors"),
+        "dataset tokenizer max_length strategy input_template is_dpo num_processors",
         "rows of a preference data set; K-wise rows for EXO",
         ("collate_fn", "process_data", "__len__", "__getitem__"),
     ),
     Seam(
         "openrlhf.trainer.dpo_trainer:DPOTrainer",
         ("train_dpo",),
-        (
-            "model",
-            "ref_model",
-            "strategy",
-            "tokenizer",
-            "optim",
-            "train_dataloader",
-            "eval_dataloader",
-            "scheduler",
-            "max_norm",
-            "beta",
-            "max_epochs",
-            "save_hf_ckpt",
-            "disable_ds_ckpt",
-        ),
+        "model ref_model strategy tokenizer optim train_dataloader eval_dataloader scheduler max_norm beta max_epochs "
+        "save_hf_ckpt disable_ds_ckpt",
         "the preference trainer; EXO changes its forward pass and its loss, not its fit()",
         (
             "fit",
@@ -78,138 +65,38 @@ SEAMS = (
         ),
     ),
     Seam(
-        "openrlhf.trainer.rm_trainer:RewardModelTrainer",
-        ("train_rm",),
-        (
-            "model",
-            "strategy",
-            "optim",
-            "train_dataloader",
-            "eval_dataloader",
-            "scheduler",
-            "tokenizer",
-            "max_norm",
-            "max_epochs",
-            "loss",
-            "save_hf_ckpt",
-            "disable_ds_ckpt",
-        ),
-        "the reward-model trainer",
-        ("fit", "evaluate", "concatenated_forward", "save_logs_and_checkpoints"),
-    ),
-    Seam(
-        "openrlhf.datasets.sft_dataset:SFTDataset",
-        ("train_sft",),
-        (
-            "dataset",
-            "tokenizer",
-            "max_length",
-            "strategy",
-            "input_template",
-            "pretrain_mode",
-            "num_processors",
-            "multiturn",
-        ),
-        "rows of a supervised data set",
-        ("collate_fn", "__len__", "__getitem__"),
-    ),
-    Seam(
-        "openrlhf.trainer.sft_trainer:SFTTrainer",
-        ("train_sft",),
-        (
-            "model",
-            "strategy",
-            "optim",
-            "train_dataloader",
-            "eval_dataloader",
-            "scheduler",
-            "max_norm",
-            "pretrain_mode",
-            "batch_size",
-            "max_epochs",
-            "tokenizer",
-            "save_hf_ckpt",
-            "disable_ds_ckpt",
-        ),
-        "the supervised trainer",
-        ("fit", "evaluate", "save_logs_and_checkpoints"),
-    ),
-    Seam(
-        "openrlhf.models.model:get_llm_for_sequence_regression",
-        ("train_rm", "train_ppo_ray", "serve_rm"),
-        (
-            "model_name_or_path",
-            "model_type",
-            "param_dtype",
-            "load_in_4bit",
-            "lora_rank",
-            "lora_alpha",
-            "target_modules",
-            "lora_dropout",
-            "normalize_reward",
-            "attn_implementation",
-            "ds_config",
-            "init_value_head",
-            "value_head_prefix",
-            "device_map",
-            "packing_samples",
-            "experts_implementation",
-            "kwargs",
-        ),
-        "loads reward and value models",
-    ),
-    Seam(
         "openrlhf.utils.config:hierarchize",
         tuple(LAUNCHERS),
-        ("args",),
+        "args",
         "where the launcher's arguments become nested: ours join them here and travel with them",
         by="launch",
     ),
     Seam(
         "openrlhf.models.ring_attn_utils:unpad_and_slice_tensor",
         _TRAIN,
-        ("sequences", "attention_mask", "ring_attn_group"),
+        "sequences attention_mask ring_attn_group",
         "its module imports four names of flash-attn at its top, used only for packing and ring attention",
         by="no-flash-attn",
     ),
     Seam(
-        "openrlhf.utils.distributed_util:stateless_init_process_group",
-        ("train_ppo_ray",),
-        ("master_address", "master_port", "rank", "world_size", "device"),
-        "weights reach vLLM through PyNccl; gloo without CUDA",
-        by="cpu",
-    ),
-    Seam(
         "openrlhf.utils.deepspeed.deepspeed_utils:get_train_ds_config",
         _TRAIN,
-        (
-            "offload",
-            "adam_offload",
-            "stage",
-            "param_dtype",
-            "max_norm",
-            "zpg",
-            "grad_accum_dtype",
-            "overlap_comm",
-            "use_ds_universal_ckpt",
-            "deepcompile",
-            "tensor_parallel_size",
-            "optim_config",
-        ),
+        "offload adam_offload stage param_dtype max_norm zpg grad_accum_dtype overlap_comm use_ds_universal_ckpt "
+        "deepcompile tensor_parallel_size optim_config",
         "torch's AdamW instead of DeepSpeed's, which compiles C++ for minutes on its first use",
         by="cpu",
     ),
     Seam(
         "deepspeed.comm.torch:build_shm_op",
         _TRAIN,
-        (),
+        "",
         "plain gloo instead of a shared-memory operator that compiles C++ on its first use",
         by="cpu",
     ),
     Seam(
         "torch.distributed.device_mesh:init_device_mesh",
         _TRAIN,
-        ("device_type", "mesh_shape", "mesh_dim_names", "backend_override"),
+        "device_type mesh_shape mesh_dim_names backend_override",
         'DeepspeedStrategy.setup_distributed asks for "cuda" by name',
         by="cpu",
     ),
@@ -229,10 +116,10 @@ def problems(seam: Seam) -> list[str]:
     except (ImportError, AttributeError) as error:
         return [f"{seam.target} is missing: {error}"]
     found = inspect.unwrap(found)
-    parameters = tuple(inspect.signature(found).parameters)
+    parameters = " ".join(inspect.signature(found).parameters)
     wrong = []
     if parameters != seam.parameters:
-        wrong.append(f"{seam.target} takes {parameters}, not {seam.parameters}")
+        wrong.append(f"{seam.target} takes ({parameters}), not ({seam.parameters})")
     source = inspect.getsource(found) if seam.relies_on else ""
     for needed in seam.relies_on:
         if not (hasattr(found, needed) if needed.isidentifier() else needed in source):

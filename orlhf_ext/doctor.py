@@ -1,0 +1,108 @@
+"""``orlhf-ext doctor``: what stands at every seam, which extensions are there, and what this machine lacks."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import shutil
+from importlib import metadata
+
+from . import backends, inject, seams
+from .errors import UserError, command
+from .extensions import BUILDERS, EXTENSIONS, REWARDS, extension, names
+
+_PACKAGES = ("openrlhf", "torch", "deepspeed", "transformers", "ray", "vllm", "flash-attn", "peft", "trl")
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what runs depend on; ``vllm`` is also the name of its CPU build here."""
+    found = {"python": platform.python_version()}
+    for package in ("orlhf-ext", *_PACKAGES):
+        for name in (package, f"{package}-cpu") if package == "vllm" else (package,):
+            try:
+                found[package] = metadata.version(name) + (" (CPU build)" if name.endswith("-cpu") else "")
+                break
+            except metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def missing() -> list[str]:
+    """What this machine lacks, each with what follows from it."""
+    found = versions()
+    lacks = []
+    if "openrlhf" not in found:
+        lacks.append("OpenRLHF: nothing can be launched; run `bash recipes/setup.sh`")
+    elif found["openrlhf"] != seams.OPENRLHF_VERSION:
+        lacks.append(f"OpenRLHF {seams.OPENRLHF_VERSION}: {found['openrlhf']} is installed, launching is refused")
+    if not backends.gpu_present():
+        lacks.append("a CUDA device: launchers run through the CPU backend")
+    if not backends.flash_attn_present():
+        lacks.append("flash-attn: attention runs as sdpa; packing and ring attention are refused")
+    if "vllm" not in found:
+        lacks.append("vLLM: orlhf-ext generate needs --backend hf, and train_ppo_ray cannot run")
+    return lacks
+
+
+def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[str]]]:
+    """For every seam: what stands there once the swaps are installed, and what of its contract does not hold."""
+    backends.install()
+    broken = {seam.target: seams.problems(seam) for seam in seams.SEAMS}
+    planned = {swap.seam: swap for swap in swaps}
+    rows = []
+    for seam in seams.SEAMS:
+        standing = "OpenRLHF's own" if seam.target.startswith("openrlhf") else "the library's own"
+        if seam.by != "extension":
+            standing = f"the {seam.by} backend" if seam.by != "launch" else "the launcher joins our flags here"
+            if seam.by == "cpu" and backends.gpu_present():
+                standing = "the original (there is a CUDA device)"
+            if seam.by == "no-flash-attn" and backends.flash_attn_present():
+                standing = "the original (flash-attn is there)"
+        if swap := planned.pop(seam.target, None):
+            standing = f"{swap.by} (extension {swap.owner})"
+        rows.append((seam, standing, broken[seam.target]))
+    for target, swap in planned.items():  # a seam of the user's own
+        module, _, attribute = target.partition(":")
+        there = hasattr(importlib.import_module(module), attribute)
+        own = seams.Seam(target, (), "", "not in our table: no contract is held here")
+        rows.append((own, f"{swap.by} (extension {swap.owner})", [] if there else [f"{target} is missing"]))
+    return rows
+
+
+@command
+def main() -> None:
+    """Print versions, what is missing, extensions, and the table of seams; exit code 1 if a contract is broken."""
+    parser = argparse.ArgumentParser(prog="orlhf-ext doctor", description=__doc__)
+    parser.add_argument("--ext.use", dest="use", action="append", default=[], metavar="NAME")
+    args = parser.parse_args()
+    extensions = [extension(name) for name in args.use]
+    swaps = inject.plan(extensions)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(140, shutil.get_terminal_size().columns))
+    console.print("  ".join(f"{name} {version}" for name, version in versions().items()))
+    for lack in missing():
+        console.print(f"missing here: {lack}")
+    for group in (EXTENSIONS, REWARDS, BUILDERS):
+        installed = ", ".join(f"{name} ({value})" for name, value in sorted(names(group).items())) or "none"
+        console.print(f"{group.rsplit('.', 1)[-1]}: {installed}")
+    if "openrlhf" not in versions():
+        raise UserError("OpenRLHF is not installed, so there are no seams to look at; run `bash recipes/setup.sh`")
+    table = Table()
+    for title in ("seam", "launchers", "what stands there", "contract"):
+        table.add_column(title, overflow="fold")
+    broken = 0
+    for seam, standing, problems in inspect_seams(swaps):
+        broken += len(problems)
+        table.add_row(seam.target, " ".join(seam.launchers), standing, "; ".join(problems) or "holds")
+    console.print(table)
+    if broken:
+        print(f"{broken} contract(s) broken: this OpenRLHF is not the one that the seams were written for")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Real launchers on a tiny model: stock runs stay stock, a user's extension runs, torchrun and deepspeed work."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytest.importorskip("openrlhf")
+pytestmark = pytest.mark.launcher
+
+BACKEND_ALONE = """
+import os, runpy, sys
+from orlhf_ext import backends
+from orlhf_ext.launch import _single_process
+backends.install()
+_single_process()
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+NULL_EXTENSION = """
+from orlhf_ext.extensions import Extension
+
+class Null(Extension):
+    \"\"\"Subclasses that change nothing.\"\"\"
+    name, launchers = "null", ("train_dpo",)
+    replacements = {
+        "openrlhf.trainer.dpo_trainer:DPOTrainer": "null_classes:NullTrainer",
+        "openrlhf.datasets.reward_dataset:RewardDataset": "null_classes:NullDataset",
+    }
+    def add_flags(self, parser):
+        parser.add_argument("--null.word", default="none")
+"""
+NULL_CLASSES = """
+from openrlhf.datasets.reward_dataset import RewardDataset
+from openrlhf.trainer.dpo_trainer import DPOTrainer
+
+class NullDataset(RewardDataset): ...
+
+class NullTrainer(DPOTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        print("the word is", self.strategy.args.null.word, type(self.train_dataloader.dataset).__name__)
+"""
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-two pairs for the tiny model."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    with path.open("w") as stream:
+        for i in range(32):
+            row = {
+                "prompt": f"\n\nHuman: {i} and {i + 1}?\n\nAssistant:",
+                "chosen": f" {2 * i + 1}.",
+                "rejected": " no",
+            }
+            stream.write(json.dumps(row) + "\n")
+    return path
+
+
+def flags(launcher: str, model: Path, pairs: Path, out: Path) -> list[str]:
+    """The launcher's flags for two optimizer steps on the tiny model."""
+    given = {
+        "--model.model_name_or_path": model,
+        "--data.dataset": pairs,
+        "--data.max_len": 64,
+        "--train.batch_size": 16,
+        "--train.micro_batch_size": 4,
+        "--adam.lr": 1e-3,
+        "--ckpt.output_dir": out / "model",
+        "--ckpt.path": out / "checkpoints",
+        "--logger.tensorboard_dir": out / "tb",
+        "--logger.wandb.run_name": "run",
+        "--ds.attn_implementation": "sdpa",
+    }
+    if launcher == "train_sft":
+        given |= {"--data.input_key": "prompt", "--data.output_key": "chosen"}
+    else:
+        given |= {"--data.prompt_key": "prompt"}
+    if launcher == "train_rm":
+        given |= {"--eval.dataset": pairs}
+    if launcher == "train_dpo":
+        given |= {"--ref.model_name_or_path": model}
+    return [str(word) for pair in given.items() for word in pair]
+
+
+def run(argv: list[str], cwd: Path, **env: str) -> str:
+    """Run a command with the project importable; returns its output, fails with it."""
+    done = subprocess.run(
+        argv,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+def weights(out: Path) -> dict[str, object]:
+    """All tensors of the saved model, as bytes."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(out / "model" / "model.safetensors")
+    return {name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def scalars(out: Path) -> dict[str, list[float]]:
+    """Every logged scalar, step by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tb" / "run"))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("launcher", ["train_dpo", "train_rm", "train_sft"])
+def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_model: Path, pairs: Path) -> None:
+    """Losses and weights equal, bit for bit, those of the backend alone; so do those of a null extension."""
+    (tmp_path / "alone.py").write_text(BACKEND_ALONE)
+    (tmp_path / "null_ext.py").write_text(NULL_EXTENSION)
+    (tmp_path / "null_classes.py").write_text(NULL_CLASSES)
+    runs: dict[str, Callable[[Path], list[str]]] = {
+        "alone": lambda out: ["alone.py", f"openrlhf.cli.{launcher}"],
+        "launched": lambda out: ["-m", "orlhf_ext.launch", launcher],
+    }
+    if launcher == "train_dpo":
+        runs["null"] = lambda out: [
+            "-m",
+            "orlhf_ext.launch",
+            launcher,
+            "--ext.use",
+            "null_ext:Null",
+            "--null.word",
+            "x",
+        ]
+    output = {}
+    for name, argv in runs.items():
+        out = tmp_path / name
+        output[name] = run([sys.executable, *argv(out), *flags(launcher, tiny_model, pairs, out)], tmp_path)
+    logged = scalars(tmp_path / "alone")
+    assert len(logged["train/loss_mean"]) >= 2 and logged["train/grad_norm"][-1] > 0
+    untrained = weights_of(tiny_model)
+    for name in runs:
+        assert scalars(tmp_path / name) == logged
+        assert weights(tmp_path / name) == weights(tmp_path / "alone")
+        assert weights(tmp_path / name) != untrained
+    if launcher == "train_dpo":
+        assert "the word is x NullDataset" in output["null"]
+        assert output["null"].count("is now null_classes:") == 2
+        assert "is now" not in output["launched"]
+
+
+def weights_of(model: Path) -> dict[str, object]:
+    """The tensors of a model folder, as bytes."""
+    import torch
+    from safetensors.torch import load_file
+
+    return {
+        name: tensor.view(torch.uint8).numpy().tobytes()
+        for name, tensor in load_file(model / "model.safetensors").items()
+    }
+
+
+def free_port() -> str:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_two_processes_with_torchrun_and_deepspeed(tmp_path: Path, tiny_model: Path, pairs: Path) -> None:
+    """Data-parallel over gloo; both starters give the same weights; deepspeed puts --local_rank before our words."""
+    bin_folder = Path(sys.executable).parent
+    path = f"{bin_folder}:{os.environ['PATH']}"
+    torchrun = [str(bin_folder / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port(), "-m"]
+    deepspeed = [str(bin_folder / "deepspeed"), "--num_gpus", "2", "--master_port", free_port(), "--module"]
+    for name, starter in (("torchrun", torchrun), ("deepspeed", deepspeed)):
+        out = tmp_path / name
+        argv = [*starter, "orlhf_ext.launch", "train_dpo", *flags("train_dpo", tiny_model, pairs, out)]
+        run(argv, tmp_path, PATH=path, DS_ACCELERATOR="cpu")
+    assert weights(tmp_path / "torchrun") == weights(tmp_path / "deepspeed")
+    assert weights(tmp_path / "torchrun") != weights_of(tiny_model)
+
+
+def test_help_shows_both_sets_of_flags(tmp_path: Path) -> None:
+    output = run([sys.executable, "-m", "orlhf_ext.launch", "train_dpo", "--ext.use", "exo", "--help"], tmp_path)
+    assert "--exo.num_contrastive" in output and "--model.ipo_enable" in output
