@@ -209,3 +209,42 @@ def test_cpu_device_is_a_device_and_a_number() -> None:
     backends.install()
     device = torch.cuda.current_device()
     assert torch.zeros(1).to(device).device.type == "cpu" and f"cuda:{device}" == "cuda:0"
+
+
+@pytest.mark.parametrize("name", ["mm", "addmm", "bmm", "baddbmm"])
+def test_bf16_products_are_those_of_float32_rounded_once(name: str) -> None:
+    import torch
+
+    from orlhf_ext import backends
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    backends.install()
+    generator = torch.Generator().manual_seed(0)
+    batch = (3,) if "b" in name[:2] else ()
+    a, b = (torch.randn(*batch, *shape, generator=generator) for shape in ((5, 64), (64, 7)))
+    c = torch.randn(*batch, 5, 7, generator=generator)
+    operands = (c, a, b) if "add" in name else (a, b)
+    call = getattr(torch, name)
+    options = {"beta": 0.5, "alpha": 2.0} if "add" in name else {}
+    narrow = [operand.bfloat16() for operand in operands]
+    exact = call(*(operand.double() for operand in narrow), **options)
+    product = call(*narrow, **options)
+    assert product.dtype is torch.bfloat16
+    # one rounding to eight significant bits, and float32's own error
+    torch.testing.assert_close(product.double(), exact, rtol=2**-8, atol=1e-4)
+    torch.testing.assert_close(call(*operands, **options).double(), call(*(o.double() for o in operands), **options))
+
+
+def test_gradients_flow_through_bf16_products() -> None:
+    import torch
+
+    from orlhf_ext import backends
+
+    backends.install()
+    layer = torch.nn.Linear(16, 8, dtype=torch.bfloat16)
+    x = torch.randn(4, 16, dtype=torch.bfloat16, requires_grad=True)
+    layer(x).float().pow(2).sum().backward()
+    assert x.grad is not None and layer.weight.grad is not None and layer.bias.grad is not None
+    expected = (2 * layer(x).float()).bfloat16().float() @ layer.weight.float()
+    torch.testing.assert_close(x.grad.float(), expected, rtol=0.02, atol=0.02)

@@ -41,6 +41,8 @@ def _torch(torch: Any) -> None:
     for name in ("set_device", "synchronize", "current_stream", "empty_cache"):
         setattr(torch.cuda, name, lambda *args, **kwargs: None)
     keep_freed_memory()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        multiply_bf16_in_float32(torch)
 
 
 def _device_mesh(module: Any) -> None:
@@ -83,6 +85,33 @@ def keep_freed_memory() -> None:
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # M_* of malloc.h
     for parameter, value in ((mmap_threshold, 2**31 - 1), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
         libc.mallopt(parameter, value)
+
+
+_library: Any = None  # torch forgets the kernels when their library is collected
+
+
+def multiply_bf16_in_float32(torch: Any) -> None:
+    """Multiply bf16 matrices through float32 kernels, on a CPU whose vector units know no bf16 (AVX2 and older).
+
+    There, torch multiplies bf16 with plain loops: a training step of a 135M model takes minutes instead of seconds
+    (``tests/bench`` measures it). Operands are widened, multiplied in float32, and the product is rounded once to bf16,
+    as CPUs and GPUs with bf16 units do; weights, activations and files stay bf16.
+    """
+    global _library
+    import warnings
+
+    _library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that a kernel is overridden, which is what we are here for
+        for name in ("mm", "addmm", "bmm", "baddbmm"):
+            original = torch.library.get_kernel(f"aten::{name}", "CPU")
+
+            def kernel(keys: Any, *operands: Any, _original: Any = original, **options: Any) -> Any:
+                if operands[0].dtype is not torch.bfloat16:
+                    return _original.call_boxed(keys, *operands, **options)
+                return _original.call_boxed(keys, *(operand.float() for operand in operands), **options).bfloat16()
+
+            _library.impl(name, kernel, "CPU", with_keyset=True, allow_override=True)
 
 
 def install() -> None:
