@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -17,11 +19,19 @@ from .errors import UserError
 Record = dict[str, Any]
 
 
+SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+
 class Line(NamedTuple):
     """One record and where it stands: ``train.jsonl line 3`` or ``train.json record 3``."""
 
     where: str
     record: Record
+
+    @property
+    def number(self) -> int:
+        """The line's (or record's) number in its file, from 1."""
+        return int(self.where.rsplit(" ", 1)[1])
 
 
 class BadLine(NamedTuple):
@@ -34,10 +44,10 @@ class BadLine(NamedTuple):
 def read_lines(path: str | os.PathLike) -> Iterator[Line | BadLine]:
     """Stream the records of a ``.jsonl``, ``.json`` (an array, or JSON Lines), ``.parquet`` file, gzipped or not.
 
-    Broken lines come out as `BadLine`, so that a caller can count them.
+    Broken lines (no JSON object, not UTF-8) come out as `BadLine`, so that a caller can count them.
 
     Raises:
-        UserError: the file is missing, unreadable, truncated, not UTF-8, or of an unknown kind.
+        UserError: the file is missing, unreadable, truncated, UTF-16, or of an unknown kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,27 +55,16 @@ def read_lines(path: str | os.PathLike) -> Iterator[Line | BadLine]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path)
         return
-    if not {".jsonl", ".json", ".ndjson"} & set(path.suffixes):
+    if not path.name.removesuffix(".gz").endswith(SUFFIXES):
         raise UserError(f"{path} is not a .jsonl, .jsonl.gz, .json or .parquet file; rename or convert it")
     try:
-        with _open_text(path) as stream:
-            if _first_character(stream) == "[":
-                yield from _read_array(path)
-                return
-        with _open_text(path) as stream:
-            for number, text in enumerate(stream, 1):
-                if not text.strip():
-                    continue
-                where = f"{path} line {number}"
-                try:
-                    record = json.loads(text)
-                except json.JSONDecodeError as error:
-                    yield BadLine(where, f"not JSON ({error.msg})")
-                    continue
-                yield Line(where, record) if isinstance(record, dict) else BadLine(where, "not a JSON object")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); re-encode it") from error
-    except (EOFError, gzip.BadGzipFile) as error:
+        with _open_bytes(path) as stream:
+            pieces = (piece.removeprefix(codecs.BOM_UTF8).lstrip() for piece in iter(lambda: stream.read(64), b""))
+            start = next(filter(None, pieces), b"")
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(f"{path} is UTF-16 text; re-encode it as UTF-8")
+        yield from _read_array(path) if start.startswith(b"[") else _read_json_lines(path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is a truncated or broken gzip file; fetch it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
@@ -83,35 +82,56 @@ def read_records(path: str | os.PathLike) -> Iterator[Line]:
         yield line
 
 
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+def _open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked. A byte order mark is still there."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
 
 
-def _first_character(stream: IO[str]) -> str:
-    while character := stream.read(1):
-        if not character.isspace():
-            return character
-    return ""
+def _read_json_lines(path: Path) -> Iterator[Line | BadLine]:
+    with _open_bytes(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            where = f"{path} line {number}"
+            try:
+                text = line.decode()
+                record = json.loads(text)
+                if "\\ud" in text.lower():  # an escaped half of a surrogate pair could not be written again
+                    json.dumps(record, ensure_ascii=False).encode()
+            except UnicodeError:
+                yield BadLine(where, "not UTF-8 text")
+            except json.JSONDecodeError as error:
+                yield BadLine(where, f"not JSON ({error.msg})")
+            except (ValueError, RecursionError):
+                yield BadLine(where, "not JSON that can be read (nested too deep, or a number too long)")
+            else:
+                yield Line(where, record) if isinstance(record, dict) else BadLine(where, "not a JSON object")
 
 
 def _read_array(path: Path) -> Iterator[Line | BadLine]:
     import ijson  # streams arrays larger than memory
 
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as stream:
+    with _open_bytes(path) as stream:
+        if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            stream.seek(0)
         try:
             for number, record in enumerate(ijson.items(stream, "item", use_float=True), 1):
                 where = f"{path} record {number}"
                 yield Line(where, record) if isinstance(record, dict) else BadLine(where, "not a JSON object")
-        except ijson.JSONError as error:
-            raise UserError(f"{path} is not a whole JSON array ({error}); mend it or write JSON Lines") from error
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            # only the message's first line: the next ones quote the data (and it may be the repr of bytes)
+            reason = str(error).removeprefix("b'").replace("\\n", "\n").partition("\n")[0]
+            raise UserError(f"{path} is not a whole JSON array ({reason}); mend it or write JSON Lines") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Line]:
-    import pyarrow
-    import pyarrow.parquet as parquet
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise UserError(f"reading {path} needs pyarrow; pip install pyarrow, or give JSON Lines") from error
 
     try:
         number = 0
@@ -119,7 +139,7 @@ def _read_parquet(path: Path) -> Iterator[Line]:
             for record in batch.to_pylist():
                 number += 1
                 yield Line(f"{path} record {number}", record)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
 
 
