@@ -117,6 +117,8 @@ def _machine_defaults(rest: list[str]) -> list[str]:
     if not backends.gpu_present():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+        # Threads that spin at barriers turn one busy neighbour into minutes of waiting; sleeping ones do not.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not backends.flash_attn_present() and not any(w.startswith("--ds.attn_implementation") for w in rest):
         inject.say("flash-attn is not installed: --ds.attn_implementation sdpa")
         return [*rest, "--ds.attn_implementation", "sdpa"]
