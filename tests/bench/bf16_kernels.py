@@ -43,13 +43,8 @@ def main() -> None:
     for _ in range(args.repeats):
         for side, times in sides.items():
             passes = "1" if side == "torch" else "4"
-            done = subprocess.run(
-                [sys.executable, "-c", PASS, side, str(model), passes],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+            words = [sys.executable, "-c", PASS, side, str(model), passes]
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
             times.append(float(done.stdout))
     for side, times in sides.items():
         print(f"{side}: median {statistics.median(times):.2f} s (min {min(times):.2f}, max {max(times):.2f})")

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall seconds, seconds of each logged step, peak memory in MiB, its last value of a scalar."""
+    """One finished process: wall seconds, seconds of each logged step, peak memory in MiB, and its folder."""
 
     wall: float
     steps: list[float]
@@ -62,7 +63,7 @@ def _mib(usage: resource.struct_rusage) -> float:
 def step_seconds(folder: Path) -> list[float]:
     """Seconds between the logged steps of a run, from the wall times of its TensorBoard events."""
     times = [event.wall_time for event in scalar_events(folder, "train/loss")]
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 def scalar_events(folder: Path, tag: str) -> list:

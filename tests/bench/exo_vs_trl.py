@@ -2,8 +2,8 @@
 
 ``exo-pref``, K = 2, against TRL's ``DPOTrainer(loss_type="exo_pair")``: same model, token ids, batches in the same
 order, epsilon, betas, learning rate. Once with the reference model in the loop on both sides, once with its log-probs
-precomputed on both sides (the precomputation is not in the step times; the wall times hold it). The optimizers differ in
-one thing: OpenRLHF's DeepSpeed keeps float32 master weights beside bf16, TRL in pure bf16 does not.
+precomputed on both sides (the precomputation is not in the step times; the wall times hold it). The optimizers differ
+in one thing: OpenRLHF's DeepSpeed keeps float32 master weights beside bf16, TRL in pure bf16 does not.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -48,9 +47,7 @@ def main() -> None:
     spread("step, backend alone", [b.step for _, b in pairs], "s")
     ratio("step time, injected / alone", [a.step / b.step for a, b in pairs])
     start = [(a.wall - sum(a.steps)) - (b.wall - sum(b.steps)) for a, b in pairs]
-    print(
-        f"start-up, injected - alone: median {statistics.median(start):+.2f} s (min {min(start):+.2f}, max {max(start):+.2f})"
-    )
+    spread("start-up, injected - alone", start, "s")
 
 
 if __name__ == "__main__":

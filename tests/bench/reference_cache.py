@@ -1,4 +1,6 @@
-"""What ``--exo.cache_reference`` saves: ``python tests/bench/reference_cache.py [--model DIR] [--rows 24] [--pairs 3]``.
+"""What ``--exo.cache_reference`` saves.
+
+``python tests/bench/reference_cache.py [--model DIR] [--rows 24] [--pairs 3]``
 
 The cached side finds its cache filled, as every run after the first does; the first run's extra seconds are told apart.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from orlhf_ext import backends
@@ -78,7 +79,7 @@ def main() -> None:
     trainer.train()
     ids = [[row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")] for row in trainer.train_dataset]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    steps = [later - earlier for earlier, later in zip(Clock.ends, Clock.ends[1:], strict=False)]
+    steps = [later - earlier for earlier, later in pairwise(Clock.ends)]
     Path(out, "trl.json").write_text(json.dumps({"losses": losses, "steps": steps, "ids": ids, "order": order}))
 
 
