@@ -1,0 +1,198 @@
+"""What builders share: counting rows, finding the files of a source, drawing rows."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from orlhf_ext.errors import UserError
+
+T = TypeVar("T")
+
+#: a chat as TRL and chat templates have it: ``{"role": ..., "content": ...}`` each
+Messages = list[dict[str, str]]
+
+SPLITS = ("train", "test")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".parquet")
+
+
+class Reject(NamedTuple):
+    """Why a row is left out. ``bad``: the row is broken (an error under ``--strict``), not merely unwanted."""
+
+    reason: str
+    bad: bool = False
+
+
+class Counts:
+    """Rows read, kept and dropped by reason; ``read == kept + not_drawn + sum(dropped.values())``."""
+
+    def __init__(self, strict: bool = False, reported: int = 5) -> None:
+        self.strict = strict
+        self.reported = reported
+        self.read = self.kept = self.not_drawn = 0
+        self.dropped: Counter[str] = Counter()
+        #: the first few dropped rows, each as ``file line N: reason``, never with its text
+        self.examples: list[str] = []
+
+    def drop(self, where: str, reject: Reject) -> None:
+        """Count a row that is left out.
+
+        Raises:
+            UserError: the row is broken and ``strict`` is set; the row is named.
+        """
+        if reject.bad and self.strict:
+            raise UserError(
+                f"{where}: {reject.reason}; mend or remove that row, or leave out --strict to have such rows counted"
+            )
+        # "not JSON (Expecting value)" and its like are one reason
+        self.dropped[reject.reason.partition(" (")[0]] += 1
+        if len(self.examples) < self.reported:
+            self.examples.append(f"{where}: {reject.reason}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts for a sidecar, the most frequent reason first."""
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "not_drawn": self.not_drawn,
+            "dropped": dict(sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))),
+        }
+
+
+@dataclass
+class Built:
+    """One data file that a builder has written; ``build_data`` writes its sidecar."""
+
+    path: Path
+    counts: Counts
+    sources: Sequence[Path]
+    licence: str
+    #: anything else a reader of the sidecar should know
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a number strictly between 0 and 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def draw(rows: Iterable[T], limit: int | None, rng: random.Random | None, counts: Counts) -> Iterator[T]:
+    """The first ``limit`` rows (all without a limit), or with ``rng`` a uniform random draw of ``limit`` rows.
+
+    The draw is reservoir sampling (Vitter, 1985, algorithm R): no more than ``limit`` rows are held. Fills in
+    ``counts.kept`` and ``counts.not_drawn``.
+    """
+    if rng is None:
+        for row in rows:
+            counts.kept += 1
+            yield row
+            if counts.kept == limit:  # before the next row is read: it would be counted
+                return
+        return
+    if limit is None:
+        raise ValueError("a random draw needs a limit")
+    held: list[T] = []
+    for seen, row in enumerate(rows):
+        if seen < limit:
+            held.append(row)
+        elif (place := rng.randrange(seen + 1)) < limit:
+            held[place] = row
+        counts.not_drawn += seen >= limit
+    rng.shuffle(held)
+    counts.kept = len(held)
+    yield from held
+
+
+def looks_like_hub_name(text: str) -> bool:
+    """Whether ``text`` can be a hub's ``owner/name`` rather than a path on this machine."""
+    owner, slash, name = text.partition("/")
+    return bool(slash and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)) and not (
+        Path(owner).exists() or name.endswith(SUFFIXES)
+    )
+
+
+def fetch(repo: str, patterns: Sequence[str], kind: str) -> Path:
+    """Download the files of a hub repository that match, or find them in the hub's cache; returns their folder.
+
+    Args:
+        repo: ``owner/name``.
+        patterns: shell patterns of paths inside it.
+        kind: ``"dataset"`` or ``"model"``.
+
+    Raises:
+        UserError: no network, no such repository, or no permission.
+    """
+    import httpx
+    from huggingface_hub import errors, snapshot_download
+
+    what = "data set" if kind == "dataset" else kind
+    try:
+        return Path(snapshot_download(repo, repo_type=kind, allow_patterns=list(patterns)))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{repo} is gated: accept its terms on its hub page and set HF_TOKEN, or give a local path"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"the hub has no {what} {repo} (or it is private: then set HF_TOKEN), and there is no such path here either"
+        ) from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError) as error:
+        raise UserError(
+            f"there is no path {repo} here, and the hub cannot be reached to fetch the {what} of that name; "
+            "connect to the network, or give a local path"
+        ) from error
+
+
+def find_splits(folder: Path, data_dir: str | None = None) -> dict[str, Path]:
+    """The ``train`` and ``test`` files of a folder, or of the only folder in it that has some.
+
+    Raises:
+        UserError: the folder, or one of the two files, is missing, or several folders have some.
+    """
+    if data_dir:
+        folder = folder / data_dir
+        if not folder.is_dir():
+            raise UserError(f"--data_dir: there is no folder {folder}")
+    found = _splits_in(folder)
+    if not found:
+        inner = {child: files for child in sorted(folder.iterdir()) if child.is_dir() and (files := _splits_in(child))}
+        if len(inner) > 1:
+            names = ", ".join(child.name for child in inner)
+            raise UserError(f"{folder} holds several data sets ({names}); choose one with --data_dir")
+        if inner:
+            folder, found = inner.popitem()
+    missing = [split for split in SPLITS if split not in found]
+    if len(missing) == 2:
+        raise UserError(
+            f"{folder} has no train.jsonl and test.jsonl (or .jsonl.gz, .json, .parquet); name the folder that has them"
+        )
+    if missing:
+        there = next(iter(found.values()))
+        raise UserError(f"{folder} has {there.name} but no {missing[0]} file; add one, or give {there} alone")
+    return found
+
+
+def _splits_in(folder: Path) -> dict[str, Path]:
+    return {
+        split: path
+        for split in SPLITS
+        for suffix in reversed(SUFFIXES)
+        if (path := folder / f"{split}{suffix}").is_file()
+    }

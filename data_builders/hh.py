@@ -1,0 +1,357 @@
+"""Anthropic HH dialogues -> preference pairs, and K-wise records from pairs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orlhf_ext.errors import UserError
+from orlhf_ext.records import BadLine, Line, Record, read_lines, write_jsonl
+
+from .common import (
+    SPLITS,
+    Built,
+    Counts,
+    Messages,
+    Reject,
+    draw,
+    fetch,
+    find_splits,
+    looks_like_hub_name,
+    positive_int,
+    share,
+)
+from .dialogues import EMPTY, Pair, as_chat, make_compat_pair, make_pair
+from .lengths import LengthFilter
+
+SAMPLE = Path(__file__).parent / "samples" / "hh"
+#: where a hub data set keeps the files that the paper uses
+HUB_FOLDERS = {"Anthropic/hh-rlhf": "helpful-base"}
+LICENCES = {"sample": "Apache-2.0", "Anthropic/hh-rlhf": "MIT"}
+
+NO_TEXT = Reject("no chosen or rejected text", bad=True)
+NO_PAIR = Reject("no prompt, chosen and rejected that are all text or all message lists", bad=True)
+SEEN = Reject("prompt also in the training rows")
+TEMPLATE = Reject("refused by the chat template")
+
+
+def parse(record: Record, compat: bool) -> Pair | Reject:
+    """The pair of one HH record; a record that is a pair already (it has a ``prompt``) is read as one."""
+    chosen, rejected, prompt = record.get("chosen"), record.get("rejected"), record.get("prompt")
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        return NO_TEXT
+    if isinstance(prompt, str) and not (chosen.startswith(prompt) and rejected.startswith(prompt)):
+        chosen, rejected = prompt + chosen, prompt + rejected
+    return make_compat_pair(chosen, rejected) if compat else make_pair(chosen, rejected)
+
+
+def as_kwise(record: Record) -> Record | Reject:
+    """A pair as a K-wise record with K = 2: completions ``[chosen, rejected]``, rewards ``[1, 0]``."""
+    parts = [record.get(key) for key in ("prompt", "chosen", "rejected")]
+    if not (all(isinstance(part, str) for part in parts) or all(map(_is_messages, parts))):
+        return NO_PAIR
+    prompt, *completions = parts
+    texts = [part if isinstance(part, str) else part[-1]["content"] for part in completions if part]
+    if len(texts) < 2 or not all(text.strip() for text in texts):
+        return EMPTY
+    return {"prompt": prompt, "completions": completions, "rewards": [1, 0]}
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+        )
+    )
+
+
+def digest(text: str, seed: int | str = "") -> int:
+    """A 64-bit hash of a text that is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\n{text}".encode(), digest_size=8).digest())
+
+
+class Source(NamedTuple):
+    """The files of a raw data set. ``whole``: one file stands for both splits."""
+
+    label: str
+    files: dict[str, Path]
+    whole: bool
+    licence: str
+
+
+def find_source(spec: str, data_dir: str | None) -> Source:
+    """The files that SOURCE names: the bundled sample, a file, a folder or a hub name.
+
+    Raises:
+        UserError: nothing there, or not both splits.
+    """
+    path = Path(spec)
+    licence = LICENCES.get(spec, "that of the source")
+    if spec == "sample":
+        path = SAMPLE
+    elif not path.exists() and looks_like_hub_name(spec):
+        data_dir = data_dir or HUB_FOLDERS.get(spec)
+        folder = f"{data_dir.strip('/')}/" if data_dir else ""
+        path = fetch(spec, [f"{folder}{split}.*" for split in SPLITS], "dataset")
+    if path.is_dir():
+        return Source(spec, find_splits(path, data_dir), False, licence)
+    if not path.is_file():
+        raise UserError(f"SOURCE: {spec} does not exist; give a folder or file in HH's format, a hub name, or sample")
+    if data_dir:
+        raise UserError(f"--data_dir chooses a folder inside SOURCE, but {spec} is a file; leave it out")
+    return Source(spec, dict.fromkeys(SPLITS, path), True, licence)
+
+
+class Builder:
+    """``build_data hh``."""
+
+    name = "hh"
+    help = "Anthropic HH dialogues (or your own in that format) into preference pairs and K-wise records"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add this builder's own options."""
+        parser.add_argument(
+            "positional_source",
+            metavar="SOURCE",
+            nargs="?",
+            help="a folder with {train,test}.jsonl (.jsonl.gz, .json, .parquet), one such file, a hub name such as "
+            "Anthropic/hh-rlhf, or sample for the bundled one (the default)",
+        )
+        parser.add_argument("--source", help="the same as SOURCE")
+        parser.add_argument("--data_dir", help="the folder inside SOURCE (Anthropic/hh-rlhf: helpful-base by default)")
+        parser.add_argument(
+            "--test_size", type=share, help="share of prompts for the test file when SOURCE is one file (0.1)"
+        )
+        parser.add_argument("--format", choices=("hh", "chat"), help="HH text (the default), or message lists")
+        parser.add_argument("--compat", action="store_true", help="upstream's exact rules, defects included")
+        parser.add_argument("--kwise", action="store_true", help="also write K-wise records made from the pairs")
+        parser.add_argument(
+            "--from_pairs", metavar="PATH", help="only turn a pairs file, or a folder of them, into K-wise records"
+        )
+        parser.add_argument("--limit_test", type=positive_int, metavar="N", help="at most N rows in the test file")
+        parser.add_argument(
+            "--shuffle", action="store_true", help="draw the limited rows at random, not the first ones"
+        )
+        parser.add_argument("--tokenizer", help="a folder with a tokenizer.json, that file, or a hub name")
+        parser.add_argument("--max_prompt_tokens", type=positive_int, metavar="N", help="drop longer prompts")
+        parser.add_argument(
+            "--max_tokens",
+            type=positive_int,
+            metavar="N",
+            help="drop rows whose prompt with its longer response is longer",
+        )
+
+    def run(self, args: argparse.Namespace) -> Iterator[Built]:
+        """Write the files, each reported as soon as it stands.
+
+        Raises:
+            UserError: options that exclude one another, a source that cannot be read, or no row left.
+        """
+        check(args)
+        args.source = args.__dict__.pop("positional_source") or args.source or "sample"  # one name in the sidecar
+        if args.from_pairs:
+            yield from self._kwise(pairs_files(Path(args.from_pairs)), args)
+            return
+        source = find_source(args.source, args.data_dir)
+        if args.test_size and not source.whole:
+            raise UserError(
+                f"--test_size splits a single file, but {source.label} has a test file of its own; leave it out"
+            )
+        pipeline = Pipeline(source, args)
+        written = {}
+        for split in SPLITS:
+            built = pipeline.build(split)
+            written[split] = built.path
+            yield built
+        if args.kwise:
+            yield from self._kwise(written, args, source.licence)
+
+    def _kwise(
+        self, files: dict[str, Path], args: argparse.Namespace, licence: str = "that of the source"
+    ) -> Iterator[Built]:
+        for stem, path in files.items():
+            counts = Counts(args.strict, args.max_count_of_reported)
+
+            def rows(path: Path = path, stem: str = stem, counts: Counts = counts) -> Iterator[Record]:
+                for line in read_lines(path):
+                    counts.read += 1
+                    if isinstance(line, BadLine):
+                        counts.drop(line.where, Reject(line.reason, bad=True))
+                    elif isinstance(kwise := as_kwise(line.record), Reject):
+                        counts.drop(line.where, kwise)
+                    else:
+                        yield {"id": str(line.record.get("id") or f"{stem}-{line.number:06d}"), **kwise}
+
+            # --limit and --limit_test have been applied to pairs that were built by this same command
+            limit = limit_of(stem, args) if args.from_pairs else None
+            target = args.out / f"{stem}_kwise.jsonl"
+            write_some(target, draw(rows(), limit, None, counts), counts, path)
+            yield Built(target, counts, [path], licence, {"rewards": "1 for chosen, 0 for rejected"})
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that exclude one another or would have no effect."""
+    if args.positional_source and args.source:
+        raise UserError(f"--source {args.source} and SOURCE {args.positional_source} are both given; leave one out")
+    if args.from_pairs:
+        others = (
+            "positional_source",
+            "source",
+            "data_dir",
+            "test_size",
+            "format",
+            "compat",
+            "kwise",
+            "shuffle",
+            "tokenizer",
+        )
+        for name in others:
+            if getattr(args, name):
+                flag = "SOURCE" if name == "positional_source" else f"--{name}"
+                raise UserError(f"{flag} has no effect with --from_pairs, which only converts; leave it out")
+    if args.compat and args.format == "chat":
+        raise UserError("--compat has upstream's rules, which know no chat format; leave out --compat or --format chat")
+    if args.shuffle and not (args.limit or args.limit_test):
+        raise UserError(
+            "--shuffle draws the rows of a limit at random; add --limit N (launchers shuffle by themselves)"
+        )
+    limits = args.max_prompt_tokens or args.max_tokens
+    if limits and not args.tokenizer:
+        raise UserError("--max_prompt_tokens and --max_tokens count tokens; add --tokenizer PATH_OR_NAME")
+    if args.tokenizer and not limits:
+        raise UserError("--tokenizer has no effect alone; add --max_prompt_tokens N or --max_tokens N")
+
+
+def limit_of(split: str, args: argparse.Namespace) -> int | None:
+    """``--limit``, and ``--limit_test`` for the test file."""
+    return args.limit_test if split == "test" else args.limit
+
+
+def pairs_files(path: Path) -> dict[str, Path]:
+    """Stem -> file of the pairs at ``path``: one file, or a folder's train and test files."""
+    if path.is_dir():
+        return find_splits(path)
+    return {path.name.partition(".")[0]: path}
+
+
+def write_some(target: Path, rows: Iterable[Record], counts: Counts, source: Path) -> None:
+    """Write rows; raises `UserError`, and writes nothing, if there is none or the target is the source."""
+    if target.exists() and target.samefile(source):
+        raise UserError(f"--out: {target} is the source itself and would be overwritten; choose another folder")
+
+    def at_least_one() -> Iterator[Record]:
+        yield from rows
+        if counts.kept:
+            return
+        if not counts.read:
+            raise UserError(f"{source} has no row for {target.name}; give a file with records, or a larger --test_size")
+        reason, number = counts.dropped.most_common(1)[0]
+        raise UserError(
+            f"none of the {counts.read} rows of {source} can be kept for {target.name} ({number} of them: {reason}); "
+            "mend the data, or give other options"
+        )
+
+    write_jsonl(target, at_least_one())
+
+
+class Pipeline:
+    """From the source's records to the rows of one split, one at a time."""
+
+    def __init__(self, source: Source, args: argparse.Namespace) -> None:
+        self.source = source
+        self.args = args
+        self.chat = args.format == "chat"
+        self.test_size: float = (args.test_size or 0.1) if source.whole else 0
+        self.prompts: set[int] = set()  # hashes of the prompts of the training rows that were kept
+        self.too_long = (
+            LengthFilter(args.tokenizer, args.max_prompt_tokens, args.max_tokens) if args.tokenizer else None
+        )
+        self.render: Callable[[Messages, bool], str] | None = None
+        if self.too_long and self.chat:
+            self.render = self.too_long.chat_template()
+
+    def build(self, split: str) -> Built:
+        """Write one split's pairs."""
+        args, path = self.args, self.source.files[split]
+        counts = Counts(args.strict, args.max_count_of_reported)
+        limit = limit_of(split, args)
+        rng = random.Random(f"{args.seed} {split}") if args.shuffle and limit else None
+        target = args.out / f"{split}.jsonl"
+        rows = draw(self.rows(split, counts), limit, rng, counts)
+        write_some(target, self.remember(split, rows), counts, path)
+        details: dict[str, Any] = {"format": args.format or "hh", "source": self.source.label}
+        if self.test_size:
+            details["split"] = (
+                f"by a hash of the prompt and the seed; {self.test_size:g} of the prompts are test prompts"
+            )
+        return Built(
+            target, counts, [path, *(self.too_long.files if self.too_long else [])], self.source.licence, details
+        )
+
+    def remember(self, split: str, rows: Iterable[tuple[int, Record]]) -> Iterator[Record]:
+        """Note the prompts of the training rows that are written."""
+        for prompt, record in rows:
+            if split == "train" and not self.args.compat:
+                self.prompts.add(prompt)
+            yield record
+
+    def rows(self, split: str, counts: Counts) -> Iterator[tuple[int, Record]]:
+        """The rows of a split that can be kept, each with the hash of its prompt; the others are counted."""
+        with contextlib.closing(progress(read_lines(self.source.files[split]), split)) as lines:
+            for line in lines:
+                if isinstance(line, BadLine):
+                    outcome: Pair | Reject = Reject(line.reason, bad=True)
+                else:
+                    outcome = parse(line.record, self.args.compat)
+                if self.test_size and self.split_of(outcome) != split:
+                    continue
+                counts.read += 1
+                if isinstance(outcome, Pair):
+                    prompt = digest(outcome.prompt)
+                    row = self.row(line, outcome, split) if prompt not in self.prompts or split == "train" else SEEN
+                    if not isinstance(row, Reject):
+                        yield prompt, row
+                        continue
+                    outcome = row
+                counts.drop(line.where, outcome)
+
+    def split_of(self, outcome: Pair | Reject) -> str:
+        """The split of a row of a single file. Rows that give no pair are counted with the training rows."""
+        if isinstance(outcome, Reject):
+            return "train"
+        return "test" if digest(outcome.prompt, self.args.seed) < self.test_size * 2**64 else "train"
+
+    def row(self, line: Line, pair: Pair, split: str) -> Record | Reject:
+        """The record of a pair in the wanted format, or why it is left out."""
+        columns: Record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        texts = [pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected]
+        if self.chat:
+            chat = as_chat(pair)
+            if isinstance(chat, Reject):
+                return chat
+            columns = dict(chat)
+            if self.render:
+                import jinja2
+
+                try:
+                    whole = [self.render(chat["prompt"] + chat[side], False) for side in ("chosen", "rejected")]
+                    texts = [self.render(chat["prompt"], True), *whole]
+                except jinja2.TemplateError:
+                    return TEMPLATE
+        if self.too_long and (reject := self.too_long(texts[0], texts[1:])):
+            return reject
+        return {"id": f"{split}-{line.number:06d}", **columns}
+
+
+def progress(lines: Iterable[Line | BadLine], what: str) -> Any:
+    """A progress bar on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(lines, desc=what, unit=" rows", disable=None, leave=False)

@@ -1,0 +1,114 @@
+"""Lengths in tokens, counted with the `tokenizers` library alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orlhf_ext.errors import UserError
+
+from .common import Messages, Reject, fetch, looks_like_hub_name
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+#: OpenRLHF ends a text with a space and the end token
+END_TOKENS = 2
+
+
+class LengthFilter:
+    """Rejects pairs that are too long for a model.
+
+    Args:
+        spec: a folder with a ``tokenizer.json``, that file, or a hub name.
+        max_prompt_tokens: the longest prompt that is kept; ``None`` for any.
+        max_tokens: the longest prompt with its longer response, end token included; ``None`` for any.
+
+    Raises:
+        UserError: no tokenizer there, or it cannot be read.
+    """
+
+    def __init__(self, spec: str, max_prompt_tokens: int | None, max_tokens: int | None) -> None:
+        from tokenizers import Tokenizer
+
+        path = Path(spec)
+        if not path.exists() and looks_like_hub_name(spec):
+            path = fetch(spec, FILES, "model")
+        file = path / FILES[0] if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"--tokenizer: {file} does not exist; give a folder with a tokenizer.json, or a hub name")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more precise
+            raise UserError(f"--tokenizer: {file} is not a tokenizer.json that can be read ({error})") from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.files = [path for name in FILES if (path := file.with_name(name)).is_file()]
+        self.spec = spec
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_tokens = max_tokens
+
+    def __call__(self, prompt: str, texts: Sequence[str]) -> Reject | None:
+        """Why a prompt with its responses is too long, if it is. ``texts`` are the whole texts, prompt included."""
+        if self.max_prompt_tokens is not None and self.count(prompt) > self.max_prompt_tokens:
+            return Reject(f"prompt longer than {self.max_prompt_tokens} tokens")
+        if self.max_tokens is not None and max(map(self.count, texts)) + END_TOKENS > self.max_tokens:
+            return Reject(f"longer than {self.max_tokens} tokens")
+        return None
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, no special ones added."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def chat_template(self) -> Callable[[Messages, bool], str]:
+        """A function ``(messages, add_generation_prompt) -> text`` that renders the tokenizer's own chat template.
+
+        transformers' ``apply_chat_template`` is not used because a builder loads no transformers; the sandbox and its
+        options are the same.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or one that is no valid template.
+        """
+        import datetime
+
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        config, template = self._template()
+        if not template:
+            raise UserError(f"--tokenizer: {self.spec} has no chat template; use --format hh, or another tokenizer")
+
+        def refuse(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        try:
+            compiled = environment.from_string(template)
+        except jinja2.TemplateError as error:
+            raise UserError(f"--tokenizer: the chat template of {self.spec} is not valid ({error})") from error
+        special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+
+        def render(messages: Messages, add_generation_prompt: bool) -> str:
+            return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
+
+        return render
+
+    def _template(self) -> tuple[dict[str, Any], str | None]:
+        """The tokenizer's configuration, and its chat template."""
+        texts = {path.name: path.read_text(encoding="utf-8") for path in self.files if path.name != FILES[0]}
+        try:
+            config = json.loads(texts.get("tokenizer_config.json", "{}"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"--tokenizer: tokenizer_config.json of {self.spec} is not JSON ({error})") from error
+        template = texts.get("chat_template.jinja") or config.get("chat_template")
+        if isinstance(template, list):  # several templates with names
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        return config, template
+
+
+def _content(token: Any) -> str:
+    return token.get("content", "") if isinstance(token, dict) else token or ""

@@ -1,0 +1,145 @@
+"""``python -m orlhf_ext.build_data NAME``: turn a raw data set into the files that a recipe reads.
+
+A builder is a class with
+
+- ``name`` and ``help`` (one line),
+- ``add_arguments(parser)``: its own options, beside the common ones below,
+- ``run(args)``: writes the files under ``args.out`` and yields a `data_builders.common.Built` for each as soon as it
+  stands. Its sidecar is written here.
+
+Installed packages register theirs under the entry-point group ``orlhf_ext.builders``; any other is named as
+``module:attribute``. A builder imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_builders.common import Built, positive_int
+
+from . import __version__
+from .errors import UserError, command
+from .extensions import BUILDERS, names, resolve
+from .records import sha256_file, write_json
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Build one data set, or list the builders."""
+    argv = sys.argv[1:] if argv is None else argv
+    program = sys.argv[0] if sys.argv[0].startswith("orlhf-ext ") else "python -m orlhf_ext.build_data"
+    if not argv or argv[0] in ("-h", "--help"):
+        print(listing(program))
+        return
+    spec, *rest = argv
+    builder = load(spec)
+    args = make_parser(builder, f"{program} {spec}").parse_args(rest)
+    try:
+        for built in builder.run(args) or ():
+            write_sidecar(builder, args, built)
+            report(built)
+    except ModuleNotFoundError as error:
+        raise UserError(f"this needs {error.name}, which is not installed; pip install {error.name}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
+            raise
+        raise UserError(
+            f"{args.out} cannot be written ({error.filename}: {error.strerror}); choose another --out"
+        ) from error
+
+
+def load(spec: str) -> Any:
+    """Make the builder that a name, or ``module:attribute``, stands for.
+
+    Raises:
+        UserError: there is none, or it is no builder.
+    """
+    builder = resolve(BUILDERS, spec)
+    lacking = [part for part in ("name", "help", "add_arguments", "run") if not hasattr(builder, part)]
+    if lacking:
+        raise UserError(
+            f"{spec} is no builder: it lacks {', '.join(lacking)}; see the docstring of orlhf_ext.build_data"
+        )
+    return builder() if isinstance(builder, type) else builder
+
+
+def listing(program: str) -> str:
+    """The installed builders, one line each."""
+    lines = [f"{program} NAME [options]", "", "NAME is module:attribute of a builder class, or one of"]
+    found = names(BUILDERS)
+    for name in sorted(found):
+        try:
+            line = load(name).help
+        except Exception as error:  # another package's builder must not hide the others
+            line = f"({found[name]} cannot be loaded: {error})"
+        lines.append(f"  {name:<12} {line}")
+    return "\n".join([*lines, "", f"{program} NAME --help shows the options of one."])
+
+
+def make_parser(builder: Any, program: str) -> argparse.ArgumentParser:
+    """A builder's own options and the common ones."""
+    parser = argparse.ArgumentParser(prog=program, description=builder.help, allow_abbrev=False)
+    builder.add_arguments(parser)
+    common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--out", type=Path, default=Path("data") / builder.name, metavar="DIR", help="folder to write to (%(default)s)"
+    )
+    common.add_argument("--seed", type=int, default=0, help="seed of every random choice (%(default)s)")
+    common.add_argument("--limit", type=positive_int, metavar="N", help="at most N training rows")
+    common.add_argument("--strict", action="store_true", help="stop at the first broken row instead of counting it")
+    common.add_argument(
+        "--max_count_of_reported",
+        type=int,
+        default=5,
+        metavar="N",
+        help="report at most N dropped rows by line number and reason (%(default)s); all are counted",
+    )
+    return parser
+
+
+def sidecar_path(path: Path) -> Path:
+    """``x.meta.json`` beside ``x.jsonl``."""
+    return path.with_name(path.name.partition(".")[0] + ".meta.json")
+
+
+def write_sidecar(builder: Any, args: argparse.Namespace, built: Built) -> None:
+    """Write what made a data file beside it. The same command on the same source writes the same bytes."""
+    meta = {
+        "builder": builder.name,
+        "version": __version__,
+        "file": built.path.name,
+        "sha256": sha256_file(built.path),
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "seed": args.seed,
+        "sources": [{"file": str(path), "sha256": sha256_file(path)} for path in built.sources],
+        "licence": built.licence,
+        "counts": built.counts.as_dict(),
+        **built.details,
+    }
+    write_json(sidecar_path(built.path), meta)
+
+
+def report(built: Built) -> None:
+    """Print a file's counts, with the place and reason (never the text) of the first dropped rows."""
+    counts = built.counts.as_dict()
+    print(f"{built.path}: {counts['kept']} of {counts['read']} rows kept")
+    if counts["kept"] == counts["read"]:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    for example in built.counts.examples:
+        print(f"  dropped {example}")
+    table = Table("left out", "rows", box=None, padding=(0, 2))
+    for what, number in [*counts["dropped"].items(), ("not drawn", counts["not_drawn"])]:
+        if number:
+            table.add_row(what, str(number))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
