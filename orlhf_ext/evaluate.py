@@ -1,0 +1,316 @@
+"""Compare policies by scored samples: ``python -m orlhf_ext.evaluate --sft S.jsonl --policy NAME=P.jsonl --out O.json``
+
+Every file holds samples of the same prompts, joined by id, scored by the same reward model. For the KL, a policy's file
+also holds the log-probabilities of its samples under itself and under the SFT model. The last policy is the final one.
+Beside O.json stands the table, as O.md and O.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .errors import UserError, command
+from .records import atomic_write, write_json
+from .report import comma_separated, markdown, print_examples, print_table
+from .samples import Sample, read_samples
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+_RESAMPLES = 9999
+_DRAWS_AT_ONCE = 10_000_000  # numbers that a bootstrap holds in memory
+
+Lists = list[list[float]]
+
+
+class Interval(NamedTuple):
+    """A 95 % interval; both ends are None where there is one prompt only."""
+
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One file's samples in the order of the prompts: a list of numbers for each prompt, one for each completion."""
+
+    path: str
+    samples: dict[str, Sample]
+    rewards: Lists
+    #: tokens of each completion, or None where the file has no token ids
+    lengths: Lists | None = None
+    #: log-probabilities of the samples under their own policy, and under the SFT model
+    logprobs: Lists | None = None
+    sft_logprobs: Lists | None = None
+
+
+def prompt_means(values: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """The mean over the completions of each prompt, ``(prompts,)``."""
+    return np.array([np.mean(row) for row in values], dtype=np.float64)
+
+
+def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float | None]:
+    """Mean over prompts and its standard error (sample deviation / sqrt n); no error for one prompt."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return float(values.mean()), error
+
+
+def win_rates(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """For each prompt, how often one of ours is above one of theirs, over all pairs; a tie counts a half."""
+    rates = []
+    for a, b in zip(ours, theirs, strict=True):
+        gap = np.asarray(a, dtype=np.float64)[:, None] - np.asarray(b, dtype=np.float64)[None, :]
+        rates.append(((gap > 0) + 0.5 * (gap == 0)).mean())
+    return np.array(rates)
+
+
+def kl_estimate(policy: Sequence[Sequence[float]], sft: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """For each prompt, the mean of ``log pi(y) - log pi_sft(y)`` over completions y of the policy, in nats a response.
+
+    The mean of it estimates KL(pi || pi_sft); single values may well be negative.
+    """
+    return prompt_means([np.subtract(a, b).tolist() for a, b in zip(policy, sft, strict=True)])
+
+
+def bootstrap(values: NDArray[np.float64], seed: int) -> Interval:
+    """Percentile bootstrap over prompts of the mean (Wilson's interval is not made for averaged fractions)."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return Interval(None, None)
+    if np.ptp(values) == 0:
+        return Interval(float(values[0]), float(values[0]))
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _DRAWS_AT_ONCE // len(values)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+def t_interval(values: NDArray[np.float64]) -> Interval:
+    """Student's interval of the mean."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return Interval(None, None)
+    mean, error = mean_and_error(values)
+    if not error:
+        return Interval(mean, mean)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return Interval(float(low), float(high))
+
+
+def read_scored(path: str, logprobs_key: str = "logprobs_policy", sft_key: str = "logprobs_sft") -> Scored:
+    """Read a file of scored samples.
+
+    Raises:
+        UserError: a record has no rewards, or a value that is no finite number; it is named.
+    """
+    samples = read_samples(path)
+    columns: dict[str, Lists | None] = {}
+    for key in ("rewards", logprobs_key, sft_key):
+        have = [sample.record.get(key) is not None for sample in samples]
+        if not all(have) and (any(have) or key == "rewards"):
+            raise UserError(f"{samples[have.index(False)].name} has no {key}; score the whole file first")
+        columns[key] = [_numbers(sample, key) for sample in samples] if all(have) else None
+    ids = [sample.column("token_ids") for sample in samples]
+    lengths = (
+        None if any(column is None for column in ids) else [[float(len(x)) for x in column or []] for column in ids]
+    )
+    by_id = {sample.id: sample for sample in samples}
+    return Scored(path, by_id, columns["rewards"] or [], lengths, columns[logprobs_key], columns[sft_key])
+
+
+def _numbers(sample: Sample, key: str) -> list[float]:
+    values = sample.column(key) or []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{sample.name} has {value!r} among its {key}; score the file again")
+    return [float(value) for value in values]
+
+
+def in_order(scored: Scored, like: Scored) -> Scored:
+    """The same samples in another file's order of prompts.
+
+    Raises:
+        UserError: an id stands in one file only, or with another prompt.
+    """
+    for one, other in ((like, scored), (scored, like)):
+        if lost := [identifier for identifier in one.samples if identifier not in other.samples]:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise UserError(
+                f"{other.path} lacks the prompt with id {lost[0]!r}{more}, which {one.path} has; "
+                "give files that were sampled on the same prompts"
+            )
+    for identifier, sample in like.samples.items():
+        if scored.samples[identifier].prompt != sample.prompt:
+            raise UserError(
+                f"{scored.samples[identifier].name} has another prompt than {sample.where}; "
+                "give files that were sampled on the same prompts"
+            )
+    place = {identifier: i for i, identifier in enumerate(scored.samples)}
+    order = [place[identifier] for identifier in like.samples]
+
+    def sort(column: Lists | None) -> Any:
+        return None if column is None else [column[i] for i in order]
+
+    samples = {identifier: scored.samples[identifier] for identifier in like.samples}
+    return Scored(
+        scored.path,
+        samples,
+        sort(scored.rewards),
+        sort(scored.lengths),
+        sort(scored.logprobs),
+        sort(scored.sft_logprobs),
+    )
+
+
+def measure(scored: Scored, sft: Scored | None, chosen: Scored | None, seed: int) -> dict[str, Any]:
+    """All numbers of one policy; ``sft`` is None for the SFT model itself.
+
+    Returns:
+        ``reward_mean``, ``reward_se``, ``length_mean`` (tokens; None without token ids), ``win_rate_vs_chosen`` with
+        its interval. Against SFT also ``win_rate_vs_sft`` with its interval, ``kl`` and ``kl_se`` (nats a response;
+        None without log-probabilities), ``reward_diff``: the paired difference, with Student's and the bootstrap's
+        interval.
+    """
+    rewards = prompt_means(scored.rewards)
+    mean, error = mean_and_error(rewards)
+    out: dict[str, Any] = {"reward_mean": mean, "reward_se": error}
+    out["length_mean"] = None if scored.lengths is None else mean_and_error(prompt_means(scored.lengths))[0]
+    if sft is not None:
+        out |= _rate("win_rate_vs_sft", win_rates(scored.rewards, sft.rewards), seed)
+    if chosen is not None:
+        out |= _rate("win_rate_vs_chosen", win_rates(scored.rewards, [row[:1] for row in chosen.rewards]), seed)
+    if sft is None:
+        return out
+    out["kl"], out["kl_se"] = None, None
+    if scored.logprobs is not None and scored.sft_logprobs is not None:
+        out["kl"], out["kl_se"] = mean_and_error(kl_estimate(scored.logprobs, scored.sft_logprobs))
+    gap = rewards - prompt_means(sft.rewards)
+    student, drawn = t_interval(gap), bootstrap(gap, seed)
+    out["reward_diff"] = {
+        "mean": float(gap.mean()),
+        "low": student.low,
+        "high": student.high,
+        "bootstrap_low": drawn.low,
+        "bootstrap_high": drawn.high,
+    }
+    return out
+
+
+def _rate(key: str, rates: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    interval = bootstrap(rates, seed)
+    return {key: float(rates.mean()), f"{key}_low": interval.low, f"{key}_high": interval.high}
+
+
+def step_of(name: str) -> int | None:
+    """The last whole number in a checkpoint's name: 17 for ``global_step17_hf``."""
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else None
+
+
+def compare(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None = None, seed: int = 0) -> dict[str, Any]:
+    """The metrics of SFT, of each checkpoint, and of the final policy (the last one).
+
+    Raises:
+        UserError: the files do not hold the same prompts.
+    """
+    if chosen is not None:
+        chosen = in_order(chosen, sft)
+    metrics: dict[str, Any] = {"prompts": len(sft.samples), "sft": measure(sft, None, chosen, seed)}
+    if chosen is not None:
+        mean, error = mean_and_error(np.array([row[0] for row in chosen.rewards]))
+        metrics["chosen"] = {"reward_mean": mean, "reward_se": error}
+    measured = {name: measure(in_order(scored, sft), sft, chosen, seed) for name, scored in policies.items()}
+    if measured:
+        metrics["policy"] = list(measured.values())[-1]
+        metrics["checkpoints"] = [{"name": name, "step": step_of(name), **found} for name, found in measured.items()]
+    return metrics
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="orlhf-ext evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sft", metavar="FILE", help="scored samples of the SFT model")
+    parser.add_argument("--policy", action="append", default=[], metavar="NAME=FILE", help="repeatable, in order")
+    parser.add_argument("--chosen", metavar="FILE", help="scored pairs; a record's first reward is the chosen one's")
+    parser.add_argument("--out", metavar="FILE", help="summary, a .json file")
+    parser.add_argument("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
+    parser.add_argument("--logprobs_key", default="logprobs_policy", help="under the policy itself (%(default)s)")
+    parser.add_argument("--sft_logprobs_key", default="logprobs_sft", help="under the SFT model (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="print N prompts with answers before and after"
+    )
+    parser.add_argument("--rewards_only", metavar="FILE", help='print {"mean reward": x} of one file, and nothing else')
+    args = parser.parse_args(argv)
+    if not args.rewards_only and not (args.sft and args.out):
+        raise UserError("evaluate needs --sft FILE and --out FILE.json, or --rewards_only FILE alone")
+    if args.out and not args.out.endswith(".json"):
+        raise UserError(f"--out {args.out} must end in .json")
+    names = [spec.partition("=")[0] for spec in args.policy]
+    for spec, name in zip(args.policy, names, strict=True):
+        if not name or not spec.partition("=")[2]:
+            raise UserError(f"--policy {spec} must be NAME=FILE")
+        if names.count(name) > 1:
+            raise UserError(f"--policy names {name!r} twice; give each its own name")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, compare, write, print."""
+    args = parse(argv)
+    if args.rewards_only:
+        print(json.dumps({"mean reward": float(prompt_means(read_scored(args.rewards_only).rewards).mean())}))
+        return
+    keys = (args.logprobs_key, args.sft_logprobs_key)
+    sft = read_scored(args.sft, *keys)
+    policies = {name: read_scored(path, *keys) for name, _, path in (spec.partition("=") for spec in args.policy)}
+    chosen = read_scored(args.chosen, *keys) if args.chosen else None
+    metrics = compare(sft, policies, chosen, args.seed)
+    write_json(args.out, {**_read_run(args.run), "metrics": metrics})
+    for suffix, text in ((".md", markdown(metrics)), (".csv", comma_separated(metrics))):
+        with atomic_write(Path(args.out).with_suffix(suffix)) as stream:
+            stream.write(text)
+    if policies:
+        name, last = list(policies.items())[-1]
+        print_examples(args.show, sft.samples, name, last.samples)
+        lacking = [row["name"] for row in metrics["checkpoints"] if row["kl"] is None]
+        if lacking:
+            print(f"no KL for {', '.join(lacking)}: add {keys[0]} and {keys[1]} to the samples (orlhf_ext.logprobs)")
+    print_table(metrics)
+
+
+def _read_run(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--run {path} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"--run {path} is not a JSON object")
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""EXO and DPO over groups of K completions (Ji et al., ICML 2024): ``--ext.use exo`` with ``train_dpo``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+from ..errors import UserError
+from ..extensions import Extension
+from ..records import read_records
+from .rows import Rules, parse_record
+from .settings import LOSS_TYPES, check_epsilon, check_loss_type
+
+CACHE = "~/.cache/orlhf_ext/reference"
+DPO_BETA = 0.1  # OpenRLHF's default of --model.beta
+
+
+class EXO(Extension):
+    """K-wise data set, trainer and loss in OpenRLHF's ``train_dpo``."""
+
+    name = "exo"
+    launchers = ("train_dpo",)
+    replacements = {  # noqa: RUF012
+        "openrlhf.datasets.reward_dataset:RewardDataset": "orlhf_ext.exo.dataset:KwiseDataset",
+        "openrlhf.trainer.dpo_trainer:DPOTrainer": "orlhf_ext.exo.trainer:KwiseTrainer",
+    }
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """The ``--exo.*`` flags; defaults are those of the paper's HH experiment."""
+        add = parser.add_argument
+        add("--exo.loss_type", default="exo-pref", metavar="LOSS", help=f"{', '.join(LOSS_TYPES)} (%(default)s)")
+        add("--exo.num_contrastive", type=int, default=2, metavar="N", help="completions a group; divides K (2)")
+        add("--exo.beta_pi", type=float, default=0.5, help="multiplies the policy's log ratio (%(default)s)")
+        add("--exo.beta_r", type=float, default=0.5, help="divides the reward of *-rw losses (%(default)s)")
+        add(
+            "--exo.temperature",
+            type=float,
+            default=0.8,
+            help="divides the logits of policy and reference; give the one that completions were sampled at "
+            "(%(default)s)",
+        )
+        add(
+            "--exo.epsilon",
+            type=float,
+            help="label smoothing of *-pref (default 1e-3 for exo-pref; 0 for dpo-pref, which is then plain DPO)",
+        )
+        add(
+            "--exo.max_completion_len",
+            type=int,
+            default=0,
+            metavar="TOKENS",
+            help="cut completions to this many tokens, before the prompt is cut on its left to --data.max_len "
+            "(default 0: only --data.max_len; the paper's HH value is 200)",
+        )
+        add(
+            "--exo.cache_reference",
+            nargs="?",
+            const=CACHE,
+            metavar="DIR",
+            help="compute the reference model's log-probabilities once, keep them in DIR, and free the reference model "
+            f"(DIR is {CACHE} unless given)",
+        )
+
+    def check(self, args: SimpleNamespace) -> None:
+        """Refuse flags that contradict each other, and records that cannot be trained on, before a model is loaded.
+
+        Raises:
+            UserError: one sentence that names the flag, or the file and line.
+        """
+        _check_flags(args)
+        _check_length(args)
+        if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
+            rules = Rules.from_args(args)
+            for flag, value, split in (
+                ("data.dataset", args.data.dataset, getattr(args.data, "dataset_split", None)),
+                ("eval.dataset", getattr(args.eval, "dataset", None), getattr(args.eval, "split", None)),
+            ):
+                for source in (value or "").split(","):
+                    _check_source(flag, source.strip(), split, rules)
+
+
+def _check_flags(args: SimpleNamespace) -> None:
+    exo = args.exo
+    try:
+        check_loss_type(exo.loss_type)
+    except ValueError as error:
+        raise UserError(f"--exo.loss_type: {error}") from error
+    try:
+        check_epsilon(exo.loss_type, exo.epsilon)
+    except ValueError as error:
+        raise UserError(f"--exo.epsilon: {error}") from error
+    for flag in ("beta_pi", "beta_r", "temperature"):
+        if not 0 < getattr(exo, flag) < math.inf:
+            raise UserError(f"--exo.{flag} must be greater than 0, not {getattr(exo, flag)}")
+    if exo.num_contrastive < 2:
+        raise UserError(f"--exo.num_contrastive must be at least 2, not {exo.num_contrastive}")
+    if not 0 <= exo.max_completion_len < args.data.max_len:
+        raise UserError(
+            f"--exo.max_completion_len {exo.max_completion_len} must be less than --data.max_len {args.data.max_len}, "
+            "so that a part of the prompt fits (0 sets no limit of its own)"
+        )
+    if args.model.ipo_enable:
+        raise UserError("--model.ipo_enable is another loss; leave it out, or train without --ext.use exo")
+    if args.model.label_smoothing:
+        raise UserError("--model.label_smoothing has no effect here; use --exo.epsilon")
+    if args.model.beta != DPO_BETA:
+        raise UserError("--model.beta has no effect here; use --exo.beta_pi")
+    if exo.cache_reference:
+        folder = Path(exo.cache_reference).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--exo.cache_reference {folder} cannot be made ({error.strerror})") from error
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"--exo.cache_reference {folder} cannot be written to; give a folder of your own")
+
+
+def _check_length(args: SimpleNamespace) -> None:
+    """Rows longer than a model's positions end in an index error on a device, or in noise."""
+    config = Path(args.model.model_name_or_path or "") / "config.json"
+    if not config.is_file():
+        return
+    with open(config, encoding="utf-8") as stream:
+        values = json.load(stream)
+    limit = values.get("max_position_embeddings") or values.get("n_positions")
+    if limit and args.data.max_len > limit:
+        raise UserError(
+            f"--data.max_len {args.data.max_len} is more than {args.model.model_name_or_path} has positions; "
+            f"give --data.max_len {limit} or less"
+        )
+
+
+def _check_source(flag: str, source: str, split: str | None, rules: Rules) -> None:
+    """Read every record of a local file as training will; hub names and folders are checked when they are loaded."""
+    path = Path(source.partition("@")[0])
+    if path.suffix == ".gz":
+        raise UserError(
+            f"--{flag} {path} is packed, and OpenRLHF reads .jsonl, .json and .parquet; unpack it with gunzip"
+        )
+    if path.suffix not in (".jsonl", ".json", ".parquet") or not path.is_file():
+        return
+    if split != "train":
+        other = "--eval.split" if flag.startswith("eval") else "--data.dataset_split"
+        raise UserError(f"{other} {split}: {path} is a file, which has the split 'train' only; add {other} train")
+    for line in read_records(path):
+        parse_record(line.record, line.where, rules)

@@ -1,0 +1,32 @@
+"""Names, defaults and limits of the K-wise losses. Pure Python: read by the flags, the checks and the loss."""
+
+from __future__ import annotations
+
+from ..errors import suggest
+
+LOSS_TYPES = ("exo-pref", "exo-rw", "dpo-pref", "dpo-rw")
+
+_EPSILON = {"exo-pref": 1e-3, "dpo-pref": 0.0}
+
+
+def default_epsilon(loss_type: str) -> float:
+    """The paper's 1e-3 for ``exo-pref``; 0, plain DPO, for ``dpo-pref``; the ``*-rw`` losses have none (KeyError)."""
+    return _EPSILON[loss_type]
+
+
+def check_loss_type(loss_type: str) -> None:
+    """Raises ValueError for an unknown loss, with the nearest known one."""
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"unknown loss {loss_type!r}{suggest(loss_type, list(LOSS_TYPES))}")
+
+
+def check_epsilon(loss_type: str, epsilon: float | None) -> None:
+    """Raises ValueError for an epsilon that the loss does not allow; None, the default, always is."""
+    if epsilon is None:
+        return
+    if loss_type not in _EPSILON:
+        raise ValueError(f"epsilon smooths preference labels, and {loss_type} learns from rewards; leave it out")
+    if loss_type == "exo-pref" and not 0 < epsilon < 1:
+        raise ValueError(f"epsilon of exo-pref must lie between 0 and 1, both excluded (log 0), not {epsilon}")
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"epsilon of {loss_type} must be at least 0 and less than 1, not {epsilon}")

@@ -1,0 +1,183 @@
+"""OpenRLHF's `DPOTrainer` with groups of completions in the place of pairs; ``fit()`` stays as it is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from openrlhf.models.utils import log_probs_from_logits
+from openrlhf.trainer.dpo_trainer import DPOTrainer
+
+from ..errors import UserError
+from . import reference_cache
+from .dataset import Rows
+from .losses import kwise_loss
+
+METRICS = ("loss", "ranking_acc", "margin", "log_ratio", "entropy", "response_tokens")
+"""What is logged as ``kwise/NAME``: means over all ranks and all micro batches of a step, or of an evaluation.
+
+loss: the K-wise loss. ranking_acc: share of groups in which the best-labelled completion has the highest implicit
+reward ``beta_pi * h``. margin: its implicit reward minus the highest of the others'. log_ratio: ``h`` in nats a
+completion. entropy: that of ``p`` in nats. response_tokens: tokens a completion. Groups whose labels are all equal have
+no best completion and count for neither ranking_acc nor margin.
+"""
+
+
+class Tally:
+    """Sums and counts of `METRICS`; they stay on the device until the means are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, values: torch.Tensor, where: torch.Tensor | None = None) -> None:
+        """Add the elements of ``values`` to the metric ``name``; only those that ``where``, of its shape, marks."""
+        values = values.detach().double()
+        where = torch.ones_like(values, dtype=torch.bool) if where is None else where
+        pair = torch.stack([values.where(where, 0).sum(), where.sum().double()])
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def means(self, strategy: Any) -> dict[str, float]:
+        """Means over all ranks, as ``kwise/NAME``; every rank must call it. Metrics without any value are left out."""
+        rows = [self._sums.get(name, torch.zeros(2)).double().cpu() for name in METRICS]
+        totals = strategy.all_reduce(torch.stack(rows), op="sum").tolist()
+        return {f"kwise/{name}": s / n for name, (s, n) in zip(METRICS, totals, strict=True) if n}
+
+
+class KwiseTrainer(DPOTrainer):
+    """Stands where `DPOTrainer` stands in ``train_dpo``, with the same constructor.
+
+    ``fit()`` and ``evaluate()`` pass their four tensors through: chosen ids are the ids of all rows, the chosen mask is
+    their mask, and the two of the rejected are both the rewards. What they log as chosen and rejected rewards are the
+    implicit rewards of the best- and the worst-labelled completion of each group.
+
+    Raises:
+        UserError: the data hold token ids that the model does not have.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As `DPOTrainer`."""
+        super().__init__(*args, **kwargs)
+        exo = self.args.exo
+        self.exo = exo
+        # Actor divides its float32 logits by this.
+        self.model.temperature = self.ref_model.temperature = exo.temperature
+        self.loss_fn = self._kwise_loss
+        self.tally = Tally()
+        self._check_vocabulary()
+        if exo.cache_reference:
+            loaders = [self.train_dataloader, self.eval_dataloader]
+            reference_cache.attach(self, [loader.dataset for loader in loaders if loader is not None])
+
+    def concatenated_forward(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, rewards: torch.Tensor, _: torch.Tensor, rows: Rows
+    ) -> tuple[torch.Tensor, torch.Tensor, Any, torch.Tensor | float]:
+        """Log-probabilities of all rows of a batch.
+
+        Args:
+            model: policy or reference `Actor`.
+            ids: ``(rows, length)``, padded on the right.
+            mask: ``(rows, length)``, 1 on tokens.
+            rewards: ``(rows,)``.
+            rows: where prompts end, and cached reference values.
+
+        Returns:
+            summed log-probabilities ``(rows,)`` in nats at the temperature, ``rewards``, the mixture-of-experts loss,
+            and the negative log-likelihood of the best rows, a mean over tokens and then over rows.
+        """
+        if model is self.ref_model and rows.reference is not None:
+            return rows.reference.to(ids.device), rewards, 0, 0.0
+        per_token, output = self._token_logps(model, ids, mask, min(rows.prompt_lengths) - 1)
+        sums, means = self._get_batch_logps(per_token, mask, rows.prompt_lengths)
+        groups = rewards.view(-1, self.exo.num_contrastive)
+        best = groups.argmax(-1, keepdim=True)
+        if model is self.model:
+            self.tally.add("response_tokens", mask.sum(-1) - mask.new_tensor(rows.prompt_lengths))
+        aux_loss = output.aux_loss if "aux_loss" in output else []
+        return sums, rewards, aux_loss, -means.view_as(groups).gather(-1, best).mean()
+
+    def _token_logps(self, model: Any, ids: torch.Tensor, mask: torch.Tensor, skip: int) -> tuple[torch.Tensor, Any]:
+        """Log-probability of every token but the first, ``(rows, length - 1)``; zeros for the first ``skip``.
+
+        The first ``skip`` tokens are prompt in every row: where the model allows it, no logits are computed there,
+        which saves a good part of the largest tensors of the whole step.
+        """
+        if skip <= 0 or self.packing_samples or not _trims_logits(self.strategy._unwrap_model(model)):
+            return model(
+                ids,
+                attention_mask=mask,
+                return_output=True,
+                return_logprobs=True,
+                ring_attn_group=self.strategy.ring_attn_group,
+            )
+        output = model(ids, attention_mask=mask, return_output=True, logits_to_keep=ids.shape[1] - skip)
+        following = ids.roll(-1, dims=1)[:, skip:]  # the last column is dropped below
+        return F.pad(log_probs_from_logits(output["logits"], following)[:, :-1], (skip, 0)), output
+
+    def _kwise_loss(
+        self, policy: torch.Tensor, rewards: torch.Tensor, reference: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What ``fit()`` calls as its loss; four times ``(rows,)`` in.
+
+        Returns:
+            the mean loss over groups, and ``(groups,)`` implicit rewards of the best and of the worst-labelled row.
+        """
+        exo = self.exo
+        policy, reference, labels = (t.view(-1, exo.num_contrastive) for t in (policy, reference, rewards))
+        loss = kwise_loss(policy, reference, labels, exo.loss_type, exo.beta_pi, exo.beta_r, exo.epsilon)
+        ratio = (policy - reference).detach()
+        implicit = exo.beta_pi * ratio
+        log_p = F.log_softmax(implicit, dim=-1)
+        is_best = labels == labels.amax(-1, keepdim=True)
+        decided = ~is_best.all(-1)
+        margin = implicit.where(is_best, -torch.inf).amax(-1) - implicit.where(~is_best, -torch.inf).amax(-1)
+        self.tally.add("loss", loss.expand(len(labels)))
+        self.tally.add("ranking_acc", margin > 0, decided)
+        self.tally.add("margin", margin, decided)
+        self.tally.add("log_ratio", ratio)
+        self.tally.add("entropy", -(log_p.exp() * log_p).sum(-1))
+        best, worst = labels.argmax(-1, keepdim=True), labels.argmin(-1, keepdim=True)
+        return loss, implicit.gather(-1, best).squeeze(-1), implicit.gather(-1, worst).squeeze(-1)
+
+    def save_logs_and_checkpoints(
+        self, args: Any, global_step: int, step_bar: Any, logs_dict: Any = None, client_states: Any = None
+    ) -> None:
+        """As the parent's, with the K-wise metrics of the step among its logs."""
+        logs = {**(logs_dict or {}), **self.tally.means(self.strategy)}
+        self.tally = Tally()
+        step_bar.set_postfix(logs)
+        super().save_logs_and_checkpoints(args, global_step, step_bar, logs, client_states)
+
+    def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
+        """As the parent's, with the K-wise metrics of the whole evaluation, printed and logged."""
+        training, self.tally = self.tally, Tally()
+        try:
+            super().evaluate(eval_dataloader, steps)
+            means = self.tally.means(self.strategy)
+        finally:
+            self.tally = training
+        told = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self.strategy.print(f"evaluation at step {steps}: {told}")
+        if self._wandb is not None and self.strategy.is_rank_0():
+            self._wandb.log({f"eval/{k}": v for k, v in {**means, "global_step": steps}.items()})
+        elif self._tensorboard is not None and self.strategy.is_rank_0():
+            for name, value in means.items():
+                self._tensorboard.add_scalar(f"eval/{name}", value, steps)
+
+    def _check_vocabulary(self) -> None:
+        """Token ids of an engine with another tokenizer would end in an index error on a device."""
+        config: Any = self.strategy._unwrap_model(self.model).config
+        size = getattr(config.get_text_config(), "vocab_size", None)
+        for loader in (self.train_dataloader, self.eval_dataloader):
+            if loader is not None and size is not None and loader.dataset.largest_id >= size:
+                raise UserError(
+                    f"the data hold token id {loader.dataset.largest_id}, but the model has {size} tokens, so their "
+                    "token_ids come from another tokenizer; sample again with this model, or drop that column"
+                )
+
+
+def _trims_logits(model: Any) -> bool:
+    """Whether the model can be asked for the logits of its last positions only."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+    return "logits_to_keep" in inspect.signature(base.forward).parameters

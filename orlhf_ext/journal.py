@@ -1,0 +1,148 @@
+"""Progress that outlives a kill: an append-only file of finished pieces beside the output that they will make.
+
+``.NAME.part`` holds one JSON line for the run's fingerprint and one for each finished piece. The same run, started
+again, finds its pieces; another run (another model, other data, other arguments) discards them and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UserError
+from .records import Record, write_json, write_jsonl
+
+
+class Journal:
+    """The finished pieces of one output file, under keys; the file is locked while it is open.
+
+    Args:
+        out: the output file.
+        fingerprint: everything that the pieces depend on, as JSON values.
+        part: for one of several processes that share an output.
+
+    Raises:
+        UserError: another process is writing the same output.
+    """
+
+    def __init__(self, out: str | os.PathLike, fingerprint: Mapping[str, Any], part: str = "") -> None:
+        self.path = journal_path(out, part)
+        self.fingerprint = dict(fingerprint)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 (closed by close)
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._stream.close()
+            raise UserError(f"{out} is being written by another process; wait for it, or end it") from error
+        found, self.done, end = _read(self.path)
+        if found != self.fingerprint:
+            if self.done:
+                other = [key for key in fingerprint if (found or {}).get(key) != fingerprint[key]]
+                print(f"{out}: unfinished work with another {', '.join(other)} is discarded", flush=True)
+            self.done, end = {}, 0
+        self._stream.truncate(end)  # a torn last line goes
+        if not end:
+            self._write({"fingerprint": self.fingerprint})
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep one finished piece; when this returns, a killed process does not lose it."""
+        self._write({"key": key, "value": value})
+        self.done[key] = value
+
+    def _write(self, line: Record) -> None:
+        try:
+            self._stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._stream.flush()
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+
+    def absorb(self, parts: Iterable[Path]) -> None:
+        """Take over the finished pieces of other journals of the same run, and remove these files.
+
+        Raises:
+            UserError: a process is still writing one of them.
+        """
+        for path in parts:
+            with open(path, "rb") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(f"{path} is being written by another process; wait for it, or end it") from error
+                found, done, _ = _read(path)
+                if found == self.fingerprint:
+                    for key in done.keys() - self.done.keys():
+                        self.add(key, done[key])
+                path.unlink()
+
+    def finish(self, out: str | os.PathLike, records: Iterable[Record], meta: Mapping[str, Any]) -> None:
+        """Write the output and its sidecar, each under a temporary name first, and remove the journal."""
+        write_jsonl(out, records)
+        write_json(meta_path(out), dict(meta))
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Unlock the file, and leave it."""
+        with contextlib.suppress(OSError):  # on a full disk, closing tries once more to write what is left
+            self._stream.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def journal_path(out: str | os.PathLike, part: str = "") -> Path:
+    """``.x.jsonl.part`` for ``x.jsonl``, ``.x.jsonl.part.3`` for part 3."""
+    out = Path(out)
+    return out.with_name(f".{out.name}.part" + (f".{part}" if part else ""))
+
+
+def part_paths(out: str | os.PathLike) -> list[Path]:
+    """The journals that processes which share an output have left."""
+    out = Path(out)
+    return sorted(out.parent.glob(f".{glob.escape(out.name)}.part.*[0-9]"))
+
+
+def meta_path(out: str | os.PathLike) -> Path:
+    """``x.meta.json`` for ``x.jsonl``."""
+    out = Path(out)
+    return out.with_name(out.name.removesuffix(".jsonl") + ".meta.json")
+
+
+def read_done(out: str | os.PathLike, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The finished pieces of a run whose journal another process has open."""
+    found, done, _ = _read(journal_path(out))
+    return done if found == dict(fingerprint) else {}
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], int]:
+    """Fingerprint, pieces, and the length in bytes of what is whole; reading stops at the first broken line."""
+    fingerprint: dict[str, Any] | None = None
+    done: dict[str, Any] = {}
+    end = 0
+    if not path.exists():
+        return None, done, end
+    with open(path, "rb") as stream:
+        for line in stream:
+            try:
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                if fingerprint is None:
+                    fingerprint = entry["fingerprint"]
+                else:
+                    done[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                break
+            end += len(line)
+    return fingerprint, done, end

@@ -1,0 +1,236 @@
+"""Log-probabilities of completions: ``python -m orlhf_ext.logprobs --model DIR --data A.jsonl --out A2.jsonl``.
+
+Adds to each record, under ``--key``, the summed log-probability of each completion under the model, in nats, EOS
+included where it was sampled. Token ids are those that the engine produced; a completion without them is tokenised,
+apart from its prompt, by the text rule of OpenRLHF's `SFTDataset`. A run that was cut short goes on where it stopped,
+and gives the numbers of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
+from .errors import UserError, command
+from .journal import Journal
+from .model_folder import check_context, find_model, identity, load_tokenizer, read_config
+from .records import sha256_file
+from .samples import Sample, encode, prompt_text, read_samples, whole_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ROWS_AT_ONCE = 1024  # positions whose float32 logits are in memory together
+
+
+def encode_rows(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    max_len: int,
+    chat: bool = False,
+    vocabulary: int = 0,
+) -> list[Row]:
+    """Token ids of each completion behind its prompt.
+
+    The prompt is cut on the left: to as many ids as the sampler saw (``prompt_tokens``), and otherwise to the room that
+    the completion leaves. A completion is cut on the right. ``vocabulary`` is the model's, where it is larger than
+    the tokenizer's: an untrained tail of it can be sampled, too.
+
+    Raises:
+        UserError: ``token_ids`` do not fit the completions, hold no ids of this tokenizer, or a prompt has no token.
+    """
+    prompts = encode(tokenizer, [prompt_text(tokenizer, sample, chat) for sample in samples])
+    rows: list[Row] = []
+    for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True)):
+        if not prompt:
+            raise UserError(f"{sample.name} has a prompt without any token; remove the record")
+        context = _sampled_prompt(sample, prompt)
+        for k, response in enumerate(_responses(sample, tokenizer, chat, max(len(tokenizer), vocabulary))):
+            kept = response[: max_len - 1]
+            start = context[-(max_len - len(kept)) :]
+            rows.append(Row(i, k, start + kept, len(start)))
+    return rows
+
+
+def _sampled_prompt(sample: Sample, prompt: list[int]) -> list[int]:
+    count = sample.record.get("prompt_tokens")
+    if count is None:
+        return prompt
+    if not isinstance(count, int) or not 0 < count <= len(prompt):
+        raise UserError(
+            f"{sample.name} was sampled with {count} prompt tokens, and has {len(prompt)} here; "
+            "use the tokenizer (and --apply_chat_template) that it was sampled with"
+        )
+    return prompt[-count:]
+
+
+def _responses(sample: Sample, tokenizer: PreTrainedTokenizerBase, chat: bool, size: int) -> list[list[int]]:
+    stored = sample.column("token_ids")
+    if stored is None:
+        texts = [whole_text(tokenizer, sample, completion, chat) for completion in sample.completions]
+        return encode(tokenizer, [whole[len(prompt) :] for prompt, whole in texts])
+    for ids in stored:
+        if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
+            raise UserError(
+                f"{sample.name} has token_ids that are not ids of this tokenizer; give the model's own samples"
+            )
+    return stored
+
+
+def response_logprobs(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, prompt_lengths: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Sum over the response's tokens t of ``log softmax(z[t-1] / temperature)[y[t]]``, in float32.
+
+    Only the positions that predict a response token reach the output layer: a hook hands it those hidden states alone,
+    so that whatever a model does to its logits afterwards (scaling, soft caps) stays its own.
+
+    Args:
+        model: a causal language model.
+        ids: ``(rows, length)``, padded on the right.
+        mask: ``(rows, length)``, 1 where ``ids`` is no padding.
+        prompt_lengths: ``(rows,)``, at least 1.
+        temperature: divides the logits.
+
+    Returns:
+        ``(rows,)``, in nats; 0 for a row without a response.
+    """
+    import torch
+
+    place = torch.arange(ids.shape[1], device=ids.device)
+    targets = (place >= prompt_lengths[:, None]) & mask.bool()
+    predicts = torch.zeros_like(targets)
+    predicts[:, :-1] = targets[:, 1:]
+    total = torch.zeros(len(ids), dtype=torch.float32, device=ids.device)
+    if not predicts.any():
+        return total
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][predicts][None],))
+    try:
+        logits = model(ids, attention_mask=mask, use_cache=False).logits[0]
+    finally:
+        hook.remove()
+    labels = ids[targets]
+    rows = predicts.nonzero()[:, 0]
+    for start in range(0, len(labels), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        scaled = logits[part].float()
+        if temperature != 1.0:
+            scaled /= temperature
+        chosen = scaled.gather(-1, labels[part, None])[:, 0] - scaled.logsumexp(-1)
+        total.index_add_(0, rows[part], chosen)
+    return total
+
+
+def load_model(folder: Path, dtype: str, attention: str) -> PreTrainedModel:
+    """A causal language model in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        UserError: the folder holds another kind of model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True
+        )
+    except (ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--model {folder} is no causal language model ({reason}); give a policy") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])[0]
+        raise UserError(f"--model {folder} is no causal language model: its weights have no {missing}; give a policy")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
+
+
+def make_compute(model: PreTrainedModel, pad_id: int, temperature: float = 1.0) -> Compute:
+    """The function that maps rows to summed log-probabilities."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    @torch.inference_mode()
+    def compute(rows: list[Row]) -> list[float]:
+        sequences = [torch.tensor(row.ids) for row in rows]
+        ids = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
+        lengths = torch.tensor([len(row.ids) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        prompts = torch.tensor([row.prompt_length for row in rows])
+        device = model.device
+        return response_logprobs(model, ids.to(device), mask.to(device), prompts.to(device), temperature).tolist()
+
+    return compute
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="orlhf-ext logprobs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="policy: a Hugging Face folder, or a hub name")
+    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    parser.add_argument("--max_len", type=int, required=True, help="tokens of prompt and completion together")
+    parser.add_argument("--key", default="logprobs", help="name of the new column (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (%(default)s)")
+    parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    parser.add_argument("--batch_tokens", type=int, default=8192, help="padded tokens in a batch (%(default)s)")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--attn_implementation", default="sdpa", help="as in transformers (%(default)s)")
+    args = parser.parse_args(argv)
+    for name in ("max_len", "batch_tokens"):
+        if getattr(args, name) < 2:
+            raise UserError(f"--{name} {getattr(args, name)} is too small; give at least 2")
+    if not args.temperature > 0:
+        raise UserError(f"--temperature {args.temperature} must be above 0")
+    if args.key in ("id", "prompt", "completions", "token_ids", "finish_reasons", "prompt_tokens", "rewards"):
+        raise UserError(f"--key {args.key} is the name of another column; choose one like logprobs_sft")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do each file; the model is loaded once, and only if something is left to do."""
+    args = parse(argv)
+    pairs = check_files(args.data, args.out)
+    samples = {data: read_samples(data) for data, _ in pairs}
+    folder = find_model(args.model)
+    check_context(folder, args.max_len)
+    tokenizer = load_tokenizer(folder)
+    vocabulary = int(read_config(folder).get("vocab_size") or 0)
+    names = ("max_len", "key", "temperature", "apply_chat_template", "batch_tokens", "dtype", "attn_implementation")
+    settings = {name: getattr(args, name) for name in names}
+    model = {"folder": args.model, "identity": identity(folder)}
+
+    @cache
+    def load() -> Compute:
+        policy = load_model(folder, args.dtype, args.attn_implementation)
+        return make_compute(policy, int(tokenizer.pad_token_id), args.temperature)
+
+    for data, out in pairs:
+        source = {"path": str(data), "sha256": sha256_file(data)}
+        with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
+            rows = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary)
+            values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability")
+            counts = {"records": len(samples[data]), "completions": len(rows)}
+            counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
+            meta: dict[str, Any] = {"command": "logprobs", "version": __version__, "model": model, "data": source}
+            journal.finish(
+                out, with_column(samples[data], args.key, values), {**meta, "arguments": settings, "counts": counts}
+            )
+        mean = sum(sum(column) / len(column) for column in values) / len(values)
+        print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)
+
+
+if __name__ == "__main__":
+    main()

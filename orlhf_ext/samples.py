@@ -1,0 +1,182 @@
+"""Records with prompts and completions: reading them, and the text that a model sees of them.
+
+A prompt or a completion is a string, or a list of messages ``{"role", "content"}``. The text rule is the one by which
+OpenRLHF's `SFTDataset` and `RewardDataset` train: prompt and response joined, trailing newlines cut, and ``" "`` with
+the EOS token appended unless it is there. Trailing white space of a completion is cut before that, because a model
+that was trained by this rule ends what it samples with the space that stands before EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import UserError
+from .records import Line, Record, read_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict[str, Any]]
+Text = str | Messages
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record: its place and id, its prompt, and its completions (none where only a prompt is asked for)."""
+
+    where: str
+    id: str
+    prompt: Text
+    completions: list[Text]
+    record: Record
+
+    @property
+    def name(self) -> str:
+        """Place and id, for messages."""
+        return f"{self.where} (id {self.id!r})"
+
+    def column(self, key: str) -> list[Any] | None:
+        """A value for each completion, or None where the record has no such key.
+
+        Raises:
+            UserError: there are more or fewer values than completions.
+        """
+        values = self.record.get(key)
+        if values is None:
+            return None
+        if not isinstance(values, list) or len(values) != len(self.completions):
+            count = len(values) if isinstance(values, list) else "no list of"
+            raise UserError(f"{self.name} has {count} {key} for {len(self.completions)} completions; make them equal")
+        return values
+
+
+def read_prompts(path: str | Path, limit: int | None = None) -> list[Sample]:
+    """The prompts of a file, for sampling; a record without an id gets one from its line: ``line-000012``.
+
+    Raises:
+        UserError: as `read_records`; no record at all; a prompt is missing or empty; an id stands twice.
+    """
+    return _collect(path, (_sample(line, []) for line in read_records(path)), limit)
+
+
+def read_samples(path: str | Path) -> list[Sample]:
+    """Samples ``{id, prompt, completions}``, or pairs ``{id, prompt, chosen, rejected}`` (K = 2, chosen first).
+
+    Raises:
+        UserError: as `read_prompts`; a record has no completions, or one of a wrong kind.
+    """
+    return _collect(path, (_sample(line, _completions(line)) for line in read_records(path)), None)
+
+
+def _collect(path: str | Path, samples: Iterator[Sample], limit: int | None) -> list[Sample]:
+    found: dict[str, Sample] = {}
+    for sample in samples:
+        if limit is not None and len(found) >= limit:
+            break
+        if sample.id in found:
+            raise UserError(f"{sample.where} has the id {sample.id!r} of {found[sample.id].where}; give each its own")
+        found[sample.id] = sample
+    if not found:
+        raise UserError(f"{path} holds no record; build the data again")
+    return list(found.values())
+
+
+def _sample(line: Line, completions: list[Text]) -> Sample:
+    identifier = line.record.get("id")
+    if identifier is None:
+        identifier = f"line-{line.number:06d}"
+    elif isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        _bad(line, "has an id that is neither text nor a whole number")
+    if line.record.get("prompt") is None:
+        _bad(line, "has no 'prompt'; give prompt, or build the data with build_data")
+    prompt = _text(line, line.record["prompt"], "prompt", may_be_empty=False)
+    return Sample(line.where, str(identifier), prompt, completions, line.record)
+
+
+def _completions(line: Line) -> list[Text]:
+    completions = line.record.get("completions")
+    if completions is None:
+        if line.record.get("chosen") is None or line.record.get("rejected") is None:
+            _bad(line, "has neither 'completions' nor 'chosen' and 'rejected'")
+        return [_text(line, line.record[key], key, may_be_empty=False) for key in ("chosen", "rejected")]
+    if not isinstance(completions, list) or not completions:
+        _bad(line, "has 'completions' that are no list, or an empty one")
+    return [_text(line, text, f"completion {i}", may_be_empty=True) for i, text in enumerate(completions, 1)]
+
+
+def _text(line: Line, value: Any, name: str, may_be_empty: bool) -> Text:
+    if isinstance(value, str):
+        if not value.strip() and not may_be_empty:
+            _bad(line, f"has an empty {name}; remove the record")
+        return value
+    if not isinstance(value, list) or not value:
+        _bad(line, f"has a {name} that is neither text nor a list of messages")
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            _bad(line, f"has a message in its {name} without a role or a content that is text")
+    return value
+
+
+def _bad(line: Line, reason: str) -> NoReturn:
+    raise UserError(f"{line.where} {reason}")
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample, chat: bool) -> str:
+    """The prompt as the model reads it; messages (and, with ``chat``, strings) go through the chat template.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or the template refuses the messages.
+    """
+    if isinstance(sample.prompt, str) and not chat:
+        return sample.prompt
+    return _render(tokenizer, sample, _messages(sample.prompt, "user"), generation=True)
+
+
+def whole_text(tokenizer: PreTrainedTokenizerBase, sample: Sample, completion: Text, chat: bool) -> tuple[str, str]:
+    """The prompt's text, and prompt and completion by the text rule of training, EOS included.
+
+    Raises:
+        UserError: as `prompt_text`; a list of messages answers a string, or the other way round.
+    """
+    prompt = prompt_text(tokenizer, sample, chat)
+    if isinstance(sample.prompt, str) != isinstance(completion, str):
+        raise UserError(f"{sample.name} mixes text and messages in prompt and completions; use one of them")
+    if isinstance(completion, str) and not chat:
+        response = completion.rstrip()
+    else:
+        reply = _messages(completion, "assistant")
+        reply = [*reply[:-1], {**reply[-1], "content": reply[-1]["content"].rstrip()}]
+        rendered = _render(tokenizer, sample, [*_messages(sample.prompt, "user"), *reply], generation=False)
+        response = rendered[len(prompt) :]  # as upstream: the template begins with what it makes of the prompt
+    text = (prompt + response).rstrip("\n")
+    eos = str(tokenizer.eos_token)
+    return prompt, text if text.endswith(eos) else f"{text} {eos}"
+
+
+def _messages(text: Text, role: str) -> Messages:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, sample: Sample, messages: Messages, generation: bool) -> str:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{sample.name} is a chat, and the model's tokenizer has no chat template; give one to the model"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+    except TemplateError as error:
+        raise UserError(
+            f"{sample.name} is refused by the model's chat template ({error}); mend its messages"
+        ) from error
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens and without a cut."""
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]

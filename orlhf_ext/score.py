@@ -1,0 +1,179 @@
+"""Score completions with a reward model: ``python -m orlhf_ext.score --model RM --data A.jsonl --out A2.jsonl``.
+
+Takes any reward model folder that OpenRLHF's ``train_rm`` wrote, and reads samples (``completions``) or pairs
+(``chosen``, ``rejected``). Text, EOS and truncation are those of its training. Rewards are the head's raw output: the
+mean and deviation that ``train_rm`` may have put into the config are not applied. A run that was cut short goes on
+where it stopped, and gives the numbers of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import __version__, backends
+from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
+from .errors import UserError, command
+from .journal import Journal
+from .model_folder import check_context, find_model, identity, load_tokenizer, read_config, safetensors_keys
+from .records import sha256_file
+from .samples import Sample, encode, read_samples, whole_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Encoded(NamedTuple):
+    """The rows of a file, and what the length limit did to them."""
+
+    rows: list[Row]
+    #: rows that were longer than the limit
+    truncated: int
+    #: rows whose prompt alone fills the limit, so that nothing of the completion is seen
+    unseen: int
+
+
+def encode_rows(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, max_len: int, chat: bool = False
+) -> Encoded:
+    """Token ids as OpenRLHF's `RewardDataset` makes them: text rule, truncation, and EOS as the last id in any case."""
+    texts = [
+        (i, k, *whole_text(tokenizer, sample, completion, chat))
+        for i, sample in enumerate(samples)
+        for k, completion in enumerate(sample.completions)
+    ]
+    prompts = encode(tokenizer, [prompt for _, _, prompt, _ in texts])
+    wholes = encode(tokenizer, [whole for *_, whole in texts])
+    rows, truncated, unseen = [], 0, 0
+    keep_right = tokenizer.truncation_side == "left"  # the tokenizer decides in training, too
+    for (i, k, *_), prompt, ids in zip(texts, prompts, wholes, strict=True):
+        if len(ids) > max_len:
+            truncated += 1
+            unseen += len(prompt) >= max_len - 1 and not keep_right
+            ids = ids[-max_len:] if keep_right else ids[:max_len]
+        rows.append(Row(i, k, [*ids[:-1], int(tokenizer.eos_token_id)], len(prompt)))
+    return Encoded(rows, truncated, unseen)
+
+
+def check_reward_model(folder: Path, flag: str = "--model") -> str:
+    """The name of the value head, which must be among the weights: transformers would make a missing one at random.
+
+    Raises:
+        UserError: it is not there.
+    """
+    head = str(read_config(folder).get("value_head_prefix", "score"))
+    if f"{head}.weight" not in safetensors_keys(folder, flag):
+        raise UserError(
+            f"{flag} {folder} is no reward model: its weights have no {head}.weight; give a folder that train_rm wrote "
+            "(with LoRA, train_rm does not save the head: train without it)"
+        )
+    return head
+
+
+def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> Compute:
+    """Load a reward model through OpenRLHF; the function that comes back maps rows to raw rewards."""
+    backends.install()
+    import torch
+    from openrlhf.models.model import get_llm_for_sequence_regression
+    from openrlhf.utils.utils import zero_pad_sequences
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = get_llm_for_sequence_regression(
+        str(folder),
+        "reward",
+        param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
+        normalize_reward=False,
+        attn_implementation=attention,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def score(rows: list[Row]) -> list[float]:
+        ids = [torch.tensor([row.ids]) for row in rows]
+        padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
+        mask = zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
+        return model(padded, mask).float().tolist()
+
+    return score
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="orlhf-ext score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="reward model folder, as train_rm writes it")
+    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    parser.add_argument("--max_len", type=int, required=True, help="tokens; the same as in the model's training")
+    parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    parser.add_argument("--batch_tokens", type=int, default=16384, help="padded tokens in a batch (%(default)s)")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--attn_implementation", default="sdpa", help="as in transformers (%(default)s)")
+    args = parser.parse_args(argv)
+    for name in ("max_len", "batch_tokens"):
+        if getattr(args, name) < 2:
+            raise UserError(f"--{name} {getattr(args, name)} is too small; give at least 2")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score each file; the model is loaded once, and only if something is left to do."""
+    args = parse(argv)
+    pairs = check_files(args.data, args.out)
+    samples = {data: read_samples(data) for data, _ in pairs}
+    folder = find_model(args.model)
+    check_reward_model(folder)
+    check_context(folder, args.max_len)
+    tokenizer = load_tokenizer(folder)
+    settings = {key: getattr(args, key) for key in ("max_len", "apply_chat_template", "batch_tokens", "dtype")}
+    settings["attn_implementation"] = args.attn_implementation
+    model = {"folder": args.model, "identity": identity(folder)}
+
+    @cache
+    def load() -> Compute:
+        return load_scorer(folder, int(tokenizer.pad_token_id), args.dtype, args.attn_implementation)
+
+    for data, out in pairs:
+        source = {"path": str(data), "sha256": sha256_file(data)}
+        with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
+            encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template)
+            if encoded.truncated:
+                print(
+                    f"{data}: {encoded.truncated} of {len(encoded.rows)} completions are cut at {args.max_len} tokens"
+                )
+            if encoded.unseen:
+                print(
+                    f"{data}: {encoded.unseen} of them have a prompt that fills --max_len {args.max_len}, so that the "
+                    "reward says nothing about them; raise it, or drop such prompts"
+                )
+            rewards = run_batches(encoded.rows, samples[data], load, journal, args.batch_tokens, "reward")
+            counts = {
+                "records": len(samples[data]),
+                "completions": len(encoded.rows),
+                "truncated": encoded.truncated,
+                "unseen": encoded.unseen,
+            }
+            meta: dict[str, Any] = {"command": "score", "version": __version__, "model": model, "data": source}
+            meta |= {"arguments": settings, "counts": counts, **summary(samples[data], rewards)}
+            journal.finish(out, with_column(samples[data], "rewards", rewards), meta)
+        ranked = f", chosen above rejected in {meta['accuracy']:.1%} of pairs" if "accuracy" in meta else ""
+        print(f"{out}: mean reward {meta['mean_reward']:.4f} over {len(samples[data])} prompts{ranked}", flush=True)
+
+
+def summary(samples: Sequence[Sample], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean over prompts of the mean reward; for pairs, also how often chosen is above rejected (a tie is not)."""
+    out = {"mean_reward": sum(sum(values) / len(values) for values in rewards) / len(rewards)}
+    if all("completions" not in sample.record for sample in samples):
+        out["accuracy"] = sum(chosen > rejected for chosen, rejected in rewards) / len(rewards)
+    return out
+
+
+if __name__ == "__main__":
+    main()

