@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import random
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.records import Record, write_jsonl
 
 T = TypeVar("T")
 
@@ -118,6 +120,52 @@ def draw(rows: Iterable[T], limit: int | None, rng: random.Random | None, counts
     rng.shuffle(held)
     counts.kept = len(held)
     yield from held
+
+
+def write_some(target: Path, rows: Iterable[Record], counts: Counts, source: Path, remedy: str = "") -> None:
+    """Write rows; raises `UserError`, and writes nothing, if there is none or the target is the source.
+
+    ``remedy`` is the way out that the error names beside "give a file with records".
+    """
+    if target.exists() and target.samefile(source):
+        raise UserError(f"--out: {target} is the source itself and would be overwritten; choose another folder")
+
+    def at_least_one() -> Iterator[Record]:
+        yield from rows
+        if counts.kept:
+            return
+        if not counts.read:
+            raise UserError(f"{source} has no row for {target.name}; give a file with records{remedy}")
+        reason, number = counts.dropped.most_common(1)[0]
+        raise UserError(
+            f"none of the {counts.read} rows of {source} can be kept for {target.name} ({number} of them: {reason}); "
+            "mend the data, or give other options"
+        )
+
+    write_jsonl(target, at_least_one())
+
+
+def progress(rows: Iterable[Any], what: str) -> Any:
+    """A progress bar on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(rows, desc=what, unit=" rows", disable=None, leave=False)
+
+
+def digest(text: str, seed: int | str = "") -> int:
+    """A 64-bit hash of a text that is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\n{text}".encode(), digest_size=8).digest())
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a chat: a list that is not empty of ``role`` and ``content`` texts."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+        )
+    )
 
 
 def looks_like_hub_name(text: str) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orlhf_ext.errors import UserError
-from orlhf_ext.records import BadLine, Line, Record, read_lines, write_jsonl
+from orlhf_ext.records import BadLine, Line, Record, read_lines
 
 from .common import (
     SPLITS,
@@ -19,12 +18,16 @@ from .common import (
     Counts,
     Messages,
     Reject,
+    digest,
     draw,
     fetch,
     find_splits,
+    is_messages,
     looks_like_hub_name,
     positive_int,
+    progress,
     share,
+    write_some,
 )
 from .dialogues import EMPTY, Pair, as_chat, make_compat_pair, make_pair
 from .lengths import LengthFilter
@@ -53,28 +56,13 @@ def parse(record: Record, compat: bool) -> Pair | Reject:
 def as_kwise(record: Record) -> Record | Reject:
     """A pair as a K-wise record with K = 2: completions ``[chosen, rejected]``, rewards ``[1, 0]``."""
     parts = [record.get(key) for key in ("prompt", "chosen", "rejected")]
-    if not (all(isinstance(part, str) for part in parts) or all(map(_is_messages, parts))):
+    if not (all(isinstance(part, str) for part in parts) or all(map(is_messages, parts))):
         return NO_PAIR
     prompt, *completions = parts
     texts = [part if isinstance(part, str) else part[-1]["content"] for part in completions if part]
     if len(texts) < 2 or not all(text.strip() for text in texts):
         return EMPTY
     return {"prompt": prompt, "completions": completions, "rewards": [1, 0]}
-
-
-def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-        )
-    )
-
-
-def digest(text: str, seed: int | str = "") -> int:
-    """A 64-bit hash of a text that is the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\n{text}".encode(), digest_size=8).digest())
 
 
 class Source(NamedTuple):
@@ -241,26 +229,6 @@ def pairs_files(path: Path) -> dict[str, Path]:
     return {path.name.partition(".")[0]: path}
 
 
-def write_some(target: Path, rows: Iterable[Record], counts: Counts, source: Path) -> None:
-    """Write rows; raises `UserError`, and writes nothing, if there is none or the target is the source."""
-    if target.exists() and target.samefile(source):
-        raise UserError(f"--out: {target} is the source itself and would be overwritten; choose another folder")
-
-    def at_least_one() -> Iterator[Record]:
-        yield from rows
-        if counts.kept:
-            return
-        if not counts.read:
-            raise UserError(f"{source} has no row for {target.name}; give a file with records, or a larger --test_size")
-        reason, number = counts.dropped.most_common(1)[0]
-        raise UserError(
-            f"none of the {counts.read} rows of {source} can be kept for {target.name} ({number} of them: {reason}); "
-            "mend the data, or give other options"
-        )
-
-    write_jsonl(target, at_least_one())
-
-
 class Pipeline:
     """From the source's records to the rows of one split, one at a time."""
 
@@ -285,7 +253,9 @@ class Pipeline:
         rng = random.Random(f"{args.seed} {split}") if args.shuffle and limit else None
         target = args.out / f"{split}.jsonl"
         rows = draw(self.rows(split, counts), limit, rng, counts)
-        write_some(target, self.remember(split, rows), counts, path)
+        write_some(
+            target, self.remember(split, rows), counts, path, ", or a larger --test_size" if self.test_size else ""
+        )
         details: dict[str, Any] = {"format": args.format or "hh", "source": self.source.label}
         if self.test_size:
             details["split"] = (
@@ -348,10 +318,3 @@ class Pipeline:
         if self.too_long and (reject := self.too_long(texts[0], texts[1:])):
             return reject
         return {"id": f"{split}-{line.number:06d}", **columns}
-
-
-def progress(lines: Iterable[Line | BadLine], what: str) -> Any:
-    """A progress bar on a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(lines, desc=what, unit=" rows", disable=None, leave=False)

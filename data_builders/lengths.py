@@ -60,7 +60,7 @@ class LengthFilter:
         """Tokens of a text, no special ones added."""
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def chat_template(self) -> Callable[[Messages, bool], str]:
+    def chat_template(self, remedy: str = "use --format hh, or another tokenizer") -> Callable[[Messages, bool], str]:
         """A function ``(messages, add_generation_prompt) -> text`` that renders the tokenizer's own chat template.
 
         transformers' ``apply_chat_template`` is not used because a builder loads no transformers; the sandbox and its
@@ -76,7 +76,7 @@ class LengthFilter:
 
         config, template = self._template()
         if not template:
-            raise UserError(f"--tokenizer: {self.spec} has no chat template; use --format hh, or another tokenizer")
+            raise UserError(f"--tokenizer: {self.spec} has no chat template; {remedy}")
 
         def refuse(message: str) -> None:
             raise jinja2.TemplateError(message)

@@ -1,0 +1,289 @@
+"""Stories -> prompts whose reward is the likelihood of a gold text: next chapters, or any conversation's last message.
+
+Written are ``OUT/{train,val,test}.jsonl``, each with its sidecar, with rows
+
+    {"id": str, "datasource": "messages" | "chapters" | "books", "prompt": [message, ...], "label": str}
+
+where a message is ``{"role": "system" | "user" | "assistant", "content": str}``. ``prompt`` is what the policy reads:
+it ends in a user message that asks for a plan, its last paragraph starting with ``In summary:``; it never has the gold
+text in it. ``datasource`` names the kind of source. ``label`` is a JSON object **as text** (a data set library would
+unify the fields of objects across rows), with
+
+    v         1, the version of this format
+    id        the row's id, unique within OUT
+    adapter   "generic" (rows with messages) or "ncp" (next-chapter rows and books)
+    gold      the gold text, as it is to be scored: the content of an assistant message after `messages`
+    messages  the baseline conversation, ending in a user message; scoring `gold` after it gives the baseline
+    plan      where a plan goes: {"message": int, "start": int, "end": int, "before": str, "after": str, "empty": str}
+
+With a plan (stripped, not empty) the content ``c`` of ``messages[plan["message"]]`` becomes
+
+    c[:start] + before + PLAN + after + c[end:]
+
+and with an empty plan ``c[:start] + empty + c[end:]``; ``start`` and ``end`` count characters (Python's indices).
+`data_builders.story_prompts.scoring_messages(label, plan)` does just this, ``plan=None`` being the baseline. In
+``generic`` rows, in books, and with ``--same_instruction``, ``start == end`` and ``after`` and ``empty`` are ``""``, so
+that an empty plan gives the baseline itself, and an improvement of exactly 0. In other next-chapter rows the splice
+also replaces the instruction with one that speaks of the plan, as upstream does: then an empty plan changes the prompt
+too. Later stages may add fields to a label (the baseline's nll, for one).
+
+The gold text of a book is the beginning of a chapter, without its heading; that of a next-chapter row is the whole
+chapter with its header, as upstream has it; that of a conversation is its last message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orlhf_ext.errors import UserError
+from orlhf_ext.records import Record
+
+from .common import Built, Counts, Messages, Reject, digest, draw, positive_int, share, write_some
+from .lengths import LengthFilter
+from .story_prompts import Task, scoring_messages
+from .story_sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
+
+SAME_ID = Reject("id of an earlier row", bad=True)
+SEEN = Reject("prompt also in the training rows")
+TEMPLATE = Reject("refused by the chat template")
+
+
+class Row(NamedTuple):
+    """What is kept. ``size``: tokens of the prompt and of the scored text, if they are counted."""
+
+    candidate: Candidate
+    task: Task
+    size: tuple[int, int] | None
+
+
+class Sizes:
+    """Mean and maximum of the lengths of the rows that are written."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.totals, self.most = [0, 0], [0, 0]
+
+    def add(self, *size: int) -> None:
+        """Note one row."""
+        self.rows += 1
+        self.totals = [total + one for total, one in zip(self.totals, size, strict=True)]
+        self.most = [max(pair) for pair in zip(self.most, size, strict=True)]
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """For a sidecar, in tokens."""
+        return {
+            name: {"mean": round(total / self.rows, 1), "max": most}
+            for name, total, most in zip(("prompt", "scored"), self.totals, self.most, strict=True)
+        }
+
+
+class Builder:
+    """``build_data story``."""
+
+    name = "story"
+    help = "stories (books, next-chapter rows, or conversations) into prompts with a gold text to make likely"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add this builder's own options."""
+        parser.add_argument(
+            "positional_source",
+            metavar="SOURCE",
+            nargs="?",
+            help="a folder of three or more books (.txt) with chapter headings; a folder with {train,val,test}.jsonl "
+            "or NAME_{train,val,test}.jsonl (.jsonl.gz, .json, .parquet) whose rows have messages or next_chapter; one "
+            "such file; a hub name; or sample for the bundled stories (the default)",
+        )
+        parser.add_argument("--source", help="the same as SOURCE")
+        parser.add_argument("--data_dir", help="a folder inside SOURCE, or alone: the folder of the three files")
+        parser.add_argument("--dataset_name", metavar="NAME", help="read NAME_{train,val,test}.jsonl")
+        parser.add_argument(
+            "--system",
+            "--vrcli.system",
+            dest="system",
+            choices=("keep", "drop", "merge"),
+            default="keep",
+            help="system messages: kept (the default), left out, or put before the user's first text",
+        )
+        parser.add_argument("--instruction", metavar="TEXT", help="the words that ask the policy for a plan")
+        books = parser.add_argument_group("books")
+        books.add_argument(
+            "--context_words",
+            type=positive_int,
+            metavar="N",
+            help=f"at most N words of what comes before ({CONTEXT_WORDS})",
+        )
+        books.add_argument(
+            "--gold_words",
+            type=positive_int,
+            metavar="N",
+            help=f"at most N words of the beginning of the next chapter ({GOLD_WORDS})",
+        )
+        books.add_argument(
+            "--heading", metavar="REGEX", help="what a heading line matches, instead of CHAPTER I and its like"
+        )
+        rows = parser.add_argument_group("next-chapter rows")
+        rows.add_argument(
+            "--same_instruction",
+            action="store_true",
+            help="ask for the chapter in the same words with and without a plan (upstream's words differ)",
+        )
+        rows.add_argument(
+            "--unfiltered",
+            action="store_true",
+            help="keep what upstream leaves out: very short and very long chapters, the first two of a story",
+        )
+        splits = parser.add_argument_group("splits")
+        splits.add_argument("--val_size", type=share, help="share of books, or of one file's stories, for val (0.1)")
+        splits.add_argument("--test_size", type=share, help="the same for test (0.1); each split has at least one")
+        splits.add_argument("--limit_val", type=positive_int, metavar="N", help="at most N rows in val")
+        splits.add_argument("--limit_test", type=positive_int, metavar="N", help="at most N rows in test")
+        splits.add_argument(
+            "--shuffle", action="store_true", help="draw the limited rows at random, not the first ones"
+        )
+        lengths = parser.add_argument_group("lengths in tokens")
+        lengths.add_argument(
+            "--tokenizer",
+            "--tokenizer_name",
+            metavar="PATH_OR_NAME",
+            help="a folder with a tokenizer.json and a chat template, or a hub name: note lengths in the sidecar",
+        )
+        lengths.add_argument("--max_prompt_tokens", type=positive_int, metavar="N", help="drop longer prompts")
+        lengths.add_argument(
+            "--max_tokens",
+            type=positive_int,
+            metavar="N",
+            help="drop rows whose scored text (prompt and gold text; the plan comes on top) is longer",
+        )
+
+    def run(self, args: argparse.Namespace) -> Iterator[Built]:
+        """Write the files, each reported as soon as it stands.
+
+        Raises:
+            UserError: options that exclude one another, a source that cannot be used, or no row left in a split.
+        """
+        check(args)
+        args.source = args.__dict__.pop("positional_source") or args.source  # one name in the sidecar
+        if not (args.source or args.data_dir or args.dataset_name):
+            args.source = "sample"
+        lengths = Lengths(args) if args.tokenizer else None
+        source, place = find_source(args)
+        pipeline = Pipeline(source, place, lengths, args)
+        for split in SPLITS:
+            yield pipeline.build(split)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that exclude one another or would have no effect."""
+    if args.positional_source and args.source:
+        raise UserError(f"--source {args.source} and SOURCE {args.positional_source} are both given; leave one out")
+    if "sample" in (args.positional_source, args.source) and (args.data_dir or args.dataset_name):
+        raise UserError("--data_dir and --dataset_name choose files of your own, but SOURCE is sample; leave one out")
+    if args.shuffle and not (args.limit or args.limit_val or args.limit_test):
+        raise UserError(
+            "--shuffle draws the rows of a limit at random; add --limit N (launchers shuffle by themselves)"
+        )
+    if (args.max_prompt_tokens or args.max_tokens) and not args.tokenizer:
+        raise UserError("--max_prompt_tokens and --max_tokens count tokens; add --tokenizer PATH_OR_NAME")
+
+
+class Lengths:
+    """Counts tokens of prompts and scored texts as a model's chat template renders them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.tokenizer = LengthFilter(args.tokenizer, args.max_prompt_tokens, args.max_tokens)
+        self.render: Callable[[Messages, bool], str] = self.tokenizer.chat_template(
+            "choose a chat model's, or leave out --tokenizer"
+        )
+
+    def __call__(self, task: Task) -> tuple[int, int] | Reject:
+        """Tokens of the prompt, and of the scored text with an empty place for the plan; or why it cannot be used."""
+        import jinja2
+
+        # a plan of one token: the words around it count, those of its own do not
+        gold = {"role": "assistant", "content": task.gold}
+        scored = [*scoring_messages(task.label(""), "-"), gold]
+        try:
+            counts = [
+                self.tokenizer.count(self.render(messages, prompt))
+                for messages, prompt in ((task.prompt, True), (scored, False))
+            ]
+        except jinja2.TemplateError:
+            return TEMPLATE
+        prompt_tokens, tokens = counts
+        if (most := self.tokenizer.max_prompt_tokens) and prompt_tokens > most:
+            return Reject(f"prompt longer than {most} tokens")
+        if (most := self.tokenizer.max_tokens) and tokens > most:
+            return Reject(f"longer than {most} tokens")
+        return prompt_tokens, tokens
+
+
+class Pipeline:
+    """From the source's candidates to the rows of one split, one at a time."""
+
+    def __init__(self, source: Source, place: Path, lengths: Lengths | None, args: argparse.Namespace) -> None:
+        self.source = source
+        self.place = place
+        self.lengths = lengths
+        self.args = args
+        self.prompts: set[int] = set()  # hashes of the prompts of the training rows that were kept
+        self.ids: set[int] = set()
+
+    def build(self, split: str) -> Built:
+        """Write one split's rows."""
+        args = self.args
+        counts = Counts(args.strict, args.max_count_of_reported)
+        limit = {"train": args.limit, "val": args.limit_val, "test": args.limit_test}[split]
+        rng = random.Random(f"{args.seed} {split}") if args.shuffle and limit else None
+        target = args.out / f"{split}.jsonl"
+        paths = self.source.paths(split)
+        sizes = Sizes()
+        rows = draw(self.rows(split, counts), limit, rng, counts)
+        write_some(target, self.noted(split, rows, sizes), counts, paths[0] if len(paths) == 1 else self.place)
+        details: dict[str, Any] = {"source": args.source or str(self.place), **self.source.details(split)}
+        if self.lengths:
+            details["tokens"] = sizes.as_dict()
+        licence = "Apache-2.0" if args.source == "sample" else "that of the source"
+        files = self.lengths.tokenizer.files if self.lengths else []
+        return Built(target, counts, [*paths, *files], licence, details)
+
+    def noted(self, split: str, rows: Iterable[Row], sizes: Sizes) -> Iterator[Record]:
+        """The records of rows that are written; their lengths and, of training rows, their prompts are noted."""
+        for candidate, task, size in rows:
+            if split == "train":
+                self.prompts.add(digest(repr(task.messages)))
+            if size:
+                sizes.add(*size)
+            label = json.dumps(task.label(candidate.name), ensure_ascii=False)
+            yield {"id": candidate.name, "datasource": candidate.kind, "prompt": task.prompt, "label": label}
+
+    def rows(self, split: str, counts: Counts) -> Iterator[Row]:
+        """The candidates of a split that can be kept; the others are counted."""
+        with contextlib.closing(self.source.candidates(split)) as candidates:
+            for candidate in candidates:
+                counts.read += 1
+                row = self.row(split, candidate)
+                if isinstance(row, Reject):
+                    counts.drop(candidate.where, row)
+                else:
+                    yield row
+
+    def row(self, split: str, candidate: Candidate) -> Row | Reject:
+        """A candidate with its lengths, or why it is left out."""
+        task, name = candidate.task, digest(candidate.name)
+        if isinstance(task, Reject):
+            return task
+        if split != "train" and digest(repr(task.messages)) in self.prompts:
+            return SEEN
+        if name in self.ids:
+            return SAME_ID
+        size = self.lengths(task) if self.lengths else None
+        if isinstance(size, Reject):
+            return size
+        self.ids.add(name)
+        return Row(candidate, task, size)
