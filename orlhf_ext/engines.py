@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .backends.cpu import bf16_units
 from .batches import cut_batches
 from .errors import UserError
 
@@ -129,18 +130,24 @@ def load_vllm(
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if tensor_parallel_size == 1 else "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         settings = cpu_settings(folder, sampling, requests, engines)
+    dtype = sampling.dtype
+    if current_platform.is_cpu() and dtype == "bfloat16" and not bf16_units():
+        dtype = "float32"  # the same weights; plain loops over bf16 would take several times as long
     try:
         return LLM(
             str(folder),
-            dtype=sampling.dtype,  # type: ignore[arg-type]
+            dtype=dtype,  # type: ignore[arg-type]
             max_model_len=sampling.max_len,
             tensor_parallel_size=tensor_parallel_size,
             use_tqdm_on_load=False,
             **settings,
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"vLLM cannot serve {folder} ({reason}); mend that, or give --backend hf") from error
+        raise UserError(f"vLLM cannot serve {folder} ({_brief(error)}); mend that, or give --backend hf") from error
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def sample_vllm(llm: LLM, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[str, Completions]]:
@@ -149,6 +156,9 @@ def sample_vllm(llm: LLM, prompts: Sequence[Prompt], sampling: Sampling) -> Iter
     Every completion has a seed of its own, from ``sampling.seed``, the prompt's id and its number. vLLM promises no
     equal text for other batch shapes all the same: its numerics depend on them. ``prompts`` hold at most
     ``max_len - max_new_tokens`` ids each.
+
+    Raises:
+        UserError: the engine broke down.
     """
     from vllm import SamplingParams
     from vllm.inputs import tokens_input
@@ -178,7 +188,13 @@ def sample_vllm(llm: LLM, prompts: Sequence[Prompt], sampling: Sampling) -> Iter
                 running += 1
         if not running:
             return
-        for output in engine.step():
+        try:
+            outputs = engine.step()
+        except RuntimeError as error:
+            raise UserError(
+                f"vLLM broke off ({_brief(error)}); finished records are kept, mend that and go on"
+            ) from error
+        for output in outputs:
             index, number = map(int, output.request_id.split(":"))
             unfinished[index][number] = output.outputs[0]  # type: ignore[index]
             running -= 1

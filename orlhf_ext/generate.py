@@ -184,7 +184,7 @@ def run_engines(args: argparse.Namespace, argv: Sequence[str], total: int, journ
         journal.absorb(part_paths(args.out))
     for i, (engine, log) in enumerate(engines):
         if engine.returncode > 0:
-            raise UserError(f"engine {i} failed: {_last_words(log)} (log: {log}); finished records are kept")
+            raise UserError(f"engine {i} failed: {_last_words(log)} (log: {log})")
         if engine.returncode < 0 and len(journal.done) < total:
             raise UserError(
                 f"engine {i} was killed (signal {-engine.returncode}); finished records are kept: run it again"

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
+from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
 from .errors import UserError, command
 from .journal import Journal
@@ -134,6 +134,7 @@ def load_model(folder: Path, dtype: str, attention: str) -> PreTrainedModel:
     Raises:
         UserError: the folder holds another kind of model.
     """
+    backends.install()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -66,7 +66,8 @@ if ! has_gpu; then
     fi
     # vLLM's CPU sampler is compiled at its first call, which takes seconds, needs a C++ compiler and gains nothing here.
     : "${TORCH_COMPILE_DISABLE:=1}"
-    export OMP_NUM_THREADS TORCH_COMPILE_DISABLE DS_ACCELERATOR=cpu
+    : "${OMP_WAIT_POLICY:=PASSIVE}" # threads that spin at barriers make a busy machine far slower
+    export OMP_NUM_THREADS OMP_WAIT_POLICY TORCH_COMPILE_DISABLE DS_ACCELERATOR=cpu
 fi
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 # Nothing that is local needs a hub; the stages that do are on the gpu profile, or are given a hub name by the user.

@@ -19,9 +19,9 @@ case $PROFILE in
         ;;
     cpu)
         default_model=models/smollm2-135m-instruct
-        : "${TRAIN_PROMPTS:=240}" "${TEST_PROMPTS:=64}" "${TEST_COMPLETIONS:=2}" "${NUM_CHECKPOINTS:=2}"
-        : "${MAX_LEN:=256}" "${MAX_NEW_TOKENS:=64}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=4}" "${RESUME_STEPS:=0}"
-        sft_lr=1e-5 rm_lr=1e-5 align_lr=1e-5
+        : "${TRAIN_PROMPTS:=160}" "${TEST_PROMPTS:=64}" "${TEST_COMPLETIONS:=2}" "${NUM_CHECKPOINTS:=2}"
+        : "${MAX_LEN:=128}" "${MAX_NEW_TOKENS:=40}" "${BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=4}" "${RESUME_STEPS:=0}"
+        sft_lr=3e-5 rm_lr=1e-4 align_lr=2e-5
         ;;
     gpu) # the paper's: 4 GPUs x 8 prompts x 4 accumulated, 175 steps of 128 prompts
         default_model=EleutherAI/pythia-2.8b
@@ -42,6 +42,8 @@ counts NUM_CONTRASTIVE NUM_COMPLETIONS TEST_PROMPTS TEST_COMPLETIONS NUM_CHECKPO
 if [[ $LOSS == *-rw && -z ${ALIGN_DATA:-} ]] && ((NUM_COMPLETIONS % NUM_CONTRASTIVE)); then
     die "NUM_COMPLETIONS=$NUM_COMPLETIONS is no multiple of NUM_CONTRASTIVE=$NUM_CONTRASTIVE; change one"
 fi
+[[ -z ${SFT_MODEL:-} || -z ${SFT_ARGS:-} ]] || die "SFT_ARGS has no effect with SFT_MODEL, which skips SFT; unset one"
+[[ -z ${REWARD_MODEL:-} || -z ${RM_ARGS:-} ]] || die "RM_ARGS has no effect with REWARD_MODEL; unset one"
 # Extra words for a stage: split as a shell splits words, quotes included, with nothing run or expanded.
 for name in SFT RM ALIGN; do
     declare -n words=${name,,}_args text=${name}_ARGS
@@ -92,7 +94,6 @@ stage data --source "$HH_DATA" "$MODEL" --out "$data" -- \
     python -m orlhf_ext.build_data hh "$HH_DATA" --out "$data" --format "$PROMPT_FORMAT" --kwise \
     "${limit[@]}" --limit_test "$TEST_PROMPTS" --shuffle --seed "$SEED" \
     --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_LEN"
-
 run_file data "$data"
 
 # resumable NAME: checkpoints that a killed SFT or RM stage resumes from (two are kept: one alone can be torn).

@@ -74,6 +74,8 @@ def following(command: list[str], flag: str) -> str:
         ({"TRAIN_PROMPTS": "4"}, ["4 records", "BATCH_SIZE=8", "TRAIN_PROMPTS"]),
         ({"NPROC": "3"}, ["BATCH_SIZE=8", "NPROC=3"]),
         ({"SEED": "x"}, ["SEED=x"]),
+        ({"SFT_MODEL": "my/sft", "SFT_ARGS": "--adam.lr 1"}, ["SFT_ARGS has no effect"]),
+        ({"REWARD_MODEL": "my/rm", "RM_ARGS": "--adam.lr 1"}, ["RM_ARGS has no effect"]),
         ({"MAX_NEW_TOKENS": "400"}, ["MAX_NEW_TOKENS=400", "MAX_LEN"]),
         ({"ALIGN_ARGS": "--logger.wandb.project 'half a quote"}, ["ALIGN_ARGS"]),
     ],
@@ -168,7 +170,7 @@ def test_hh_dpo_is_dpo_rw_in_a_folder_of_its_own():
 def test_the_readme_has_every_variable_and_stage():
     text = (ROOT / "recipes/README.md").read_text()
     script = (ROOT / "recipes/hh_exo.sh").read_text() + (ROOT / "recipes/common.sh").read_text()
-    for name in set(re.findall(r'"\$\{([A-Z_]+):=', script)) - {"TORCH_COMPILE_DISABLE", "TOKENIZERS_PARALLELISM"}:
+    for name in set(re.findall(r'"\$\{([A-Z_]+):=', script)) - {"TORCH_COMPILE_DISABLE", "OMP_WAIT_POLICY"}:
         assert f"`{name}`" in text, name
     for stage in dry(PROFILE="smoke"):
         assert f"`{re.sub('step[0-9]+', 'stepN', stage)}`" in text, stage
@@ -282,7 +284,7 @@ def test_chat_format_two_processes_and_own_data(tmp_path: Path):
 
 
 @pytest.mark.recipe
-def test_a_mistake_in_the_data_is_the_last_line(tmp_path: Path):
+def test_a_mistake_in_the_data_is_the_last_line(tmp_path: Path, tiny_model: Path):
     result = recipe(PROFILE="smoke", OUT=str(tmp_path / "out"), HH_DATA=str(tmp_path / "absent.jsonl"))
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
@@ -290,7 +292,8 @@ def test_a_mistake_in_the_data_is_the_last_line(tmp_path: Path):
     ]
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "p", "completions": ["a", "b"], "rewards": [1.0]}\n' * 24)
-    result = recipe(PROFILE="smoke", OUT=str(tmp_path / "out"), ALIGN_DATA=str(bad))
+    given = {"SFT_MODEL": str(tiny_model), "REWARD_MODEL": str(tiny_model), "ALIGN_DATA": str(bad)}
+    result = recipe(PROFILE="smoke", OUT=str(tmp_path / "out"), **given)
     assert result.returncode != 0 and "bad.jsonl line 1" in result.stdout and "Traceback" not in result.stdout
     assert "stage align failed" in result.stderr
 

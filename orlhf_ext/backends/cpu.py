@@ -41,8 +41,15 @@ def _torch(torch: Any) -> None:
     for name in ("set_device", "synchronize", "current_stream", "empty_cache"):
         setattr(torch.cuda, name, lambda *args, **kwargs: None)
     keep_freed_memory()
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not bf16_units():
         multiply_bf16_in_float32(torch)
+
+
+def bf16_units() -> bool:
+    """Whether this CPU's vector units know bf16 (AVX-512 or newer); imports torch."""
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _device_mesh(module: Any) -> None:

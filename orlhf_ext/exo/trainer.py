@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -88,32 +87,43 @@ class KwiseTrainer(DPOTrainer):
         """
         if model is self.ref_model and rows.reference is not None:
             return rows.reference.to(ids.device), rewards, 0, 0.0
-        per_token, output = self._token_logps(model, ids, mask, min(rows.prompt_lengths) - 1)
-        sums, means = self._get_batch_logps(per_token, mask, rows.prompt_lengths)
+        sums, output = self._row_logps(model, ids, mask, rows.prompt_lengths)
+        tokens = mask.sum(-1) - mask.new_tensor(rows.prompt_lengths)
         groups = rewards.view(-1, self.exo.num_contrastive)
         best = groups.argmax(-1, keepdim=True)
         if model is self.model:
-            self.tally.add("response_tokens", mask.sum(-1) - mask.new_tensor(rows.prompt_lengths))
+            self.tally.add("response_tokens", tokens)
         aux_loss = output.aux_loss if "aux_loss" in output else []
-        return sums, rewards, aux_loss, -means.view_as(groups).gather(-1, best).mean()
+        return sums, rewards, aux_loss, -(sums / tokens).view_as(groups).gather(-1, best).mean()
 
-    def _token_logps(self, model: Any, ids: torch.Tensor, mask: torch.Tensor, skip: int) -> tuple[torch.Tensor, Any]:
-        """Log-probability of every token but the first, ``(rows, length - 1)``; zeros for the first ``skip``.
+    def _row_logps(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, prompt_lengths: list[int]
+    ) -> tuple[torch.Tensor, Any]:
+        """Summed log-probability of each row's response ``(rows,)``, and the model's output.
 
-        The first ``skip`` tokens are prompt in every row: where the model allows it, no logits are computed there,
-        which saves a good part of the largest tensors of the whole step.
+        Only the positions that predict a response token reach the output layer: a hook hands it those hidden states
+        alone, which saves most of the largest tensors of the step, and leaves what a model does to its logits to it.
         """
-        if skip <= 0 or self.packing_samples or not _trims_logits(self.strategy._unwrap_model(model)):
-            return model(
+        head = None if self.packing_samples else _output_layer(self.strategy._unwrap_model(model))
+        if head is None:
+            per_token, output = model(
                 ids,
                 attention_mask=mask,
                 return_output=True,
                 return_logprobs=True,
                 ring_attn_group=self.strategy.ring_attn_group,
             )
-        output = model(ids, attention_mask=mask, return_output=True, logits_to_keep=ids.shape[1] - skip)
-        following = ids.roll(-1, dims=1)[:, skip:]  # the last column is dropped below
-        return F.pad(log_probs_from_logits(output["logits"], following)[:, :-1], (skip, 0)), output
+            return self._get_batch_logps(per_token, mask, prompt_lengths)[0], output
+        place = torch.arange(ids.shape[1], device=ids.device)
+        targets = (place >= mask.new_tensor(prompt_lengths)[:, None]) & mask.bool()
+        predicts = targets.roll(-1, dims=1)  # nothing wraps: the first column is prompt in every row
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][predicts][None], *inputs[1:]))
+        try:
+            output = model(ids, attention_mask=mask, return_output=True)
+        finally:
+            hook.remove()
+        logps = log_probs_from_logits(output["logits"], ids[targets][None])[0]
+        return logps.new_zeros(len(ids)).index_add(0, targets.nonzero()[:, 0], logps), output
 
     def _kwise_loss(
         self, policy: torch.Tensor, rewards: torch.Tensor, reference: torch.Tensor, _: torch.Tensor
@@ -177,7 +187,7 @@ class KwiseTrainer(DPOTrainer):
                 )
 
 
-def _trims_logits(model: Any) -> bool:
-    """Whether the model can be asked for the logits of its last positions only."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+def _output_layer(model: Any) -> torch.nn.Module | None:
+    """The layer that makes logits of hidden states; None where a model does not tell."""
+    found = getattr(model, "get_output_embeddings", lambda: None)()
+    return found if isinstance(found, torch.nn.Module) else None
