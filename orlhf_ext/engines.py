@@ -116,7 +116,6 @@ def load_vllm(
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from vllm import LLM
         from vllm.platforms import current_platform

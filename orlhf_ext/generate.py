@@ -25,7 +25,7 @@ from .engines import Completions, Prompt, Sampling, load_vllm, sample_hf, sample
 from .errors import UserError, command
 from .journal import Journal, journal_path, part_paths, read_done
 from .logprobs import load_model
-from .model_folder import check_context, find_model, identity, load_tokenizer
+from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer
 from .records import Record, sha256_file
 from .samples import Sample, encode, prompt_text, read_prompts
 
@@ -87,6 +87,7 @@ def encode_prompts(samples: Sequence[Sample], folder: Path, room: int, chat: boo
     for sample, ids in zip(samples, encoded, strict=True):
         if not ids:
             raise UserError(f"{sample.name} has a prompt without any token; remove the record")
+    check_ids(folder, encoded)
     return [Prompt(sample.id, ids[-room:], len(ids) > room) for sample, ids in zip(samples, encoded, strict=True)]
 
 
@@ -261,6 +262,7 @@ def _end_with_parent(stream: IO[str]) -> None:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Sample for every record, in this process or in several."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
     samples = read_prompts(args.data, args.limit)
@@ -291,10 +293,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         meta = {"command": "generate", "version": __version__, "model": model, "data": source}
         records = (output_record(sample, journal.done[sample.id]) for sample in samples)
         journal.finish(args.out, records, {**meta, "arguments": settings, "counts": counts})
+    cut = f"; {counts['prompts_cut']} prompts were cut on the left" if counts["prompts_cut"] else ""
     print(
         f"{args.out}: {counts['completions']} completions of {len(samples)} prompts, "
-        f"{counts['tokens'] / counts['completions']:.1f} tokens each, {counts['stop']} ended by themselves; "
-        f"{counts['prompts_cut']} prompts were cut to their last {args.max_len - args.max_new_tokens} tokens",
+        f"{counts['tokens'] / counts['completions']:.1f} tokens each, {counts['stop']} ended by themselves{cut}",
         flush=True,
     )
 

@@ -18,7 +18,7 @@ from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
 from .errors import UserError, command
 from .journal import Journal
-from .model_folder import check_context, find_model, identity, load_tokenizer, read_config
+from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
 from .records import sha256_file
 from .samples import Sample, encode, prompt_text, read_samples, whole_text
 
@@ -222,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = {"path": str(data), "sha256": sha256_file(data)}
         with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
             rows = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary)
+            check_ids(folder, (row.ids for row in rows))
             values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability")
             counts = {"records": len(samples[data]), "completions": len(rows)}
             counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)

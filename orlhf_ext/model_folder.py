@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,21 @@ def check_context(folder: Path, max_len: int, flag: str = "--max_len") -> None:
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(context := config.get(key), int) and max_len > context:
             raise UserError(f"{flag} {max_len} is more than the {context} positions of {folder}; lower it")
+
+
+def check_ids(folder: Path, ids: Iterable[Iterable[int]], flag: str = "--model") -> None:
+    """No token id beyond the model's vocabulary.
+
+    Raises:
+        UserError: the tokenizer is another model's.
+    """
+    size = read_config(folder).get("vocab_size")
+    highest = max((max(row, default=0) for row in ids), default=0)
+    if isinstance(size, int) and highest >= size:
+        raise UserError(
+            f"{flag} {folder} has a tokenizer that gives id {highest}, beyond the model's vocabulary of {size}; "
+            "copy the tokenizer of the model it was trained from"
+        )
 
 
 def identity(folder: Path) -> str:

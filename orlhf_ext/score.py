@@ -18,7 +18,7 @@ from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
 from .errors import UserError, command
 from .journal import Journal
-from .model_folder import check_context, find_model, identity, load_tokenizer, read_config, safetensors_keys
+from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config, safetensors_keys
 from .records import sha256_file
 from .samples import Sample, encode, read_samples, whole_text
 
@@ -144,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = {"path": str(data), "sha256": sha256_file(data)}
         with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
             encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template)
+            check_ids(folder, (row.ids for row in encoded.rows))
             if encoded.truncated:
                 print(
                     f"{data}: {encoded.truncated} of {len(encoded.rows)} completions are cut at {args.max_len} tokens"

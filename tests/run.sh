@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up what the tests need, then lint, types and tests.
 #
-#   bash tests/run.sh            linters, types, the fast tests (they stop here with --fast), recipes at smoke size
+#   bash tests/run.sh            linters, types, the fast tests (--fast stops here), launchers, recipes at smoke size
 #   bash tests/run.sh --slow     the tests that take minutes, too
 #   bash tests/run.sh [...] -- WORDS    WORDS go to pytest, for example: -- -k stages -x
 set -euo pipefail
@@ -35,10 +35,10 @@ run() {
     ((status == 0 || status == 5)) || exit "$status"
 }
 case $level in
-    fast) run "not slow and not recipe" "$@" ;;
+    fast) run "not slow and not recipe and not launcher" "$@" ;;
     *)
-        run "not slow and not recipe" "$@"
-        run "recipe and not slow" "$@"
+        run "not slow and not recipe and not launcher" "$@"
+        run "(launcher or recipe) and not slow" "$@"
         [[ $level == normal ]] || run slow "$@"
         ;;
 esac

@@ -259,6 +259,17 @@ def test_more_tokens_than_positions(reward_model: Path) -> None:
         check_context(reward_model, 513)
 
 
+def test_another_models_tokenizer(
+    reward_model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = copy(reward_model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    with pytest.raises(SystemExit):
+        run(other, pairs, tmp_path / "out.jsonl")
+    assert "beyond the model's vocabulary of 100" in capsys.readouterr().err
+
+
 def test_an_identity_follows_weights_and_tokenizer(reward_model: Path, tmp_path: Path) -> None:
     one = copy(reward_model, tmp_path / "one")
     assert identity(one) == identity(reward_model)

@@ -123,7 +123,8 @@ class KwiseTrainer(DPOTrainer):
         finally:
             hook.remove()
         logps = log_probs_from_logits(output["logits"], ids[targets][None])[0]
-        return logps.new_zeros(len(ids)).index_add(0, targets.nonzero()[:, 0], logps), output
+        # Summed from a table: index_add would add in another order at every call on a GPU.
+        return logps.new_zeros(ids.shape).masked_scatter(targets, logps).sum(-1), output
 
     def _kwise_loss(
         self, policy: torch.Tensor, rewards: torch.Tensor, reference: torch.Tensor, _: torch.Tensor

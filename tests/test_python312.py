@@ -1,0 +1,52 @@
+"""On Python 3.12: imports, builders and what is pure Python. The frameworks have locked wheels for 3.11 only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACES = ("/usr/bin", "/usr/local/bin", *sorted(map(str, Path.home().glob(".pyenv/versions/3.12*/bin"))))
+BARE = ("filelock", "ijson", "numpy", "rich", "scipy", "tqdm")  # what pyproject.toml asks for
+TESTS = ("test_records", "test_dialogues", "test_build_hh", "test_build_story", "test_evaluate", "test_inject")
+CODE = """
+import importlib, pkgutil, orlhf_ext, data_builders
+names = [m.name for p in (orlhf_ext, data_builders) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
+heavy = ("orlhf_ext.exo.losses", "orlhf_ext.exo.dataset", "orlhf_ext.exo.trainer", "orlhf_ext.exo.reference_cache")
+for name in names:
+    if name not in heavy and not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names))
+"""
+
+
+@pytest.mark.slow
+def test_imports_builders_and_pure_functions(tmp_path: Path) -> None:
+    python = next((Path(place) / "python3.12" for place in PLACES if (Path(place) / "python3.12").exists()), None)
+    if python is None:
+        pytest.skip("there is no Python 3.12 on this machine")
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        return done.stdout
+
+    run(str(python), "-m", "venv", str(tmp_path / "env"))
+    new = str(tmp_path / "env" / "bin" / "python")
+    run(new, "-m", "pip", "install", "-q", "-q", "-c", "requirements-cpu.txt", *BARE, "setuptools>=77")
+    run(new, "-m", "pip", "install", "-q", "-q", "--no-deps", "--no-build-isolation", str(ROOT))
+    assert int(run(new, "-c", CODE)) > 20
+    run(new, "-m", "orlhf_ext", "--help")
+    run(new, "-m", "orlhf_ext.build_data", "hh", "--out", str(tmp_path / "hh"), "--kwise")
+    run(new, "-m", "orlhf_ext.build_data", "story", "--out", str(tmp_path / "story"))
+    ours = sys.executable
+    run(ours, "-m", "orlhf_ext.build_data", "hh", "--out", str(tmp_path / "ours"), "--kwise")
+    for name in ("train.jsonl", "test.jsonl", "train_kwise.jsonl"):
+        assert (tmp_path / "hh" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    more = ("pytest", "hypothesis", "pyarrow", "tokenizers", "jinja2", "huggingface_hub")
+    run(new, "-m", "pip", "install", "-q", "-q", "-c", "requirements-cpu.txt", *more)
+    files = [f"tests/{name}.py" for name in TESTS]
+    run(new, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", "not torch and not bf16 and not cpu_device", *files)
