@@ -111,7 +111,8 @@ def test_vllm_goes_on_where_it_was_cut_short(
             wanted = tokenizer(record["prompt"], add_special_tokens=False)["input_ids"]
             assert record["prompt_tokens"] == min(len(wanted), MAX_LEN - MAX_NEW)
             for text, ids in zip(record["completions"], record["token_ids"], strict=True):
-                assert text == tokenizer.decode(ids, skip_special_tokens=True)
+                decoded = tokenizer.decode(ids, skip_special_tokens=True)
+                assert text.rstrip("\ufffd") == decoded.rstrip("\ufffd")  # vLLM drops half a character at the end
     assert not part.exists()
     meta = json.loads((tmp_path / "samples.meta.json").read_text())
     assert meta["counts"]["completions"] == 24 and meta["arguments"]["temperature"] == 1.0
