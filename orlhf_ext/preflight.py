@@ -76,8 +76,6 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     required = {"train_ppo_ray": "actor.model_name_or_path"}.get(launcher, "model.model_name_or_path")
     if launcher.startswith("train_") and not _get(args, required):
         raise UserError(f"{launcher} needs --{required}")
-    if launcher == "train_dpo" and not _get(args, "ref.model_name_or_path"):
-        raise UserError("train_dpo needs --ref.model_name_or_path (usually the model that training starts from)")
     if _get(args, "ds.packing_samples") and not backends.flash_attn_present():
         raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
     if launcher not in ("train_sft", "train_rm", "train_dpo"):
@@ -89,7 +87,13 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
         for source in str(evaluation).split(","):
             count_rows("--eval.dataset", source)
     rows = sum(count or 0 for count in counts)
-    batch = args.train.batch_size
+    batch, micro, processes = args.train.batch_size, args.train.micro_batch_size, int(os.environ.get("WORLD_SIZE", "1"))
+    shards = processes // (args.ds.ring_attn_size * args.ds.tensor_parallel_size) or 1
+    if batch % (micro * shards):
+        raise UserError(
+            f"--train.batch_size {batch} is no multiple of --train.micro_batch_size {micro} times "
+            f"{shards} data-parallel process(es); change one"
+        )
     if launcher != "train_sft" and None not in counts and min(rows, args.data.max_samples) < batch:
         raise UserError(
             f"--data.dataset {dataset} holds {rows} records, fewer than --train.batch_size {batch}; lower the latter"

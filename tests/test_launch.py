@@ -100,6 +100,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
         ({"--data.dataset": "bad.jsonl"}, "bad.jsonl line 2 is not JSON"),
         ({"--data.dataset": "empty.jsonl"}, "empty.jsonl holds no record"),
         ({"--train.batch_size": "64"}, "holds 2 records, fewer than --train.batch_size 64"),
+        ({"--train.micro_batch_size": "3"}, "--train.batch_size 2 is no multiple of --train.micro_batch_size 3"),
         ({"--ds.packing_samples": None}, "needs flash-attn"),
     ],
 )
@@ -127,6 +128,9 @@ def test_preflight(change: dict[str, str | None], said: str, tmp_path: Path, tin
         "data.max_samples": 1000,
         "eval.dataset": None,
         "train.batch_size": 2,
+        "train.micro_batch_size": 1,
+        "ds.ring_attn_size": 1,
+        "ds.tensor_parallel_size": 1,
         "ds.packing_samples": False,
     }
     for flag, value in change.items():
