@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     from orlhf_ext.small_models import make_smollm2
 
-    model = make_smollm2(ROOT / "models" / "smollm2")
+    model = make_smollm2(ROOT / "models" / "smollm2-135m-instruct")
     sides: dict[str, list[float]] = {"torch": [], "kernels": [], "kernels+allocator": []}
     for _ in range(args.repeats):
         for side, times in sides.items():

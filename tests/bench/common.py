@@ -135,3 +135,31 @@ def tiny_pairs(path: Path, rows: int) -> Path:
             prompt = f"\n\nHuman: what are {i} and {i + 1}?\n\nAssistant:"
             stream.write(json.dumps({"prompt": prompt, "chosen": f" They are {2 * i + 1}.", "rejected": " no"}) + "\n")
     return path
+
+
+def small_llama(folder: Path) -> Path:
+    """A random bf16 Llama of 17 million weights with SmolLM2's tokenizer: steps of about a second on two cores."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from orlhf_ext.small_models import make_smollm2
+
+    tokenizer = AutoTokenizer.from_pretrained(make_smollm2(ROOT / "models" / "smollm2-135m-instruct"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    out = folder / "llama-17m"
+    LlamaForCausalLM(config).bfloat16().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out

@@ -1,4 +1,4 @@
-"""EXO on pairs, here and in TRL: ``python tests/bench/exo_vs_trl.py [--model DIR] [--rows 24] [--pairs 3]``.
+"""EXO on pairs, here and in TRL: ``python tests/bench/exo_vs_trl.py [--model DIR] [--rows 48] [--pairs 3]``.
 
 ``exo-pref``, K = 2, against TRL's ``DPOTrainer(loss_type="exo_pair")``: same model, token ids, batches in the same
 order, epsilon, betas, learning rate. Once with the reference model in the loop on both sides, once with its log-probs
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, Run, interleave, ratio, run, scalar_events, spread
+from common import ROOT, Run, interleave, ratio, run, scalar_events, small_llama, spread
 
 MICRO = 4
 SEED = 42
@@ -44,16 +44,13 @@ def prepare(model: Path, path: Path, rows: int) -> tuple[int, list[list[list[int
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: SmolLM2-135M-Instruct")
-    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder (default: a random Llama, 17M)")
+    parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
-    if args.model is None:
-        from orlhf_ext.small_models import make_smollm2
-
-        args.model = make_smollm2(ROOT / "models" / "smollm2")
     threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.TemporaryDirectory() as temporary:
+        args.model = args.model or small_llama(Path(temporary))
         data = Path(temporary) / "pairs.jsonl"
         tokens, ids = prepare(args.model.resolve(), data, args.rows)
         print(f"{args.rows} pairs, {tokens} tokens, micro batch {MICRO}, {args.model.name}")

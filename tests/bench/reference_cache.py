@@ -1,6 +1,6 @@
 """What ``--exo.cache_reference`` saves.
 
-``python tests/bench/reference_cache.py [--model DIR] [--rows 24] [--pairs 3]``
+``python tests/bench/reference_cache.py [--model DIR] [--rows 48] [--pairs 3]``
 
 The cached side finds its cache filled, as every run after the first does; the first run's extra seconds are told apart.
 """
@@ -13,24 +13,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, Run, interleave, ratio, run, spread
+from common import Run, interleave, ratio, run, small_llama, spread
 from exo_vs_trl import MICRO, prepare
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: SmolLM2-135M-Instruct")
-    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder (default: a random Llama, 17M)")
+    parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
-    if args.model is None:
-        from orlhf_ext.small_models import make_smollm2
-
-        args.model = make_smollm2(ROOT / "models" / "smollm2")
-    model = args.model.resolve()
     threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.TemporaryDirectory() as temporary:
+        args.model = args.model or small_llama(Path(temporary))
+        model = args.model.resolve()
         data = Path(temporary) / "pairs.jsonl"
         prepare(model, data, args.rows)
 
