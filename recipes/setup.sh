@@ -68,7 +68,7 @@ _setup_join() {
 _setup_venv() {
     local lock=$1 venv=$_setup_root/.venv start=$SECONDS python log want
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q -q)
-    want="$(cat "$lock" "${BASH_SOURCE[0]}" | sha256sum | cut -d' ' -f1)"
+    want=$(sha256sum <"$lock")
     exec {_setup_fd}>>"$_setup_root/recipes/setup.sh" # a lock on a file that always exists; nothing is written
     flock "$_setup_fd"
     if [[ ! -e $venv/.orlhf-ext && -n $(ls -A "$venv" 2>/dev/null) ]]; then
