@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .backends import gpu_present
 from .backends.cpu import bf16_units
 from .batches import cut_batches
 from .errors import UserError
@@ -116,6 +117,9 @@ def load_vllm(
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not gpu_present():
+        # vLLM's CPU sampler would be compiled at its first call: seconds, a C++ compiler, and nothing gained.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     try:
         from vllm import LLM
         from vllm.platforms import current_platform

@@ -35,6 +35,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("ORLHF_EXT_TRACEBACK") == "1":
                 raise
             fail(str(error))
+        except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
