@@ -17,15 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest.importorskip("openrlhf")
 pytestmark = pytest.mark.launcher
 
-BACKEND_ALONE = """
-import os, runpy, sys
-from orlhf_ext import backends
-from orlhf_ext.launch import _single_process
-backends.install()
-_single_process()
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
 NULL_EXTENSION = """
 from orlhf_ext.extensions import Extension
 
@@ -129,11 +120,10 @@ def scalars(out: Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize("launcher", ["train_dpo", "train_rm", "train_sft"])
 def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_model: Path, pairs: Path) -> None:
     """Losses and weights equal, bit for bit, those of the backend alone; so do those of a null extension."""
-    (tmp_path / "alone.py").write_text(BACKEND_ALONE)
     (tmp_path / "null_ext.py").write_text(NULL_EXTENSION)
     (tmp_path / "null_classes.py").write_text(NULL_CLASSES)
     runs: dict[str, Callable[[Path], list[str]]] = {
-        "alone": lambda out: ["alone.py", f"openrlhf.cli.{launcher}"],
+        "alone": lambda out: [str(ROOT / "tests/bench/backend_alone.py"), f"openrlhf.cli.{launcher}"],
         "launched": lambda out: ["-m", "orlhf_ext.launch", launcher],
     }
     if launcher == "train_dpo":
