@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .backends import gpu_present
-from .backends.cpu import bf16_units
+from .backends.kernels import bf16_units, draw_exponentials_from_uniforms
 from .batches import cut_batches
 from .errors import UserError
 
@@ -121,6 +121,7 @@ def load_vllm(
         # vLLM's CPU sampler would be compiled at its first call: seconds, a C++ compiler, and nothing gained.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     try:
+        import torch
         from vllm import LLM
         from vllm.platforms import current_platform
     except ImportError as error:
@@ -133,6 +134,7 @@ def load_vllm(
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if tensor_parallel_size == 1 else "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         settings = cpu_settings(folder, sampling, requests, engines)
+        draw_exponentials_from_uniforms(torch)
     dtype = sampling.dtype
     if current_platform.is_cpu() and dtype == "bfloat16" and not bf16_units():
         dtype = "float32"  # the same weights; plain loops over bf16 would take several times as long

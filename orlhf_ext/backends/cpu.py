@@ -5,7 +5,6 @@ Nothing here happens where ``torch.cuda.is_available()``: every patch asks that 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ..inject import on_import
+from . import kernels
 
 
 class CpuDevice(str):
@@ -40,16 +40,9 @@ def _torch(torch: Any) -> None:
     torch.cuda.current_device = lambda: CpuDevice("cpu")
     for name in ("set_device", "synchronize", "current_stream", "empty_cache"):
         setattr(torch.cuda, name, lambda *args, **kwargs: None)
-    keep_freed_memory()
-    if not bf16_units():
-        multiply_bf16_in_float32(torch)
-
-
-def bf16_units() -> bool:
-    """Whether this CPU's vector units know bf16 (AVX-512 or newer); imports torch."""
-    import torch
-
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    kernels.keep_freed_memory()
+    if not kernels.bf16_units():
+        kernels.multiply_bf16_in_float32(torch)
 
 
 def _device_mesh(module: Any) -> None:
@@ -74,51 +67,10 @@ def _train_config(module: Any) -> None:
         config = original(*args, **kwargs)
         optimizer = config.get("optimizer") or {}
         if "adam" in optimizer.get("type", "").lower():
-            optimizer.setdefault("params", {})["torch_adam"] = True
+            optimizer.setdefault("params", {}).update(torch_adam=True, fused=True)
         return config
 
     module.get_train_ds_config = get_train_ds_config
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of giving it back to the kernel after every large tensor.
-
-    A training step on a CPU allocates and frees the same hundreds of megabytes again and again; mapping and clearing
-    them anew costs a third of the step. ``tests/bench`` measures it. Other C libraries are left alone.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # M_* of malloc.h
-    for parameter, value in ((mmap_threshold, 2**31 - 1), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
-        libc.mallopt(parameter, value)
-
-
-_library: Any = None  # torch forgets the kernels when their library is collected
-
-
-def multiply_bf16_in_float32(torch: Any) -> None:
-    """Multiply bf16 matrices through float32 kernels, on a CPU whose vector units know no bf16 (AVX2 and older).
-
-    There, torch multiplies bf16 with plain loops: a training step of a 135M model takes minutes instead of seconds
-    (``tests/bench`` measures it). Operands are widened, multiplied in float32, and the product is rounded once to bf16,
-    as CPUs and GPUs with bf16 units do; weights, activations and files stay bf16.
-    """
-    global _library
-    import warnings
-
-    _library = torch.library.Library("aten", "IMPL")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that a kernel is overridden, which is what we are here for
-        for name in ("mm", "addmm", "bmm", "baddbmm"):
-            original = torch.library.get_kernel(f"aten::{name}", "CPU")
-
-            def kernel(keys: Any, *operands: Any, _original: Any = original, **options: Any) -> Any:
-                if operands[0].dtype is not torch.bfloat16:
-                    return _original.call_boxed(keys, *operands, **options)
-                return _original.call_boxed(keys, *(operand.float() for operand in operands), **options).bfloat16()
-
-            _library.impl(name, kernel, "CPU", with_keyset=True, allow_override=True)
 
 
 def install() -> None:

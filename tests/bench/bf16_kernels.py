@@ -1,7 +1,8 @@
 """What the CPU backend gains: ``python tests/bench/bf16_kernels.py [--repeats 3]``.
 
 One forward and backward pass of SmolLM2-135M-Instruct in bf16 over 4 x 64 tokens: torch as it is, with the float32
-kernels for bf16 products, and with those and the allocator settings. On a CPU with bf16 units the kernels are not used.
+kernels for bf16 products and attention, and with those and the allocator settings. A CPU with bf16
+units does not use the kernels.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from common import ROOT
 PASS = """
 import sys, time
 import torch
-from orlhf_ext.backends import cpu
-if "kernels" in sys.argv[1]: cpu.multiply_bf16_in_float32(torch)
-if "allocator" in sys.argv[1]: cpu.keep_freed_memory()
+from orlhf_ext.backends import kernels
+if "kernels" in sys.argv[1]: kernels.multiply_bf16_in_float32(torch)
+if "allocator" in sys.argv[1]: kernels.keep_freed_memory()
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.bfloat16, attn_implementation="sdpa")
 ids = torch.randint(0, 49000, (4, 64), generator=torch.Generator().manual_seed(0))
