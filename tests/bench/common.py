@@ -1,7 +1,7 @@
 """What the benchmarks share: run a command, read its step times, and tell a ratio with its spread.
 
-Every comparison interleaves its two sides (A B A B ...), takes one ratio per pair, and prints the median with a 95 %
-interval: the speed of a shared machine drifts, a ratio of neighbours does not.
+Every comparison interleaves its two sides (A B A B ..., or both at once on a core each), takes one ratio per pair, and
+prints the median with a 95 % interval: the speed of a shared machine drifts, a ratio of neighbours does not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -37,8 +38,11 @@ class Run:
         return statistics.median(self.steps[2:])
 
 
-def run(argv: Sequence[str | os.PathLike], out: Path, **env: str) -> Run:
-    """Run one process; its steps are read from the TensorBoard events under ``out``/tb when there are any."""
+def run(argv: Sequence[str | os.PathLike], out: Path, core: int | None = None, **env: str) -> Run:
+    """Run one process; its steps are read from the TensorBoard events under ``out``/tb when there are any.
+
+    ``core`` keeps it, and all that it starts, on one core.
+    """
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with open(out / "log", "w") as log:
@@ -49,6 +53,8 @@ def run(argv: Sequence[str | os.PathLike], out: Path, **env: str) -> Run:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})
         _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     if status:
@@ -88,6 +94,29 @@ def interleave(a: Callable[[Path], Run], b: Callable[[Path], Run], pairs: int) -
             done = {name: side(Path(folder) / f"{number}{name}") for side, name in order}
             if number:
                 results.append((done["a"], done["b"]))
+            print(f"  pair {number}/{pairs}" + ("" if number else " (warm-up)"), file=sys.stderr, flush=True)
+    return results
+
+
+def side_by_side(a: Callable[[Path, int], Run], b: Callable[[Path, int], Run], pairs: int) -> list[tuple[Run, Run]]:
+    """Run the two sides at the same time, each on a core of its own, and change cores from pair to pair.
+
+    For two sides of one thread that differ by a few percent: whatever slows the machine slows both.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        sys.exit("this benchmark needs two cores")
+    results = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        for number in range(pairs + 1):
+            first, second = cores if number % 2 else cores[::-1]
+            runs = [
+                pool.submit(side, Path(folder) / f"{number}{name}", core)
+                for side, name, core in ((a, "a", first), (b, "b", second))
+            ]
+            done = runs[0].result(), runs[1].result()
+            if number:
+                results.append(done)
             print(f"  pair {number}/{pairs}" + ("" if number else " (warm-up)"), file=sys.stderr, flush=True)
     return results
 

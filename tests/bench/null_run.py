@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import Run, interleave, ratio, run, spread, tiny_model, tiny_pairs
+from common import Run, ratio, run, side_by_side, spread, tiny_model, tiny_pairs
 
 STEPS = 64
 
@@ -34,15 +34,15 @@ def main() -> None:
 
         here = Path(__file__).parent
 
-        def injected(out: Path) -> Run:
+        def injected(out: Path, core: int) -> Run:
             words = ["-m", "orlhf_ext.launch", "train_dpo", "--ext.use", "null_extension:Null"]
-            return run([sys.executable, *words, *flags(out)], out)
+            return run([sys.executable, *words, *flags(out)], out, core)
 
-        def alone(out: Path) -> Run:
+        def alone(out: Path, core: int) -> Run:
             words = [here / "backend_alone.py", "openrlhf.cli.train_dpo"]
-            return run([sys.executable, *words, *flags(out)], out)
+            return run([sys.executable, *words, *flags(out)], out, core)
 
-        pairs = interleave(injected, alone, args.pairs)
+        pairs = side_by_side(injected, alone, args.pairs)
     spread("step, injected", [a.step for a, _ in pairs], "s")
     spread("step, backend alone", [b.step for _, b in pairs], "s")
     ratio("step time, injected / alone", [a.step / b.step for a, b in pairs])
