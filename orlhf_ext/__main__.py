@@ -9,6 +9,7 @@ from .errors import UserError, command, suggest
 
 COMMANDS = {
     "launch": "run an OpenRLHF launcher with extensions",
+    "check": "try a reward on sample rollouts, without Ray or a GPU",
     "doctor": "what stands at every seam, and what this machine lacks",
     "build_data": "raw data sets into the files that recipes read",
     "generate": "sample completions with vLLM",

@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policies = {name: read_scored(path, *keys) for name, _, path in (spec.partition("=") for spec in args.policy)}
     chosen = read_scored(args.chosen, *keys) if args.chosen else None
     metrics = compare(sft, policies, chosen, args.seed)
-    write_json(args.out, {**_read_run(args.run), "metrics": metrics})
+    write_json(args.out, {**read_run(args.run), "metrics": metrics})
     for suffix, text in ((".md", markdown(metrics)), (".csv", comma_separated(metrics))):
         with atomic_write(Path(args.out).with_suffix(suffix)) as stream:
             stream.write(text)
@@ -300,7 +300,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(metrics)
 
 
-def _read_run(path: str | None) -> dict[str, Any]:
+def read_run(path: str | None) -> dict[str, Any]:
+    """The keys of a JSON object in a file; none without a file.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
     if path is None:
         return {}
     try:

@@ -17,6 +17,16 @@ EXTENSIONS = "orlhf_ext.extensions"
 REWARDS = "orlhf_ext.rewards"
 BUILDERS = "orlhf_ext.builders"
 
+#: ready-made, found without an installed entry point
+_READY_MADE = {
+    REWARDS: {
+        "format": "orlhf_ext.rewards.format:Format",
+        "http": "orlhf_ext.rewards.http:HTTP",
+        "length": "orlhf_ext.rewards.length:Length",
+        "model": "orlhf_ext.rewards.model:Model",
+    }
+}
+
 
 class Extension:
     """A named set of replacements for seams of OpenRLHF, with flags of its own.
@@ -45,12 +55,12 @@ class Extension:
 
 
 def names(group: str) -> dict[str, str]:
-    """Name -> ``"module:attribute"`` of everything that is installed under an entry-point group."""
-    found: dict[str, str] = {}
+    """Name -> ``"module:attribute"`` of what is ready-made or installed under an entry-point group."""
+    found = dict(_READY_MADE.get(group, {}))
     for point in metadata.entry_points(group=group):
         if found.setdefault(point.name, point.value) != point.value:
             raise UserError(
-                f"two installed packages register {point.name!r} in {group}: {found[point.name]} and {point.value}; "
+                f"two packages register {point.name!r} in {group}: {found[point.name]} and {point.value}; "
                 "uninstall one, or name the one you mean as module:attribute"
             )
     return found

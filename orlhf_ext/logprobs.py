@@ -24,7 +24,7 @@ from .samples import Sample, encode, prompt_text, read_samples, whole_text
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS_AT_ONCE = 1024  # positions whose float32 logits are in memory together
 
@@ -88,9 +88,6 @@ def response_logprobs(
 ) -> Tensor:
     """Sum over the response's tokens t of ``log softmax(z[t-1] / temperature)[y[t]]``, in float32.
 
-    Only the positions that predict a response token reach the output layer: a hook hands it those hidden states alone,
-    so that whatever a model does to its logits afterwards (scaling, soft caps) stays its own.
-
     Args:
         model: a causal language model.
         ids: ``(rows, length)``, padded on the right.
@@ -103,29 +100,58 @@ def response_logprobs(
     """
     import torch
 
+    values, rows = token_logprobs(model, ids, mask, prompt_lengths, temperature)
+    return torch.zeros(len(ids), dtype=torch.float32, device=ids.device).index_add_(0, rows, values)
+
+
+def token_logprobs(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    prompt_lengths: Tensor,
+    temperature: float = 1.0,
+    prefix: Cache | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``log softmax(z[t-1] / temperature)[y[t]]`` of every token t of the responses, in float32.
+
+    Only the positions that predict a response token reach the output layer: a hook hands it those hidden states alone,
+    so that whatever a model does to its logits afterwards (scaling, soft caps) stays its own.
+
+    Args:
+        model, ids, mask, prompt_lengths, temperature: as in `response_logprobs`.
+        prefix: keys and values of tokens that every row begins with; no other argument counts these tokens.
+
+    Returns:
+        ``(tokens,)`` in nats, row by row, and ``(tokens,)``, the row of each.
+    """
+    import torch
+
     place = torch.arange(ids.shape[1], device=ids.device)
     targets = (place >= prompt_lengths[:, None]) & mask.bool()
     predicts = torch.zeros_like(targets)
     predicts[:, :-1] = targets[:, 1:]
-    total = torch.zeros(len(ids), dtype=torch.float32, device=ids.device)
-    if not predicts.any():
-        return total
+    rows = predicts.nonzero()[:, 0]
+    values = torch.zeros(len(rows), dtype=torch.float32, device=ids.device)
+    if not len(rows):
+        return values, rows
+    cache: dict[str, Any] = {"use_cache": False}
+    if prefix is not None:
+        mask = torch.cat([mask.new_ones(len(mask), prefix.get_seq_length()), mask], dim=1)
+        cache = {"use_cache": True, "past_key_values": prefix}
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][predicts][None],))
     try:
-        logits = model(ids, attention_mask=mask, use_cache=False).logits[0]
+        logits = model(ids, attention_mask=mask, **cache).logits[0]
     finally:
         hook.remove()
     labels = ids[targets]
-    rows = predicts.nonzero()[:, 0]
     for start in range(0, len(labels), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         scaled = logits[part].float()
         if temperature != 1.0:
             scaled /= temperature
-        chosen = scaled.gather(-1, labels[part, None])[:, 0] - scaled.logsumexp(-1)
-        total.index_add_(0, rows[part], chosen)
-    return total
+        values[part] = scaled.gather(-1, labels[part, None])[:, 0] - scaled.logsumexp(-1)
+    return values, rows
 
 
 def load_model(folder: Path, dtype: str, attention: str) -> PreTrainedModel:

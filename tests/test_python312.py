@@ -10,12 +10,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("/usr/bin", "/usr/local/bin", *sorted(map(str, Path.home().glob(".pyenv/versions/3.12*/bin"))))
-BARE = ("filelock", "ijson", "numpy", "rich", "scipy", "tqdm")  # what pyproject.toml asks for
+BARE = (
+    "filelock",
+    "ijson",
+    "numpy",
+    "pydantic",
+    "requests",
+    "rich",
+    "scipy",
+    "tenacity",
+    "tqdm",
+)  # what pyproject.toml asks for
 TESTS = ("test_records", "test_dialogues", "test_build_hh", "test_build_story", "test_evaluate", "test_inject")
 CODE = """
 import importlib, pkgutil, orlhf_ext, data_builders
 names = [m.name for p in (orlhf_ext, data_builders) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
-heavy = ("orlhf_ext.exo.losses", "orlhf_ext.exo.dataset", "orlhf_ext.exo.trainer", "orlhf_ext.exo.reference_cache")
+heavy = [f"orlhf_ext.exo.{name}" for name in ("losses", "dataset", "trainer", "reference_cache")]
+heavy.append("orlhf_ext.vrcli.scoring")
 for name in names:
     if name not in heavy and not name.endswith("__main__"):
         importlib.import_module(name)

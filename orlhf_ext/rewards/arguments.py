@@ -1,0 +1,168 @@
+"""A reward's own arguments: the parameters of its class become flags ``--NAME.ARGUMENT``, or keys of a JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from ..errors import UserError, suggest
+from .base import Reward
+from .combine import told
+
+REQUIRED: Any = inspect.Parameter.empty
+
+
+class Argument(NamedTuple):
+    """One parameter of a reward's class. ``Annotated[int, "what it is"]`` gives it a help text."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its flag takes several words."""
+        return get_origin(self.type) in (list, tuple)
+
+
+def arguments(cls: type[Reward]) -> dict[str, Argument]:
+    """The parameters of a reward's class, by name.
+
+    Raises:
+        UserError: one has no type, or one that cannot be looked up.
+    """
+    found: dict[str, Argument] = {}
+    parameters = inspect.signature(cls).parameters
+    if not parameters:
+        return found
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)
+    except NameError as error:
+        raise UserError(f"reward {cls.name!r}: the types of its arguments cannot be looked up ({error})") from error
+    for name, parameter in parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise UserError(f"reward {cls.name!r} takes {parameter}, which no flag can give; name each argument")
+        if name not in hints:
+            raise UserError(f"reward {cls.name!r}: its argument {name!r} has no type; write {name}: int, or the like")
+        hint, words = hints[name], ""
+        if get_origin(hint) is Annotated:
+            hint, *more = get_args(hint)
+            words = next((item for item in more if isinstance(item, str)), "")
+        found[name] = Argument(name, hint, parameter.default, words)
+    return found
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type[Reward]) -> None:
+    """Add ``--NAME.ARGUMENT`` for every argument of a reward's class; a flag that is not given stays None."""
+    described = (inspect.getdoc(cls) or "").partition("\n")[0]
+    section = parser.add_argument_group(f"reward {cls.name}", described.replace("%", "%%"))
+    for argument in arguments(cls).values():
+        kind = getattr(argument.type, "__name__", None) if isinstance(argument.type, type) else None
+        default = "required" if argument.default is REQUIRED else f"default {argument.default!r}"
+        words = [argument.help, "" if argument.default is None else default]
+        settings: dict[str, Any] = {"nargs": "+"} if argument.is_list else {}
+        if argument.type is bool:
+            settings = {"nargs": "?", "const": "true"}
+        section.add_argument(
+            f"--{cls.name}.{argument.name}",
+            metavar=(kind or argument.name).upper(),
+            help="; ".join(filter(None, words)).replace("%", "%%"),
+            **settings,
+        )
+
+
+def parse_json(text: str | None, classes: Sequence[type[Reward]]) -> dict[str, dict[str, Any]]:
+    """``--ext.reward_args``: reward name -> its arguments.
+
+    Raises:
+        UserError: no JSON object of objects, or a name of a reward that is not used.
+    """
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f'--ext.reward_args is not JSON ({error}); write \'{{"length": {{"target": 50}}}}\'') from error
+    if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
+        raise UserError('--ext.reward_args is no object of objects; write \'{"length": {"target": 50}}\'')
+    names = [cls.name for cls in classes]
+    for name in found:
+        if name not in names:
+            raise UserError(f"--ext.reward_args names {name!r}, which --ext.reward does not{suggest(name, names)}")
+    return found
+
+
+def make(cls: type[Reward], flags: Mapping[str, Any], from_json: Mapping[str, Any]) -> Reward:
+    """Make a reward from what the command line says.
+
+    Args:
+        cls: its class.
+        flags: ``"NAME.ARGUMENT"`` -> the words after the flag, or None; other keys are passed over.
+        from_json: its arguments out of ``--ext.reward_args``.
+
+    Raises:
+        UserError: an unknown or missing argument, one of a wrong type, one given twice, or the class refuses them.
+    """
+    known = arguments(cls)
+    values: dict[str, Any] = {}
+    for name, value in from_json.items():
+        if name not in known:
+            raise UserError(
+                f"--ext.reward_args: reward {cls.name!r} has no argument {name!r}{suggest(name, list(known))}"
+            )
+        values[name] = _read(known[name], json.dumps(value), f"--ext.reward_args: {name!r} of reward {cls.name!r}")
+    for name, argument in known.items():
+        flag = f"--{cls.name}.{name}"
+        words = flags.get(f"{cls.name}.{name}")
+        if words is None:
+            if name not in values and argument.default is REQUIRED:
+                raise UserError(f"reward {cls.name!r} needs {flag}{': ' if argument.help else ''}{argument.help}")
+            continue
+        if name in values:
+            raise UserError(f"{flag} stands in --ext.reward_args, too; give it once")
+        values[name] = _read_words(argument, words, flag)
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except Exception as error:
+        words = str(error) if isinstance(error, ValueError) else told(error)
+        raise UserError(f"reward {cls.name!r} refuses its arguments: {words}") from error
+
+
+def _read(argument: Argument, text: str, where: str) -> Any:
+    """A value out of JSON, with the very type."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(argument.type).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{where} is {text}: {_first(error)}") from error
+
+
+def _read_words(argument: Argument, words: str | list[str], flag: str) -> Any:
+    """A value out of a flag's words."""
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter: TypeAdapter = TypeAdapter(argument.type)
+    try:
+        if isinstance(words, list):
+            return adapter.validate_python(words)
+        try:
+            return adapter.validate_strings(words)
+        except ValidationError:
+            if words[:1] not in ("[", "{"):  # a nested value, as JSON
+                raise
+            return adapter.validate_json(words, strict=True)
+    except ValidationError as error:
+        shown = words if isinstance(words, str) else " ".join(words)
+        raise UserError(f"{flag} {shown}: {_first(error)}") from error
+
+
+def _first(error: Any) -> str:
+    message = error.errors()[0]["msg"]
+    return message[:1].lower() + message[1:]

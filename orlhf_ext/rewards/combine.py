@@ -1,0 +1,254 @@
+"""Several rewards over one batch: their weighted sum or their minimum, each checked, and kept apart for the log."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal, NoReturn
+
+from ..errors import UserError, suggest
+from .base import Reward, RewardBatch, RewardContext, RewardResult
+
+How = Literal["sum", "min"]
+HOW: tuple[How, ...] = ("sum", "min")
+
+_FLOAT32_MAX = 3.4028234663852886e38  # OpenRLHF keeps rewards as float32
+_SEARCH_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A reward's result as plain floats, a list of ``len(batch)`` for everything."""
+
+    rewards: list[float]
+    metrics: dict[str, list[float]]
+    scores: list[float] | None
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What all rewards give together, a list of ``len(batch)`` for everything."""
+
+    rewards: list[float]
+    #: what dynamic filtering looks at: the rewards, unless a reward gave scores of its own
+    scores: list[float]
+    #: to log: ``reward/NAME`` for each reward, before weighting, and ``NAME/METRIC`` for each of its metrics
+    columns: dict[str, list[float]]
+
+
+class RewardSet:
+    """Rewards that are scored and combined.
+
+    Args:
+        rewards: with names that differ.
+        weights: as many, for ``sum``; None weighs each 1. A weight of 0 logs a reward without training on it.
+        how: ``sum`` or ``min``.
+
+    Raises:
+        UserError: no reward, one name twice, a name that is none, weights with ``min`` or of the wrong number.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float] | None = None, how: str = "sum") -> None:
+        if not rewards:
+            raise UserError("no reward is given; add --ext.reward NAME or --ext.reward my_pkg.my_module:MyReward")
+        if how not in HOW:
+            raise UserError(f"--ext.reward_combine {how} is unknown{suggest(how, list(HOW))}")
+        if how == "min" and weights is not None:
+            raise UserError("--ext.reward_combine min takes the least reward, unweighted; leave the weights out")
+        if weights is not None and len(weights) != len(rewards):
+            raise UserError(f"{len(weights)} weights are given for {len(rewards)} rewards; give each reward one")
+        check_names([reward.name for reward in rewards])
+        self.rewards = list(rewards)
+        self.weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
+        self.how = how
+        self._keys: dict[str, set[str]] = {}
+
+    def setup(self, context: RewardContext) -> None:
+        """Set all of them up.
+
+        Raises:
+            UserError: one fails, or needs the reference model where there is none.
+        """
+        for reward in self.rewards:
+            if reward.needs_reference and context.score_reference is None:
+                raise UserError(
+                    f"reward {reward.name!r} needs the reference model, and this run has none that it may use; "
+                    "give --algo.kl.init_coef more than 0, and train without --train.async_enable"
+                )
+            try:
+                reward.setup(context)
+            except Exception as error:
+                raise UserError(f"reward {reward.name!r} cannot be set up: {told(error)}") from error
+
+    def score(self, batch: RewardBatch) -> Combined:
+        """Score a batch with every reward, one after the other.
+
+        Raises:
+            UserError: a reward raised, or gave what is no finite float for each rollout, or other metrics than in the
+                batch before; reward and sample are named, and ``__cause__`` is what it raised.
+        """
+        parts = {reward.name: self._score(reward, batch) for reward in self.rewards}
+        columns: dict[str, list[float]] = {}
+        for name, part in parts.items():
+            columns[f"reward/{name}"] = part.rewards
+            columns.update({f"{name}/{key}": values for key, values in part.metrics.items()})
+        rewards = self._combine([part.rewards for part in parts.values()], batch)
+        scores = rewards
+        if any(part.scores is not None for part in parts.values()):
+            scores = self._combine(
+                [part.rewards if part.scores is None else part.scores for part in parts.values()], batch
+            )
+        return Combined(rewards, scores, columns)
+
+    def teardown(self) -> None:
+        """Tear all of them down, also where one fails.
+
+        Raises:
+            UserError: one failed.
+        """
+        failed: list[tuple[str, Exception]] = []
+        for reward in self.rewards:
+            try:
+                reward.teardown()
+            except Exception as error:
+                failed.append((reward.name, error))
+        if failed:
+            name, cause = failed[0]
+            raise UserError(f"reward {name!r} cannot be torn down: {told(cause)}") from cause
+
+    def _score(self, reward: Reward, batch: RewardBatch) -> Checked:
+        if not len(batch):
+            return Checked([], {key: [] for key in sorted(self._keys.get(reward.name, ()))}, None)
+        result = score_one(reward, batch)
+        keys = self._keys.setdefault(reward.name, set(result.metrics))
+        if keys != set(result.metrics):
+            changed = sorted(keys ^ set(result.metrics))
+            raise UserError(
+                f"reward {reward.name!r} gives {', '.join(map(repr, changed))} in some batches and not in others; "
+                "give the same metrics for every batch"
+            )
+        return result
+
+    def _combine(self, parts: Sequence[Sequence[float]], batch: RewardBatch) -> list[float]:
+        rows = zip(*parts, strict=True)
+        if self.how == "min":
+            return [min(row) for row in rows]
+        sums = [math.fsum(w * value for w, value in zip(self.weights, row, strict=True)) for row in rows]
+        for rollout, value in zip(batch, sums, strict=True):
+            if not abs(value) <= _FLOAT32_MAX:
+                raise UserError(f"the weighted sum of rewards is {value} for sample {rollout.id!r}; lower the weights")
+        return sums
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Names of rewards are prefixes of flags and columns, so each is a word of its own.
+
+    Raises:
+        UserError: one is no word, or stands twice.
+    """
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise UserError(f"a reward is named {name!r}; use letters, digits and _, and begin with a letter")
+        if names.count(name) > 1:
+            raise UserError(f"two rewards are named {name!r}; make a subclass of one, which then has a name of its own")
+
+
+def score_one(reward: Reward, batch: RewardBatch) -> Checked:
+    """Score a batch (of one rollout or more) with one reward, and check what it gives.
+
+    Raises:
+        UserError: as `RewardSet.score`, without the comparison with other batches.
+    """
+    if not reward.reads_images:
+        for rollout in batch:
+            if rollout.images:
+                raise UserError(
+                    f"reward {reward.name!r} reads text only, and the prompt of sample {rollout.id!r} has images; "
+                    "set reads_images = True in its class if it may pass over them"
+                )
+    try:
+        result = reward.score(batch)
+    except UserError as error:
+        raise UserError(f"reward {reward.name!r}: {error}") from error
+    except Exception as error:
+        raise UserError(f"reward {reward.name!r} raised {told(error)} on {_culprit(reward, batch, error)}") from error
+    return check_result(reward.name, result, batch)
+
+
+def check_result(name: str, result: Any, batch: RewardBatch) -> Checked:
+    """What a reward gave, as plain floats.
+
+    Raises:
+        UserError: it is not one finite float for each rollout, or its metrics are not.
+    """
+    if not isinstance(result, RewardResult):
+        result = RewardResult(result)
+    rewards = _floats(name, "rewards", result.rewards, batch)
+    if not isinstance(result.metrics, Mapping):
+        _wrong(name, f"gives metrics as {_kind(result.metrics)}; give a dict of a name and a float for each sample")
+    metrics = {}
+    for key, values in result.metrics.items():
+        if not isinstance(key, str) or not key:
+            _wrong(name, f"names a metric {key!r}; give each a name that is text")
+        metrics[key] = _floats(name, f"values of metric {key!r}", values, batch)
+    scores = None if result.scores is None else _floats(name, "scores", result.scores, batch)
+    return Checked(rewards, metrics, scores)
+
+
+def _floats(name: str, what: str, values: Any, batch: RewardBatch) -> list[float]:
+    shape = getattr(values, "shape", None)
+    if shape is not None:
+        if tuple(shape) != (len(batch),):
+            _wrong(name, f"gives {what} of shape {tuple(shape)} for {len(batch)} samples; the shape is ({len(batch)},)")
+        values = values.tolist()
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        _wrong(name, f"gives {_kind(values)} as {what}; give a list of one float for each of the {len(batch)} samples")
+    if len(values) != len(batch):
+        _wrong(name, f"gives {len(values)} {what} for {len(batch)} samples; give one for each")
+    return [_float(name, what, value, rollout.id) for value, rollout in zip(values, batch, strict=True)]
+
+
+def _float(name: str, what: str, value: Any, sample: str) -> float:
+    if getattr(value, "shape", None) == ():  # a number out of a tensor or an array
+        value = value.item()
+    if not isinstance(value, Real):
+        _wrong(name, f"has {_kind(value)} among the {what}, for sample {sample!r}; give a float")
+    if not abs(value) <= _FLOAT32_MAX:  # type: ignore[operator]  # NaN, too
+        _wrong(name, f"has {value} among the {what}, for sample {sample!r}; give a finite float32")
+    return float(value)
+
+
+def _wrong(name: str, what: str) -> NoReturn:
+    raise UserError(f"reward {name!r} {what}")
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def told(error: BaseException) -> str:
+    """An exception in a few words."""
+    if isinstance(error, UserError):
+        return str(error)
+    words = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _culprit(reward: Reward, batch: RewardBatch, error: Exception) -> str:
+    """The first sample that raises the same alone. The run is lost anyway, so half a minute of search costs nothing."""
+    if len(batch) == 1:
+        return f"sample {batch[0].id!r}"
+    end = time.monotonic() + _SEARCH_SECONDS
+    for rollout in batch:
+        if time.monotonic() > end:
+            break
+        try:
+            reward.score(RewardBatch([rollout]))
+        except Exception as again:
+            if (type(again), str(again)) == (type(error), str(error)):
+                return f"sample {rollout.id!r}"
+    return f"a batch of {len(batch)} samples, {batch[0].id!r} to {batch[-1].id!r} (none was found that raises it alone)"

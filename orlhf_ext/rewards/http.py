@@ -1,0 +1,163 @@
+"""``http``: rewards from servers that keep the contract of OpenRLHF's ``serve_rm``.
+
+A request is ``POST {"query": [...], "prompts": [...], "labels": [...]}``, where a query is prompt and response with
+their special tokens. The answer is ``{"rewards": [...]}``, with ``"scores": [...]`` and ``"extra_logs": {NAME: [...]}``
+if the server has them, each as long as the query (for a single query, plain numbers, too).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from ..errors import UserError
+from .base import Reward, RewardBatch, RewardContext, RewardResult
+
+_LONGEST_PAUSE = 30.0  # seconds
+_JSON = {"Content-Type": "application/json"}
+_BUSY = (408, 425, 429)  # and every 5xx: try again
+
+
+class _Unavailable(Exception):
+    """The server gave no answer this time."""
+
+
+@dataclass
+class HTTP(Reward):
+    """Rewards from OpenRLHF's serve_rm, or any server with its contract.
+
+    A batch is cut into requests, which go to the servers in turn, several at a time. A server that cannot be reached,
+    is too slow, or answers 408, 425, 429 or 5xx is tried again after a growing pause, and with several servers the next
+    one takes its place; any other answer that is not the contract's ends the run at once.
+    """
+
+    url: Annotated[list[str], "the servers, http://host:port/get_reward"]
+    batch_size: Annotated[int, "rollouts in a request"] = 16
+    threads: Annotated[int, "requests at a time"] = 8
+    tries: Annotated[int, "of one request, before the run is stopped"] = 5
+    timeout: Annotated[float, "seconds that an answer may take"] = 180.0
+    pause: Annotated[float, "seconds before the second try; each further one waits twice as long, 30 at most"] = 1.0
+
+    def __post_init__(self) -> None:
+        for url in self.url:
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                raise ValueError(f"--http.url {url} is no http:// or https:// address")
+        if not self.url or min(self.batch_size, self.threads, self.tries) < 1 or self.timeout <= 0 or self.pause < 0:
+            raise ValueError("--http.url is empty, or a number is not positive")
+        self._decode: Any = None
+
+    def setup(self, context: RewardContext) -> None:
+        """Keep the policy's tokenizer, which writes the queries."""
+        if context.tokenizer is not None:
+            self._decode = context.tokenizer.decode
+
+    def score(self, batch: RewardBatch) -> RewardResult:
+        """Ask the servers.
+
+        Raises:
+            UserError: no server answered, or one broke the contract; its address is named.
+        """
+        parts = [
+            batch.take(range(i, min(i + self.batch_size, len(batch)))) for i in range(0, len(batch), self.batch_size)
+        ]
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="reward-http")
+        try:
+            answers = list(pool.map(lambda number, part: self._ask(number, part, stop), range(len(parts)), parts))
+        finally:
+            stop.set()  # after a failure, the other requests need not wait for their next try
+            pool.shutdown(wait=False, cancel_futures=True)
+        columns: dict[str, list[Any]] = {}
+        for answer in answers:
+            if set(answer) != set(answers[0]):
+                changed = ", ".join(sorted(set(answer) ^ set(answers[0])))
+                raise UserError(f"the servers give {changed} with some answers and not with others; mend them")
+            for key, values in answer.items():
+                columns.setdefault(key, []).extend(values)
+        rewards, scores = columns.pop("rewards"), columns.pop("scores", None)
+        return RewardResult(
+            rewards, {key.removeprefix("extra_logs."): values for key, values in columns.items()}, scores
+        )
+
+    def _ask(self, number: int, part: RewardBatch, stop: threading.Event) -> dict[str, list[Any]]:
+        """One request, as often as it takes: column name -> a value for each rollout."""
+        import tenacity
+
+        queries = [self._query(rollout.prompt, rollout.response, rollout.token_ids) for rollout in part]
+        payload = json.dumps({"query": queries, "prompts": part.prompts, "labels": part.labels})
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Unavailable),
+            stop=tenacity.stop_after_attempt(self.tries) | tenacity.stop_when_event_set(stop),
+            wait=tenacity.wait_exponential(multiplier=self.pause, max=_LONGEST_PAUSE),
+            sleep=tenacity.sleep_using_event(stop),
+            reraise=True,
+        )
+        url = ""
+        try:
+            for attempt in retrying:
+                with attempt:
+                    url = self.url[(number + attempt.retry_state.attempt_number - 1) % len(self.url)]
+                    answer = self._post(url, payload)
+        except _Unavailable as error:
+            raise UserError(
+                f"the server {_shown(url)} gave no answer in {self.tries} tries ({error}); "
+                "start it, or give another --http.url"
+            ) from error
+        return _columns(answer, len(part), _shown(url))
+
+    def _query(self, prompt: str, response: str, token_ids: Any) -> str:
+        if self._decode is None or not token_ids:
+            return prompt + response
+        return str(self._decode(token_ids, skip_special_tokens=False))
+
+    def _post(self, url: str, payload: str) -> Any:
+        import requests
+
+        with requests.Session() as session:
+            session.trust_env = False  # as OpenRLHF's client: no proxy from the environment, no credentials from files
+            try:
+                response = session.post(url, payload, headers=_JSON, timeout=self.timeout)
+            except requests.RequestException as error:
+                raise _Unavailable(type(error).__name__) from error
+        if response.status_code in _BUSY or response.status_code >= 500:
+            raise _Unavailable(f"HTTP {response.status_code}")
+        if not response.ok:
+            raise UserError(f"the server {_shown(url)} answers HTTP {response.status_code}; check --http.url")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise UserError(f"the server {_shown(url)} answers no JSON; check --http.url") from error
+
+
+def _shown(url: str) -> str:
+    """An address without what may be secret in it."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def _columns(answer: Any, count: int, server: str) -> dict[str, list[Any]]:
+    """The answer's columns, each of ``count`` values; extra logs as ``extra_logs.NAME``."""
+    if not isinstance(answer, Mapping) or answer.get("rewards") is None:
+        raise UserError(f"the server {server} answers without 'rewards'; it must answer as serve_rm does")
+    found = {"rewards": answer["rewards"]}
+    if answer.get("scores") is not None:
+        found["scores"] = answer["scores"]
+    extra = answer.get("extra_logs") or {}
+    if not isinstance(extra, Mapping):
+        raise UserError(f"the server {server} answers with 'extra_logs' that are no object; mend it")
+    found |= {f"extra_logs.{key}": values for key, values in extra.items()}
+    for key, values in found.items():
+        if count == 1 and not isinstance(values, list):
+            found[key] = values = [values]
+        if not isinstance(values, list) or len(values) != count:
+            number = len(values) if isinstance(values, list) else "no list of"
+            raise UserError(
+                f"the server {server} answers {number} {key} for {count} queries; it must give one for each"
+            )
+    return found

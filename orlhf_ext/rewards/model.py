@@ -1,0 +1,164 @@
+"""``model``: the score of a reward model, which reads the text with its own tokenizer.
+
+Any folder will do that ``train_rm`` wrote, or transformers (a decoder's ``...ForSequenceClassification`` with one
+label). The text is the prompt as the policy read it and the response, then an end:
+
+- by default, ``" "`` and EOS, as ``train_rm`` trains on strings;
+- with ``chat``, what the model's own chat template writes after an assistant's message, as ``train_rm
+  --data.apply_chat_template`` does. Policy and reward model must then have the same template, since the prompt has been
+  through the policy's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from ..batches import Compute, Row, cut_batches
+from ..errors import UserError
+from ..model_folder import check_context, check_ids, find_model, load_tokenizer, read_config
+from ..samples import Sample, encode, whole_text
+from ..score import check_reward_model, encode_rows, load_scorer
+from .base import Reward, RewardBatch, RewardContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "<orlhf-ext>"  # stands for a message, to see what a chat template puts around it
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+@dataclass
+class Model(Reward):
+    """The raw score of a reward model (train_rm's, or a transformers sequence classifier with one label)."""
+
+    path: Annotated[str, "folder or hub name"]
+    max_len: Annotated[int, "tokens it reads, as in its training; 0: all that it has positions for"] = 0
+    chat: Annotated[bool, "it was trained on chats, in the policy's chat template"] = False
+    batch_tokens: Annotated[int, "padded tokens in a batch"] = 16384
+    dtype: Annotated[Literal["bfloat16", "float16"], "bfloat16 or float16"] = "bfloat16"
+    attn_implementation: Annotated[str, "as in transformers"] = "sdpa"
+    gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs"] = 0.25
+
+    def __post_init__(self) -> None:
+        if self.max_len < 0 or self.max_len == 1 or self.batch_tokens < 2 or self.gpus < 0:
+            raise ValueError("--model.max_len and --model.batch_tokens are at least 2, --model.gpus is not negative")
+
+    def setup(self, context: RewardContext) -> None:
+        """Check the folder, and load model and tokenizer.
+
+        Raises:
+            UserError: it is no reward model with one score, or lacks a file, a tokenizer or a chat template.
+        """
+        folder = find_model(self.path, "--model.path")
+        head = check_reward_model(folder, "--model.path")
+        if (labels := _rows_of(folder, f"{head}.weight")) != 1:
+            raise UserError(f"--model.path {folder} gives {labels} scores for a text; take a model with one label")
+        self._folder, config = folder, read_config(folder)
+        positions = next((config[key] for key in _CONTEXT if isinstance(config.get(key), int)), None)
+        if self.max_len:
+            check_context(folder, self.max_len, "--model.max_len")
+        elif positions is None:
+            raise UserError(f"--model.path {folder} does not say how many positions it has; give --model.max_len")
+        self._max_len: int = self.max_len or positions  # type: ignore[assignment]
+        self._classifier = any(
+            str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()
+        )
+        self._tokenizer = load_tokenizer(folder, "--model.path")
+        self._end = chat_end(self._tokenizer, self._classifier) if self.chat else ""
+        if self.chat and context.tokenizer is not None:
+            check_same_template(self._tokenizer, context.tokenizer)
+        #: transformers' classifiers pool at the last token that is not this one, which may be EOS
+        self._pooled_away = config.get("pad_token_id") if self._classifier else None
+        self._compute: Compute = load_scorer(
+            folder, int(self._tokenizer.pad_token_id), self.dtype, self.attn_implementation
+        )
+
+    def score(self, batch: RewardBatch) -> list[float]:
+        """Raw scores.
+
+        Raises:
+            UserError: a prompt alone fills ``max_len``, so that the score would not depend on the response.
+        """
+        rows = self.rows(batch)
+        check_ids(self._folder, (row.ids for row in rows), "--model.path")
+        rewards = [0.0] * len(rows)
+        for indices in cut_batches([len(row.ids) for row in rows], self.batch_tokens):
+            for index, reward in zip(indices, self._compute([rows[i] for i in indices]), strict=True):
+                rewards[index] = reward
+        return rewards
+
+    def rows(self, batch: RewardBatch) -> list[Row]:
+        """The token ids that the model reads, in the batch's order."""
+        texts = [rollout.response.rstrip() + self._end for rollout in batch]
+        if self._classifier and self.chat:
+            # read as the template writes it; encode_rows would cut newlines off, and add EOS
+            prompts = encode(self._tokenizer, batch.prompts)
+            wholes = encode(self._tokenizer, [a + b for a, b in zip(batch.prompts, texts, strict=True)])
+            rows = [Row(i, 0, self._cut(ids), len(prompts[i])) for i, ids in enumerate(wholes)]
+        else:
+            samples = [Sample("", r.id, r.prompt, [text], {}) for r, text in zip(batch, texts, strict=True)]
+            rows = encode_rows(samples, self._tokenizer, self._max_len).rows
+        for row, rollout in zip(rows, batch, strict=True):
+            if row.prompt_length >= self._max_len - 1 and self._tokenizer.truncation_side == "right":
+                raise UserError(
+                    f"the prompt of sample {rollout.id!r} has {row.prompt_length} tokens and fills --model.max_len "
+                    f"{self._max_len}, so that nothing is seen of the response; raise it, or drop such prompts"
+                )
+        return [self._stripped(row) for row in rows]
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        return ids[-self._max_len :] if self._tokenizer.truncation_side == "left" else ids[: self._max_len]
+
+    def _stripped(self, row: Row) -> Row:
+        """Without the end that a transformers classifier takes for padding: a causal model's score is then the same."""
+        ids = row.ids
+        while len(ids) > 1 and ids[-1] == self._pooled_away:
+            ids = ids[:-1]
+        return row._replace(ids=ids)
+
+
+def _rows_of(folder: Path, weight: str) -> int:
+    """The first dimension of a weight, from the files' headers."""
+    from safetensors import safe_open
+
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="np") as weights:
+            if weight in weights.keys():  # noqa: SIM118 - no mapping
+                return int(weights.get_slice(weight).get_shape()[0])
+    raise KeyError(weight)
+
+
+def chat_end(tokenizer: PreTrainedTokenizerBase, as_it_stands: bool = False) -> str:
+    """What follows an assistant's message in the tokenizer's chat template.
+
+    By OpenRLHF's text rule (newlines cut, EOS added where it is missing), or ``as_it_stands``.
+
+    Raises:
+        UserError: there is no chat template.
+    """
+    chat: Any = [{"role": "user", "content": _MARK}]
+    reply: Any = [{"role": "assistant", "content": _MARK}]
+    if as_it_stands and tokenizer.chat_template:
+        text = str(tokenizer.apply_chat_template(chat + reply, tokenize=False))
+    else:
+        text = whole_text(tokenizer, Sample("", "--model.chat", chat, [reply], {}), reply, chat=True)[1]
+    return text.rpartition(_MARK)[2]
+
+
+def check_same_template(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> None:
+    """Both must render a question alike.
+
+    Raises:
+        UserError: they do not, or the policy has no chat template.
+    """
+    chat: Any = [{"role": "user", "content": _MARK}]
+    settings: Any = {"tokenize": False, "add_generation_prompt": True}
+    if not policys.chat_template or policys.apply_chat_template(chat, **settings) != own.apply_chat_template(
+        chat, **settings
+    ):
+        raise UserError(
+            "--model.chat: the reward model's chat template is not the policy's, in which the prompts are written; "
+            "take a reward model with the same one, or put that one into its tokenizer_config.json"
+        )

@@ -1,0 +1,252 @@
+"""Baselines of records: ``python -m orlhf_ext.vrcli.baseline --model DIR --data train.jsonl --out OUT/train.jsonl``.
+
+Each record comes out as it went in, with the mean negative log-likelihood of its gold text without a plan in its label
+(``base``: ``nll`` in nats a token, ``n`` scored tokens, ``fp`` fingerprint), and beside it as ``nll``, ``tokens`` and
+``ppl``. Where an empty plan changes the conversation, ``empty_plan_pct`` is what it improves by itself, in percent.
+
+The fingerprint (model, chat template, dtype, attention, libraries, ...) stands in the sidecar; training refuses
+baselines of another one. A run that was cut short goes on where it stopped, a finished one is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..batches import Compute, Row, check_files, run_batches
+from ..batches import fingerprint as as_json
+from ..errors import UserError, command
+from ..journal import Journal, meta_path
+from ..model_folder import check_context, check_ids, find_model, load_tokenizer
+from ..records import Record, read_records, sha256_file
+from ..samples import Sample
+from .fingerprint import differences, digest, make_fingerprint
+from .labels import AGAIN, Baseline, Label, baseline_of, read_label
+from .reward import improvement
+from .settings import SCORING, add_flags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .sequences import Encoder
+
+Labelled = tuple[Record, Label]
+
+
+def read_labelled(path: str | Path) -> list[Labelled]:
+    """The records of a file with their labels.
+
+    Raises:
+        UserError: as `read_records` and `read_label`; an id stands twice, or is another one in the label; no record.
+    """
+    found: dict[str, Labelled] = {}
+    for line in read_records(path):
+        label = read_label(line.record.get("label"), line.where)
+        if line.record.get("id", label.id) != label.id:
+            raise UserError(f"{label.name} is called {line.record['id']!r} outside of its label; build the data again")
+        if label.id in found:
+            raise UserError(f"{label.name} has the id of {found[label.id][1].where}; give each record its own")
+        found[label.id] = (line.record, label)
+    if not found:
+        raise UserError(f"{path} holds no record; build the data again")
+    return list(found.values())
+
+
+def read_baselines(path: str | Path, fingerprint: Mapping[str, str]) -> dict[str, Baseline]:
+    """The baselines of a file that this command wrote, by the records' ids.
+
+    Args:
+        path: the records.
+        fingerprint: of the run that wants to use them.
+
+    Raises:
+        UserError: they depend on something else than the run, which is named; there are none; a record has none.
+    """
+    check_fingerprint(path, fingerprint)
+    wanted = digest(fingerprint)
+    return {label.id: baseline_of(label, wanted) for _, label in read_labelled(path)}
+
+
+def check_fingerprint(path: str | Path, fingerprint: Mapping[str, str]) -> None:
+    """Compare a file's sidecar with the run that wants to use its baselines.
+
+    Raises:
+        UserError: as `read_baselines`.
+    """
+    sidecar = meta_path(path)
+    try:
+        found = json.loads(sidecar.read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} has no baselines ({sidecar} tells of none); {AGAIN}") from error
+    if found != dict(fingerprint):
+        raise UserError(f"{path} has baselines with another {differences(found, fingerprint)}; {AGAIN} again")
+
+
+def make_rows(labels: Sequence[Label], encoder: Encoder, plan_tokens: int = 0) -> list[Row]:
+    """The sequences of each record: the baseline's, and that of an empty plan where it is another.
+
+    Args:
+        labels: of all records.
+        encoder: of the model.
+        plan_tokens: room that a plan must have in the model's context.
+
+    Raises:
+        UserError: as `Encoder.encode`; a plan has no room; the record is named.
+    """
+    rows = [Row(i, 0, *span) for i, span in enumerate(encoder.encode(labels, [None] * len(labels)))]
+    changed = [i for i, label in enumerate(labels) if label.messages("") != label.messages()]
+    empty = encoder.encode([labels[i] for i in changed], [""] * len(changed))
+    rows += [Row(i, 1, *span) for i, span in zip(changed, empty, strict=True)]
+    if plan_tokens and encoder.context is not None:
+        for label, span in zip(labels, encoder.encode(labels, ["-"] * len(labels)), strict=True):
+            if len(span.ids) - 1 + plan_tokens > encoder.context:
+                raise UserError(
+                    f"{label.name} takes {len(span.ids) - 1} tokens without its plan, and leaves no room for "
+                    f"--plan_tokens {plan_tokens} in the {encoder.context} that the model reads; leave longer records "
+                    f"out with build_data story --tokenizer DIR --max_tokens {encoder.context - plan_tokens}"
+                )
+    return rows
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orlhf_ext.vrcli.baseline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="that training starts from: a Hugging Face folder, or a hub name")
+    add("--data", required=True, nargs="+", metavar="FILE", help="records that build_data story wrote")
+    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add("--max_len", type=int, metavar="N", help="refuse longer sequences (as many as the model reads)")
+    add(
+        "--plan_tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="refuse records whose plan would not have room for N tokens; give training's --rollout.max_new_tokens (0)",
+    )
+    add("--batch_tokens", type=int, default=16384, help="padded tokens in a batch (%(default)s)")
+    add("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="as in training (%(default)s)")
+    add("--attn_implementation", default="sdpa", help="as in training (%(default)s)")
+    add_flags(parser, SCORING)
+    args = parser.parse_args(argv)
+    for name, least in (("max_len", 2), ("batch_tokens", 2), ("plan_tokens", 0)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise UserError(f"--{name} {value} is too small; give at least {least}")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do each file; the model is loaded once, and only if something is left to do."""
+    args = parse(argv)
+    pairs = check_files(args.data, args.out)
+    labelled = {data: read_labelled(data) for data, _ in pairs}
+    folder = find_model(args.model)
+    if args.max_len:
+        check_context(folder, args.max_len)
+    tokenizer = load_tokenizer(folder)
+    parts = make_fingerprint(folder, tokenizer, args.dtype, args.attn_implementation, args.system, args.tail)
+    from .sequences import Encoder, context_length
+
+    encoder = Encoder(tokenizer, args.system, args.tail, args.max_len or context_length(folder))
+    load = cache(lambda: _load(folder, tokenizer, args))
+    model = {"folder": args.model, "identity": parts["model"]}
+    for data, out in pairs:
+        settings = {"batch_tokens": args.batch_tokens, "plan_tokens": args.plan_tokens, "max_len": encoder.context}
+        origin = as_json(fingerprint=parts, data=sha256_file(data), arguments=settings)
+        if _is_done(out, origin):
+            print(f"{out}: done before, with the same data, model and settings", flush=True)
+            continue
+        with Journal(out, origin) as journal:
+            labels = [label for _, label in labelled[data]]
+            rows = make_rows(labels, encoder, args.plan_tokens)
+            check_ids(folder, (row.ids for row in rows))
+            values = _compute(rows, labelled[data], load, journal, args.batch_tokens)
+            records = list(_outputs(labelled[data], rows, values, digest(parts)))
+            meta: dict[str, Any] = {"command": "vrcli.baseline", "version": __version__, "model": model}
+            meta |= {"data": {"path": str(data), "sha256": origin["data"]}, "fingerprint": parts, "origin": origin}
+            meta |= summary(records)
+            journal.finish(out, records, meta)
+        print(f"{out}: {told(meta)}", flush=True)
+
+
+def _load(folder: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Compute:
+    from ..logprobs import load_model
+    from .scoring import make_scorer
+    from .sequences import Span
+
+    model = load_model(folder, args.dtype, args.attn_implementation)
+    scorer = make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]
+
+    def compute(rows: list[Row]) -> list[float]:
+        return scorer([Span(row.ids, row.prompt_length) for row in rows], range(len(rows)))
+
+    return compute
+
+
+def _compute(
+    rows: list[Row], labelled: Sequence[Labelled], load: Any, journal: Journal, budget: int
+) -> list[list[float]]:
+    """The nll of the baseline and, if it is another, of an empty plan, for each record."""
+    sequences = [1] * len(labelled)
+    for row in rows:
+        sequences[row.sample] = max(sequences[row.sample], row.completion + 1)
+    samples = [
+        Sample(label.where, label.id, "", [label.gold] * count, record)
+        for count, (record, label) in zip(sequences, labelled, strict=True)
+    ]
+    return run_batches(rows, samples, load, journal, budget, "baseline")
+
+
+def _outputs(
+    labelled: Sequence[Labelled], rows: Sequence[Row], values: Sequence[Sequence[float]], fingerprint: str
+) -> Iterator[Record]:
+    tokens = {row.sample: len(row.ids) - row.prompt_length for row in rows}
+    for i, ((record, label), (nll, *empty)) in enumerate(zip(labelled, values, strict=True)):
+        base = Baseline(nll, tokens[i], fingerprint)
+        new: Record = {"nll": nll, "tokens": base.tokens, "ppl": math.exp(nll)}
+        if empty:
+            new["empty_plan_pct"] = improvement(nll, empty[0])
+        kept = {key: value for key, value in record.items() if key != "empty_plan_pct"}
+        yield {**kept, "id": label.id, "label": label.with_base(base), **new}
+
+
+def _is_done(out: Path, origin: Mapping[str, Any]) -> bool:
+    """Whether the output of just this run is there, and whole."""
+    try:
+        return json.loads(meta_path(out).read_text(encoding="utf-8"))["origin"] == origin and out.is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """Counts and means over records, for the sidecar."""
+    empty = [record["empty_plan_pct"] for record in records if "empty_plan_pct" in record]
+    out: dict[str, Any] = {
+        "counts": {"records": len(records), "tokens": sum(record["tokens"] for record in records)},
+        "nll_mean": sum(record["nll"] for record in records) / len(records),
+    }
+    if empty:
+        out["empty_plan"] = {"records": len(empty), "pct_improvement_mean": sum(empty) / len(empty)}
+    return out
+
+
+def told(meta: Mapping[str, Any]) -> str:
+    """`summary` as a line for the terminal."""
+    text = f"mean baseline {meta['nll_mean']:.4f} nats a token over {meta['counts']['records']} records"
+    if "empty_plan" in meta:
+        text += f"; an empty plan improves it by {meta['empty_plan']['pct_improvement_mean']:+.3f} %"
+    return text
+
+
+if __name__ == "__main__":
+    main()

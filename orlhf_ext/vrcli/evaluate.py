@@ -1,0 +1,256 @@
+"""Plans before and after training: ``python -m orlhf_ext.vrcli.evaluate --before B.jsonl --after A.jsonl --out O.json``
+
+Both files hold scored plans for the same held-out records (``orlhf_ext.vrcli.score``), joined by id; of several samples
+of a record the mean counts. Intervals are over records. Beside O.json stand the table, as O.md and O.csv, and one JSON
+record for each held-out record, ready to plot, as O.records.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError, command
+from ..evaluate import bootstrap, mean_and_error, read_run, t_interval
+from ..records import Record, atomic_write, read_records, write_json, write_jsonl
+from ..report import plain
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: key of a result -> name, title and form of its mean over records
+COLUMNS = {
+    "pct_improvement": ("pct_improvement_mean", "improvement %", "{:+.3f}"),
+    "reward": ("reward_mean", "reward", "{:.3f}"),
+    "marker": ("marker_share", "with marker", "{:.1%}"),
+    "empty": ("empty_share", "empty", "{:.1%}"),
+    "plan_tokens": ("plan_tokens_mean", "plan tokens", "{:.1f}"),
+}
+_WITH_INTERVAL = ("pct_improvement", "reward")
+
+Results = dict[str, list[Record]]
+
+
+def read_results(path: str) -> Results:
+    """Scored plans by record id.
+
+    Raises:
+        UserError: a line is no scored plan, or there is none.
+    """
+    found: Results = {}
+    for line in read_records(path):
+        row = line.record
+        bad = [key for key in (*COLUMNS, "base_nll") if not _is_number(row.get(key))]
+        if bad or not isinstance(row.get("id"), str) or not isinstance(row.get("plan"), str):
+            lacks = f"no number {bad[0]}" if bad else "no id or no plan"
+            raise UserError(f"{line.where} is no scored plan ({lacks}); give what orlhf_ext.vrcli.score wrote")
+        found.setdefault(row["id"], []).append(row)
+    if not found:
+        raise UserError(f"{path} holds no record; score some plans first")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def check_pair(before: Results, after: Results, names: tuple[str, str]) -> None:
+    """Two files can be compared if they have the same records with the same baselines.
+
+    Raises:
+        UserError: they have not; the record is named.
+    """
+    for one, other, name in ((before, after, names[1]), (after, before, names[0])):
+        if lost := [identifier for identifier in one if identifier not in other]:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise UserError(f"{name} lacks the record with id {lost[0]!r}{more}; score plans of the same records")
+    for identifier, rows in before.items():
+        if len({row["base_nll"] for row in (*rows, *after[identifier])}) > 1:
+            raise UserError(
+                f"{names[0]} and {names[1]} have the record with id {identifier!r} with different baselines; score "
+                "both with the same --data and --model"
+            )
+
+
+def record_means(results: Results, key: str, ids: Sequence[str]) -> NDArray[np.float64]:
+    """The mean over the samples of each record, ``(ids,)``."""
+    return np.array([np.mean([row[key] for row in results[identifier]]) for identifier in ids], dtype=np.float64)
+
+
+def measure(results: Results, ids: Sequence[str]) -> dict[str, Any]:
+    """All numbers of one policy.
+
+    Returns:
+        the means of `COLUMNS`; of improvement (in percent) and reward also ``_se``, and ``_low`` and ``_high`` of
+        Student's 95 % interval, None for one record; ``pct_improvement_median``; ``improved_share``, the share of
+        records whose mean improvement is above 0; ``samples``.
+    """
+    out: dict[str, Any] = {"samples": sum(len(results[identifier]) for identifier in ids)}
+    for key, (name, *_) in COLUMNS.items():
+        values = record_means(results, key, ids)
+        out[name], error = mean_and_error(values)
+        if key in _WITH_INTERVAL:
+            interval = t_interval(values)
+            out |= {f"{key}_se": error, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    gains = record_means(results, "pct_improvement", ids)
+    return {**out, "pct_improvement_median": float(np.median(gains)), "improved_share": float((gains > 0).mean())}
+
+
+def compare(before: Results, after: Results, seed: int = 0) -> dict[str, Any]:
+    """The metrics of both, and of the difference, paired over records.
+
+    Returns:
+        ``records``, ``before`` and ``after`` (see `measure`), ``change`` with the mean of after minus before of
+        improvement and reward, Student's and the bootstrap's interval, and ``after_above_before``: whether the
+        improvement's interval after training lies above the one before (None for one record).
+    """
+    ids = list(before)
+    metrics: dict[str, Any] = {"records": len(ids), "before": measure(before, ids), "after": measure(after, ids)}
+    metrics["change"] = {}
+    for key in _WITH_INTERVAL:
+        gap = record_means(after, key, ids) - record_means(before, key, ids)
+        student, drawn = t_interval(gap), bootstrap(gap, seed)
+        metrics["change"][key] = {
+            "mean": float(gap.mean()),
+            "low": student.low,
+            "high": student.high,
+            "bootstrap_low": drawn.low,
+            "bootstrap_high": drawn.high,
+        }
+    low, high = metrics["after"]["pct_improvement_low"], metrics["before"]["pct_improvement_high"]
+    metrics["after_above_before"] = None if low is None else low > high
+    return metrics
+
+
+def plot_records(before: Results, after: Results) -> list[Record]:
+    """A flat record for each held-out record: the means over its samples before and after."""
+    ids = list(before)
+    columns = {
+        f"{when}_{key}": record_means(results, key, ids).tolist()
+        for when, results in (("before", before), ("after", after))
+        for key in COLUMNS
+    }
+    return [
+        {"id": name, "base_nll": before[name][0]["base_nll"], **{key: values[i] for key, values in columns.items()}}
+        for i, name in enumerate(ids)
+    ]
+
+
+def _cells(row: Mapping[str, Any], gap: str = " ") -> list[str]:
+    """A mean, with its interval behind ``gap``."""
+    cells = []
+    for key, (name, _, form) in COLUMNS.items():
+        cell = form.format(row[name])
+        if row.get(f"{key}_low") is not None:
+            cell += f"{gap}[{form.format(row[f'{key}_low'])}, {form.format(row[f'{key}_high'])}]"
+        cells.append(cell)
+    return cells
+
+
+def markdown(metrics: Mapping[str, Any]) -> str:
+    """The table in Markdown."""
+    lines = [["", *(title for _, title, _ in COLUMNS.values())], ["---", *["---:"] * len(COLUMNS)]]
+    lines += [[when, *_cells(metrics[when])] for when in ("before", "after")]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def comma_separated(metrics: Mapping[str, Any]) -> str:
+    """The table as CSV, every number of it."""
+    out = io.StringIO()
+    keys = list(metrics["before"])
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["when", *keys])
+    for when in ("before", "after"):
+        values = [metrics[when][key] for key in keys]
+        writer.writerow([when, *("" if value is None else value for value in values)])
+    return out.getvalue()
+
+
+def print_table(metrics: Mapping[str, Any]) -> None:
+    """The table on the terminal, and what became of the improvement under it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{metrics['records']} held-out records; [95 % interval]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("", no_wrap=True)
+    for _, title, _ in COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for when in ("before", "after"):
+        table.add_row(when, *_cells(metrics[when], gap="\n"))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    gap = metrics["change"]["pct_improvement"]
+    if gap["low"] is None:
+        console.print(f"improvement after minus before: {gap['mean']:+.3f} points (one record, no interval)")
+        return
+    above = "lies above" if metrics["after_above_before"] else "does not lie above"
+    console.print(
+        f"improvement after minus before, paired over records: {gap['mean']:+.3f} points "
+        f"[{gap['low']:+.3f}, {gap['high']:+.3f}]; the interval after training {above} the one before"
+    )
+
+
+def print_plans(count: int, before: Results, after: Results) -> None:
+    """The first plans before and after of some records, evenly spread over the file."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    ids = list(before)
+    for identifier in ids[:: max(1, len(ids) // count)][:count] if count else []:
+        console.rule(f"record {plain(identifier)}")
+        for when, row in (("before", before[identifier][0]), ("after", after[identifier][0])):
+            worth = f"improvement {row['pct_improvement']:+.3f} %, reward {row['reward']:.3f}"
+            console.print(f"-- {when} ({worth}):\n{plain(row['plan']).strip() or '(no plan)'}\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orlhf_ext.vrcli.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--before", required=True, metavar="FILE", help="scored plans of the model that training started from")
+    add("--after", required=True, metavar="FILE", help="scored plans of the trained model")
+    add("--out", required=True, metavar="FILE", help="summary, a .json file")
+    add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
+    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    add("--show", type=int, default=3, metavar="N", help="print the plans of N records (%(default)s)")
+    args = parser.parse_args(argv)
+    if not args.out.endswith(".json"):
+        raise UserError(f"--out {args.out} must end in .json")
+    if args.show < 0:
+        raise UserError(f"--show {args.show} must not be below 0")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, compare, write, print."""
+    args = parse(argv)
+    before, after = read_results(args.before), read_results(args.after)
+    check_pair(before, after, (args.before, args.after))
+    metrics = compare(before, after, args.seed)
+    out = Path(args.out)
+    write_json(out, {**read_run(args.run), "metrics": metrics})
+    write_jsonl(out.with_suffix(".records.jsonl"), plot_records(before, after))
+    for suffix, text in ((".md", markdown(metrics)), (".csv", comma_separated(metrics))):
+        with atomic_write(out.with_suffix(suffix)) as stream:
+            stream.write(text)
+    print_plans(args.show, before, after)
+    print_table(metrics)
+
+
+if __name__ == "__main__":
+    main()

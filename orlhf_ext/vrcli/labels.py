@@ -1,0 +1,160 @@
+"""The label of a record: the gold text, the conversation it is scored after, and the baseline once it is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from data_builders.common import is_messages
+from data_builders.story_prompts import VERSION, scoring_messages
+
+from ..errors import UserError
+from ..samples import Messages
+
+#: the way out of a missing or foreign baseline
+AGAIN = "compute it with python -m orlhf_ext.vrcli.baseline"
+
+_SPLICE = {"message": int, "start": int, "end": int, "before": str, "after": str, "empty": str}
+
+
+class Baseline(NamedTuple):
+    """How likely the gold text is without a plan."""
+
+    #: mean over the scored tokens, in nats
+    nll: float
+    tokens: int
+    #: digest of what the number depends on, see `fingerprint`
+    fingerprint: str
+
+    @property
+    def as_field(self) -> dict[str, Any]:
+        """The label's ``base``."""
+        return {"nll": self.nll, "n": self.tokens, "fp": self.fingerprint}
+
+
+class Label(NamedTuple):
+    """A label that was read; the format is told in `data_builders.story`."""
+
+    #: file and line, or what else the user knows the record by
+    where: str
+    fields: Mapping[str, Any]
+    base: Baseline | None
+
+    @property
+    def id(self) -> str:
+        """The record's id."""
+        return self.fields["id"]
+
+    @property
+    def name(self) -> str:
+        """Place and id, for messages."""
+        return f"{self.where} (id {self.id!r})" if self.where else f"the record with id {self.id!r}"
+
+    @property
+    def gold(self) -> str:
+        """The text that is scored."""
+        return self.fields["gold"]
+
+    @property
+    def adapter(self) -> str:
+        """``generic`` or ``ncp``."""
+        return self.fields["adapter"]
+
+    def messages(self, plan: str | None = None) -> Messages:
+        """The conversation that the gold text follows; ``None`` gives the baseline's."""
+        return scoring_messages(self.fields, plan)
+
+    def with_base(self, base: Baseline) -> str:
+        """The label as JSON text, with its baseline."""
+        return json.dumps({**self.fields, "base": base.as_field}, ensure_ascii=False)
+
+
+def read_label(value: Any, where: str = "") -> Label:
+    """Read and check the JSON text of a label.
+
+    Args:
+        value: what stands in a record's label column.
+        where: file and line, for messages.
+
+    Raises:
+        UserError: it is no label of this format; the record and what is wrong are named.
+    """
+    fields = _load(value)
+    wrong = fields if isinstance(fields, str) else _wrong(fields)
+    if wrong:
+        name = where or "a record"
+        if isinstance(fields, dict) and isinstance(fields.get("id"), str):
+            name += f" (id {fields['id']!r})"
+        raise UserError(f"{name} has a label that VR-CLI cannot read: {wrong}; make the data with build_data story")
+    assert isinstance(fields, dict)
+    base = fields.get("base")
+    return Label(where, fields, Baseline(float(base["nll"]), base["n"], base["fp"]) if base else None)
+
+
+def baseline_of(label: Label, fingerprint: str | None = None) -> Baseline:
+    """The baseline in a label.
+
+    Args:
+        label: a record's.
+        fingerprint: what it must have been computed with; None: anything.
+
+    Raises:
+        UserError: there is none, or one of another model or setting; the record is named.
+    """
+    if label.base is None:
+        raise UserError(f"{label.name} has no baseline; {AGAIN}")
+    if fingerprint is not None and label.base.fingerprint != fingerprint:
+        raise UserError(f"{label.name} has a baseline of another model or setting; {AGAIN} again")
+    return label.base
+
+
+def _load(value: Any) -> dict[str, Any] | str:
+    """The label's fields, or what is wrong."""
+    if not isinstance(value, str):
+        return f"it is {'missing' if value is None else type(value).__name__}, not JSON text"
+    try:
+        fields = json.loads(value)
+    except (ValueError, RecursionError):
+        return "it is no JSON"
+    return fields if isinstance(fields, dict) else "it is no JSON object"
+
+
+def _wrong(fields: Mapping[str, Any]) -> str | None:
+    if fields.get("v") != VERSION:
+        return f"its version v is {fields.get('v')!r}, not {VERSION}"
+    if not isinstance(fields.get("id"), str) or not fields["id"]:
+        return "its id is no text"
+    if fields.get("adapter") not in ("generic", "ncp"):
+        return f"its adapter is {fields.get('adapter')!r}, not 'generic' or 'ncp'"
+    if not isinstance(fields.get("gold"), str) or not fields["gold"].strip():
+        return "its gold text is empty or no text"
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not is_messages(messages) or messages[-1]["role"] != "user":
+        return "its messages are no chat of texts that ends with the user"
+    return _wrong_splice(fields.get("plan"), messages) or _wrong_base(fields.get("base"))
+
+
+def _wrong_splice(splice: Any, messages: Messages) -> str | None:
+    if not isinstance(splice, dict) or any(
+        not isinstance(splice.get(key), kind) or isinstance(splice[key], bool) for key, kind in _SPLICE.items()
+    ):
+        return f"its plan is no object with {', '.join(_SPLICE)}"
+    if not 0 <= splice["message"] < len(messages):
+        return f"its plan goes into message {splice['message']} of {len(messages)}"
+    if not 0 <= splice["start"] <= splice["end"] <= len(messages[splice["message"]]["content"]):
+        return f"its plan goes to {splice['start']}:{splice['end']}, outside of the message"
+    return None
+
+
+def _wrong_base(base: Any) -> str | None:
+    if base is None:
+        return None
+    if not isinstance(base, dict) or isinstance(base.get("nll"), bool) or not isinstance(base.get("nll"), int | float):
+        return "its base has no number nll"
+    if not math.isfinite(base["nll"]):
+        return f"its base has an nll of {base['nll']}"
+    if type(base.get("n")) is not int or base["n"] < 1 or not isinstance(base.get("fp"), str):
+        return "its base lacks n (scored tokens) or fp (fingerprint)"
+    return None

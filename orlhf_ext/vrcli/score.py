@@ -1,0 +1,124 @@
+"""Score sampled plans: ``python -m orlhf_ext.vrcli.score --model DIR --data D.jsonl --samples S.jsonl --out R.jsonl``.
+
+``--data`` are records with their baselines (``orlhf_ext.vrcli.baseline``), ``--model`` is the frozen model that
+computed these, and ``--samples`` is what a policy wrote for their prompts (``orlhf_ext.generate``), joined by id. One
+JSON record comes out for each sample: its plan, reward, improvement in percent, likelihoods, and plan length. A run
+that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..batches import fingerprint as as_json
+from ..errors import UserError, command
+from ..journal import Journal
+from ..model_folder import find_model, load_tokenizer
+from ..records import Record, sha256_file
+from ..samples import Sample, read_samples
+from .baseline import check_fingerprint, read_labelled
+from .fingerprint import digest, make_fingerprint
+from .labels import Label
+from .plans import result_rows, score_plans
+from .settings import Settings, add_flags
+
+if TYPE_CHECKING:
+    from .scoring import Scorer
+
+PROMPTS_AT_ONCE = 16  # what is lost by a kill, at most
+
+
+def join(samples: Sequence[Sample], labels: dict[str, Label], data: str) -> list[tuple[Label, list[str]]]:
+    """The label of each sampled prompt with the texts that were sampled for it.
+
+    Raises:
+        UserError: a prompt is none of the data.
+    """
+    found = []
+    for sample in samples:
+        if sample.id not in labels:
+            raise UserError(f"{sample.name} is no record of {data}; give the records that it was sampled from")
+        texts = [text if isinstance(text, str) else text[-1]["content"] for text in sample.completions]
+        found.append((labels[sample.id], texts))
+    return found
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orlhf_ext.vrcli.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="the frozen model, as in orlhf_ext.vrcli.baseline")
+    add("--data", required=True, metavar="FILE", help="records with baselines")
+    add("--samples", required=True, metavar="FILE", help="what the policy wrote: {id, prompt, completions}")
+    add("--out", required=True, metavar="FILE", help="a .jsonl file")
+    add("--batch_tokens", type=int, default=16384, help="padded tokens in a batch (%(default)s)")
+    add("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(%(default)s)")
+    add("--attn_implementation", default="sdpa", help="as in transformers (%(default)s)")
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    if args.batch_tokens < 2:
+        raise UserError(f"--batch_tokens {args.batch_tokens} is too small; give at least 2")
+    inputs = {Path(args.data).resolve(), Path(args.samples).resolve()}
+    if not args.out.endswith(".jsonl") or Path(args.out).resolve() in inputs:
+        raise UserError(f"--out {args.out} must end in .jsonl, and not be --data or --samples")
+    return args, Settings.from_args(args)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score the samples, some prompts at a time; the model is loaded only if something is left to do."""
+    from tqdm import tqdm
+
+    args, settings = parse(argv)
+    samples = read_samples(args.samples)
+    prompts = join(samples, {label.id: label for _, label in read_labelled(args.data)}, args.data)
+    folder = find_model(args.model)
+    tokenizer = load_tokenizer(folder)
+    parts = make_fingerprint(folder, tokenizer, args.dtype, args.attn_implementation, args.system, args.tail)
+    check_fingerprint(args.data, parts)
+    from .sequences import Encoder, context_length
+
+    encoder = Encoder(tokenizer, args.system, args.tail, context_length(folder))
+
+    @cache
+    def load() -> Scorer:
+        from ..logprobs import load_model
+        from .scoring import make_scorer
+
+        model = load_model(folder, args.dtype, args.attn_implementation)
+        return make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]
+
+    def score_some(some: Sequence[tuple[Label, list[str]]]) -> list[Record]:
+        labels = [label for label, texts in some for _ in texts]
+        responses = [text for _, texts in some for text in texts]
+        places = [place for _, texts in some for place in range(len(texts))]
+        scores = score_plans(responses, labels, encoder, load(), settings, digest(parts))
+        return list(result_rows(labels, places, scores))
+
+    how = {key: value for key, value in vars(args).items() if key not in ("model", "data", "samples", "out")}
+    sources = {name: sha256_file(getattr(args, name)) for name in ("data", "samples")}
+    rows: list[Record] = []
+    with Journal(args.out, as_json(fingerprint=parts, sources=sources, arguments=how)) as journal:
+        for start in tqdm(range(0, len(prompts), PROMPTS_AT_ONCE), desc="plans", unit="piece"):
+            if str(start) not in journal.done:
+                journal.add(str(start), score_some(prompts[start : start + PROMPTS_AT_ONCE]))
+            rows += journal.done[str(start)]
+        meta: dict[str, Any] = {"command": "vrcli.score", "version": __version__, "fingerprint": parts}
+        meta |= {"sources": {name: {"path": getattr(args, name), "sha256": sha} for name, sha in sources.items()}}
+        meta |= {"arguments": how, "counts": {"prompts": len(samples), "samples": len(rows)}}
+        journal.finish(args.out, rows, meta)
+    gain, reward = (sum(row[key] for row in rows) / len(rows) for key in ("pct_improvement", "reward"))
+    print(f"{args.out}: mean improvement {gain:+.3f} %, mean reward {reward:.3f} over {len(rows)} plans", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The likelihood of gold texts under a frozen model: pure torch, for any causal model of transformers.
+
+Only the scored positions reach the output layer. Sequences of one group (the plans of one prompt) share the beginning
+of their context, up to the plan: its keys and values are computed once, and each sequence goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache, DynamicLayer
+
+from ..batches import cut_batches
+from ..logprobs import token_logprobs
+from .sequences import Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+#: changes whenever the numbers of `score` do
+VERSION = 1
+
+_WORTH_SHARING = 32  # tokens; a shorter common beginning costs more as a forward pass of its own
+
+#: sequences and the group of each in, mean nll of a scored token for each out, in nats
+Scorer = Callable[[Sequence[Span], Sequence[Hashable]], list[float]]
+
+
+@torch.no_grad()
+def span_logprobs(
+    model: PreTrainedModel,
+    spans: Sequence[Span],
+    groups: Sequence[Hashable] | None = None,
+    batch_tokens: int = 16384,
+    pad_id: int = 0,
+) -> list[Tensor]:
+    """``log p(s_j | s_<j)`` of every scored token, at temperature 1.
+
+    Args:
+        model: a causal language model in evaluation mode, or what passes calls on to one.
+        spans: sequences, each with at least one scored token and one before.
+        groups: a key for each sequence; those with equal keys share what they begin with. None: nothing is shared.
+        batch_tokens: tokens, padding and shared ones included, in one batch; a longer sequence stands alone.
+        pad_id: any id of the vocabulary.
+
+    Returns:
+        for each sequence ``(scored,)``, float32, on the CPU, in nats.
+
+    Raises:
+        ValueError: a sequence without a scored token or without context.
+    """
+    if any(not 0 < span.start < len(span.ids) for span in spans):
+        raise ValueError("every sequence needs a scored token and one before it")
+    out: dict[int, Tensor] = {}
+    alone = []
+    for rows in _by_key(groups if groups is not None else range(len(spans))):
+        length = shared_length([spans[row] for row in rows])
+        prefix = _compute_prefix(model, spans[rows[0]].ids[:length]) if length >= _WORTH_SHARING else None
+        if prefix is None:
+            alone += rows
+            continue
+        for batch in cut_batches([len(spans[row].ids) for row in rows], batch_tokens):
+            members = [rows[i] for i in batch]
+            out.update(zip(members, _score_batch(model, [spans[row] for row in members], pad_id, prefix), strict=True))
+    alone.sort()
+    for batch in cut_batches([len(spans[row].ids) for row in alone], batch_tokens):
+        members = [alone[i] for i in batch]
+        out.update(zip(members, _score_batch(model, [spans[row] for row in members], pad_id), strict=True))
+    return [out[row] for row in range(len(spans))]
+
+
+def score(
+    model: PreTrainedModel,
+    spans: Sequence[Span],
+    groups: Sequence[Hashable] | None = None,
+    batch_tokens: int = 16384,
+    pad_id: int = 0,
+) -> Tensor:
+    """Mean negative log-likelihood of the scored tokens J, ``-1/|J| sum over j in J of log p(s_j | s_<j)``; its exp is
+    the perplexity of Gurung & Lapata, 2025.
+
+    Args:
+        model, spans, groups, batch_tokens, pad_id: as in `span_logprobs`.
+
+    Returns:
+        ``(len(spans),)``, float32, on the CPU, in nats a token.
+
+    Raises:
+        ValueError: as `span_logprobs`.
+    """
+    found = span_logprobs(model, spans, groups, batch_tokens, pad_id)
+    return torch.tensor([mean_nll(values.tolist()) for values in found])
+
+
+def mean_nll(logprobs: Sequence[float]) -> float:
+    """The mean negative log-likelihood of a token, summed in double precision."""
+    return -math.fsum(logprobs) / len(logprobs)
+
+
+def find_groups(spans: Sequence[Span]) -> list[int]:
+    """Groups for sequences that come without keys: two are of one group if they have at least half of a context in
+    common, as the plans of one prompt do and two prompts with the same preamble do not."""
+    order = sorted(range(len(spans)), key=lambda row: spans[row].ids)
+    groups = [0] * len(spans)
+    for place, row in enumerate(order[1:], 1):
+        before = order[place - 1]
+        same = 2 * shared_length([spans[before], spans[row]]) >= min(spans[before].start, spans[row].start)
+        groups[row] = groups[before] if same else place
+    return groups
+
+
+def make_scorer(model: PreTrainedModel, pad_id: int, batch_tokens: int) -> Scorer:
+    """`score` for one model, as plain numbers in double precision."""
+
+    def scorer(spans: Sequence[Span], groups: Sequence[Hashable]) -> list[float]:
+        return [mean_nll(values.tolist()) for values in span_logprobs(model, spans, groups, batch_tokens, pad_id)]
+
+    return scorer
+
+
+def shared_length(spans: Sequence[Span]) -> int:
+    """How many tokens all sequences begin with and none scores or needs to predict its first scored one; 0 for one
+    sequence alone."""
+    if len(spans) < 2:
+        return 0
+    # what lies between the smallest and the largest in order begins with whatever those two share
+    first, last = min(span.ids for span in spans), max(span.ids for span in spans)
+    most = min(span.start for span in spans) - 1
+    return next((i for i, (a, b) in enumerate(zip(first[:most], last[:most], strict=False)) if a != b), most)
+
+
+def _by_key(keys: Iterable[Hashable]) -> list[list[int]]:
+    """The rows of each key."""
+    found: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        found.setdefault(key, []).append(row)
+    return list(found.values())
+
+
+class _Shared(DynamicLayer):
+    """The keys and values, ``(1, heads, length, head_dim)``, that all rows of a batch begin with. What a batch adds is
+    given to its attention and not kept, so that one prefix serves batch after batch."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Shared ones for each row, and the new ones behind them."""
+        assert self.keys is not None and self.values is not None
+        rows = (len(key_states), -1, -1, -1)
+        return (
+            torch.cat([self.keys.expand(rows), key_states], dim=-2),
+            torch.cat([self.values.expand(rows), value_states], dim=-2),
+        )
+
+
+def _compute_prefix(model: PreTrainedModel, ids: list[int]) -> Cache | None:
+    """Keys and values of a common beginning; None for a model that keeps anything else (a sliding window, a state)."""
+    row = torch.tensor([ids], device=model.device)
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))  # nobody asks for its logits
+    try:
+        found = model(row, attention_mask=torch.ones_like(row), use_cache=True)
+    finally:
+        hook.remove()
+    cache = getattr(found, "past_key_values", None)
+    layers: list[Any] = list(getattr(cache, "layers", []))
+    if not layers or any(type(layer) is not DynamicLayer or not layer.is_initialized for layer in layers):
+        return None
+    return Cache(layers=[_Shared(layer.keys, layer.values) for layer in layers])
+
+
+def _score_batch(
+    model: PreTrainedModel, spans: Sequence[Span], pad_id: int, prefix: Cache | None = None
+) -> tuple[Tensor, ...]:
+    """`span_logprobs` of one batch; with a prefix, only what comes behind it is computed."""
+    done = prefix.get_seq_length() if prefix is not None else 0
+    rest = [torch.tensor(span.ids[done:]) for span in spans]
+    ids = pad_sequence(rest, batch_first=True, padding_value=pad_id)
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rest])[:, None]).long()
+    starts = torch.tensor([span.start - done for span in spans])
+    device = model.device
+    values, _ = token_logprobs(model, ids.to(device), mask.to(device), starts.to(device), prefix=prefix)
+    return values.cpu().split([span.scored for span in spans])
