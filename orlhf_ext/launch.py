@@ -69,12 +69,13 @@ def _uses(rest: list[str]) -> list[str]:
 def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions: list[Extension]) -> None:
     """Flags of ours that nobody took: a typo, or an extension that was not switched on."""
     on = {item.name for item in extensions}
+    known = names(EXTENSIONS)
     for word in rest:
         flag = word.partition("=")[0]
         prefix = flag[2:].partition(".")[0] if flag.startswith("--") and "." in flag else ""
         if prefix == "ext" or prefix in on:
             raise UserError(f"unknown flag {flag}{suggest(flag, list(parser._option_string_actions))}")
-        if prefix in names(EXTENSIONS):
+        if prefix in known:
             raise UserError(f"{flag} belongs to the extension {prefix!r}; add --ext.use {prefix}")
 
 
