@@ -31,6 +31,9 @@ class Reject(NamedTuple):
     bad: bool = False
 
 
+SEEN = Reject("prompt also in the training rows")
+
+
 class Counts:
     """Rows read, kept and dropped by reason; ``read == kept + not_drawn + sum(dropped.values())``."""
 
@@ -93,6 +96,22 @@ def share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def check_options(args: argparse.Namespace, *limits: int | None) -> None:
+    """Refuse common options that exclude one another or would have no effect; ``limits`` are those on rows.
+
+    Raises:
+        UserError: they do; one sentence that names them.
+    """
+    if args.positional_source and args.source:
+        raise UserError(f"--source {args.source} and SOURCE {args.positional_source} are both given; leave one out")
+    if args.shuffle and not any(limits):
+        raise UserError(
+            "--shuffle draws the rows of a limit at random; add --limit N (launchers shuffle by themselves)"
+        )
+    if (args.max_prompt_tokens or args.max_tokens) and not args.tokenizer:
+        raise UserError("--max_prompt_tokens and --max_tokens count tokens; add --tokenizer PATH_OR_NAME")
 
 
 def draw(rows: Iterable[T], limit: int | None, rng: random.Random | None, counts: Counts) -> Iterator[T]:

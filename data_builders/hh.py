@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import BadLine, Line, Record, read_lines
+from orlhf_ext.samples import reply_text
 
 from .common import (
+    SEEN,
     SPLITS,
     Built,
     Counts,
     Messages,
     Reject,
+    check_options,
     digest,
     draw,
     fetch,
@@ -30,7 +33,7 @@ from .common import (
     write_some,
 )
 from .dialogues import EMPTY, Pair, as_chat, make_compat_pair, make_pair
-from .lengths import LengthFilter
+from .lengths import TEMPLATE, LengthFilter
 
 SAMPLE = Path(__file__).parent / "samples" / "hh"
 #: where a hub data set keeps the files that the paper uses
@@ -39,8 +42,6 @@ LICENCES = {"sample": "Apache-2.0", "Anthropic/hh-rlhf": "MIT"}
 
 NO_TEXT = Reject("no chosen or rejected text", bad=True)
 NO_PAIR = Reject("no prompt, chosen and rejected that are all text or all message lists", bad=True)
-SEEN = Reject("prompt also in the training rows")
-TEMPLATE = Reject("refused by the chat template")
 
 
 def parse(record: Record, compat: bool) -> Pair | Reject:
@@ -59,7 +60,7 @@ def as_kwise(record: Record) -> Record | Reject:
     if not (all(isinstance(part, str) for part in parts) or all(map(is_messages, parts))):
         return NO_PAIR
     prompt, *completions = parts
-    texts = [part if isinstance(part, str) else part[-1]["content"] for part in completions if part]
+    texts = [reply_text(part) for part in completions if part]
     if len(texts) < 2 or not all(text.strip() for text in texts):
         return EMPTY
     return {"prompt": prompt, "completions": completions, "rewards": [1, 0]}
@@ -186,8 +187,6 @@ class Builder:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that exclude one another or would have no effect."""
-    if args.positional_source and args.source:
-        raise UserError(f"--source {args.source} and SOURCE {args.positional_source} are both given; leave one out")
     if args.from_pairs:
         others = (
             "positional_source",
@@ -206,14 +205,8 @@ def check(args: argparse.Namespace) -> None:
                 raise UserError(f"{flag} has no effect with --from_pairs, which only converts; leave it out")
     if args.compat and args.format == "chat":
         raise UserError("--compat has upstream's rules, which know no chat format; leave out --compat or --format chat")
-    if args.shuffle and not (args.limit or args.limit_test):
-        raise UserError(
-            "--shuffle draws the rows of a limit at random; add --limit N (launchers shuffle by themselves)"
-        )
-    limits = args.max_prompt_tokens or args.max_tokens
-    if limits and not args.tokenizer:
-        raise UserError("--max_prompt_tokens and --max_tokens count tokens; add --tokenizer PATH_OR_NAME")
-    if args.tokenizer and not limits:
+    check_options(args, args.limit, args.limit_test)
+    if args.tokenizer and not (args.max_prompt_tokens or args.max_tokens):
         raise UserError("--tokenizer has no effect alone; add --max_prompt_tokens N or --max_tokens N")
 
 

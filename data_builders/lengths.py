@@ -14,6 +14,7 @@ from .common import Messages, Reject, fetch, looks_like_hub_name
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 #: OpenRLHF ends a text with a space and the end token
 END_TOKENS = 2
+TEMPLATE = Reject("refused by the chat template")
 
 
 class LengthFilter:

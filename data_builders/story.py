@@ -44,14 +44,12 @@ from typing import Any, NamedTuple
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import Record
 
-from .common import Built, Counts, Messages, Reject, digest, draw, positive_int, share, write_some
-from .lengths import LengthFilter
+from .common import SEEN, Built, Counts, Messages, Reject, check_options, digest, draw, positive_int, share, write_some
+from .lengths import TEMPLATE, LengthFilter
 from .story_prompts import Task, scoring_messages
 from .story_sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
 
 SAME_ID = Reject("id of an earlier row", bad=True)
-SEEN = Reject("prompt also in the training rows")
-TEMPLATE = Reject("refused by the chat template")
 
 
 class Row(NamedTuple):
@@ -180,16 +178,9 @@ class Builder:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that exclude one another or would have no effect."""
-    if args.positional_source and args.source:
-        raise UserError(f"--source {args.source} and SOURCE {args.positional_source} are both given; leave one out")
     if "sample" in (args.positional_source, args.source) and (args.data_dir or args.dataset_name):
         raise UserError("--data_dir and --dataset_name choose files of your own, but SOURCE is sample; leave one out")
-    if args.shuffle and not (args.limit or args.limit_val or args.limit_test):
-        raise UserError(
-            "--shuffle draws the rows of a limit at random; add --limit N (launchers shuffle by themselves)"
-        )
-    if (args.max_prompt_tokens or args.max_tokens) and not args.tokenizer:
-        raise UserError("--max_prompt_tokens and --max_tokens count tokens; add --tokenizer PATH_OR_NAME")
+    check_options(args, args.limit, args.limit_val, args.limit_test)
 
 
 class Lengths:

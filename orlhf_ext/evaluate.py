@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import UserError, command
+from .flags import make_parser
 from .records import atomic_write, write_json
 from .report import comma_separated, markdown, print_examples, print_table
 from .samples import Sample, read_samples
@@ -202,16 +203,20 @@ def measure(scored: Scored, sft: Scored | None, chosen: Scored | None, seed: int
     out["kl"], out["kl_se"] = None, None
     if scored.logprobs is not None and scored.sft_logprobs is not None:
         out["kl"], out["kl_se"] = mean_and_error(kl_estimate(scored.logprobs, scored.sft_logprobs))
-    gap = rewards - prompt_means(sft.rewards)
+    out["reward_diff"] = paired_difference(rewards - prompt_means(sft.rewards), seed)
+    return out
+
+
+def paired_difference(gap: NDArray[np.float64], seed: int) -> dict[str, float | None]:
+    """The mean of paired differences, with Student's and the bootstrap's interval."""
     student, drawn = t_interval(gap), bootstrap(gap, seed)
-    out["reward_diff"] = {
+    return {
         "mean": float(gap.mean()),
         "low": student.low,
         "high": student.high,
         "bootstrap_low": drawn.low,
         "bootstrap_high": drawn.high,
     }
-    return out
 
 
 def _rate(key: str, rates: NDArray[np.float64], seed: int) -> dict[str, Any]:
@@ -246,9 +251,7 @@ def compare(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None =
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="orlhf-ext evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("orlhf-ext evaluate", __doc__)
     parser.add_argument("--sft", metavar="FILE", help="scored samples of the SFT model")
     parser.add_argument("--policy", action="append", default=[], metavar="NAME=FILE", help="repeatable, in order")
     parser.add_argument("--chosen", metavar="FILE", help="scored pairs; a record's first reward is the chosen one's")
@@ -287,10 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policies = {name: read_scored(path, *keys) for name, _, path in (spec.partition("=") for spec in args.policy)}
     chosen = read_scored(args.chosen, *keys) if args.chosen else None
     metrics = compare(sft, policies, chosen, args.seed)
-    write_json(args.out, {**read_run(args.run), "metrics": metrics})
-    for suffix, text in ((".md", markdown(metrics)), (".csv", comma_separated(metrics))):
-        with atomic_write(Path(args.out).with_suffix(suffix)) as stream:
-            stream.write(text)
+    write_summary(args, metrics, markdown(metrics), comma_separated(metrics))
     if policies:
         name, last = list(policies.items())[-1]
         print_examples(args.show, sft.samples, name, last.samples)
@@ -298,6 +298,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if lacking:
             print(f"no KL for {', '.join(lacking)}: add {keys[0]} and {keys[1]} to the samples (orlhf_ext.logprobs)")
     print_table(metrics)
+
+
+def write_summary(args: argparse.Namespace, metrics: Mapping[str, Any], table: str, numbers: str) -> None:
+    """Write ``--out`` with the keys of ``--run``, and the table beside it, in Markdown and as CSV."""
+    write_json(args.out, {**read_run(args.run), "metrics": metrics})
+    for suffix, text in ((".md", table), (".csv", numbers)):
+        with atomic_write(Path(args.out).with_suffix(suffix)) as stream:
+            stream.write(text)
 
 
 def read_run(path: str | None) -> dict[str, Any]:

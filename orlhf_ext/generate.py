@@ -23,6 +23,7 @@ from . import __version__
 from .batches import fingerprint
 from .engines import Completions, Prompt, Sampling, load_vllm, sample_hf, sample_vllm
 from .errors import UserError, command
+from .flags import DTYPES, make_parser
 from .journal import Journal, journal_path, part_paths, read_done
 from .logprobs import load_model
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer
@@ -34,9 +35,7 @@ _PATIENCE = 10.0  # seconds that an engine gets to end by itself
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, with every number checked."""
-    parser = argparse.ArgumentParser(
-        prog="orlhf-ext generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("orlhf-ext generate", __doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder, or a hub name")
     parser.add_argument("--data", required=True, metavar="FILE", help="records with a prompt")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file")
@@ -53,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="(%(default)s)")
     parser.add_argument("--backend", choices=["vllm", "hf"], default="vllm", help="(%(default)s)")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(%(default)s)")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # i/E, for the engines of one run
     args = parser.parse_args(argv)
     for name in ("num_completions", "max_new_tokens", "num_engines", "tensor_parallel_size"):

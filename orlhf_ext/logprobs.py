@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
 from .errors import UserError, command
+from .flags import add_compute, check_least, make_parser
 from .journal import Journal
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
 from .records import sha256_file
@@ -201,9 +202,7 @@ def make_compute(model: PreTrainedModel, pad_id: int, temperature: float = 1.0) 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="orlhf-ext logprobs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("orlhf-ext logprobs", __doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="policy: a Hugging Face folder, or a hub name")
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
@@ -211,13 +210,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--key", default="logprobs", help="name of the new column (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (%(default)s)")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
-    parser.add_argument("--batch_tokens", type=int, default=8192, help="padded tokens in a batch (%(default)s)")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(%(default)s)")
-    parser.add_argument("--attn_implementation", default="sdpa", help="as in transformers (%(default)s)")
+    add_compute(parser, batch_tokens=8192)
     args = parser.parse_args(argv)
-    for name in ("max_len", "batch_tokens"):
-        if getattr(args, name) < 2:
-            raise UserError(f"--{name} {getattr(args, name)} is too small; give at least 2")
+    check_least(args, max_len=2, batch_tokens=2)
     if not args.temperature > 0:
         raise UserError(f"--temperature {args.temperature} must be above 0")
     if args.key in ("id", "prompt", "completions", "token_ids", "finish_reasons", "prompt_tokens", "rewards"):

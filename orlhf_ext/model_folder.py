@@ -37,7 +37,7 @@ def find_model(name: str, flag: str = "--model") -> Path:
         raise UserError(f"{flag} {name} is no model folder: config.json is missing")
     if "auto_map" in read_config(folder):
         raise UserError(f"{flag} {name} brings code of its own (auto_map in config.json), which is never run here")
-    safetensors_keys(folder, flag)
+    weight_shapes(folder, flag)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise UserError(f"{flag} {name} has no tokenizer (tokenizer.json); copy that of the model it was trained from")
     return folder
@@ -71,8 +71,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def safetensors_keys(folder: Path, flag: str = "--model") -> set[str]:
-    """The names of all weights, from the files' headers.
+def weight_shapes(folder: Path, flag: str = "--model") -> dict[str, list[int]]:
+    """The names and shapes of all weights, from the files' headers.
 
     Raises:
         UserError: there are no safetensors weights, a shard is missing, or a file is cut short.
@@ -88,14 +88,22 @@ def safetensors_keys(folder: Path, flag: str = "--model") -> set[str]:
         pickled = next(folder.glob("*.bin"), None)
         hint = f"{pickled.name} is a pickle, which is never read; save it as safetensors" if pickled else None
         raise UserError(f"{flag} {folder} holds no safetensors weights; {hint or 'was its training cut short?'}")
-    keys: set[str] = set()
+    shapes: dict[str, list[int]] = {}
     for file in files:
         try:
             with safe_open(file, framework="np") as weights:
-                keys.update(weights.keys())
+                names = weights.keys()
+                shapes |= {name: weights.get_slice(name).get_shape() for name in names}
         except SafetensorError as error:
             raise UserError(f"{file} is broken or cut short ({error}); copy the model again") from error
-    return keys
+    return shapes
+
+
+def context_length(folder: Path) -> int | None:
+    """The most tokens that a model can read, as its config has it; None where it does not say."""
+    config = read_config(folder)
+    found = (config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return min((value for value in found if isinstance(value, int)), default=None)
 
 
 def check_context(folder: Path, max_len: int, flag: str = "--max_len") -> None:
@@ -104,10 +112,9 @@ def check_context(folder: Path, max_len: int, flag: str = "--max_len") -> None:
     Raises:
         UserError: ``max_len`` is larger than the model's context.
     """
-    config = read_config(folder)
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        if isinstance(context := config.get(key), int) and max_len > context:
-            raise UserError(f"{flag} {max_len} is more than the {context} positions of {folder}; lower it")
+    context = context_length(folder)
+    if context is not None and max_len > context:
+        raise UserError(f"{flag} {max_len} is more than the {context} positions of {folder}; lower it")
 
 
 def check_ids(folder: Path, ids: Iterable[Iterable[int]], flag: str = "--model") -> None:

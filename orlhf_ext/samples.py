@@ -124,6 +124,11 @@ def _bad(line: Line, reason: str) -> NoReturn:
     raise UserError(f"{line.where} {reason}")
 
 
+def reply_text(completion: Text) -> str:
+    """What a completion says: the string, or the content of its last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
 def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample, chat: bool) -> str:
     """The prompt as the model reads it; messages (and, with ``chat``, strings) go through the chat template.
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
 from .errors import UserError, command
+from .flags import DTYPES, add_compute, check_least, make_parser
 from .journal import Journal
-from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config, safetensors_keys
+from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config, weight_shapes
 from .records import sha256_file
 from .samples import Sample, encode, read_samples, whole_text
 
@@ -58,19 +59,22 @@ def encode_rows(
     return Encoded(rows, truncated, unseen)
 
 
-def check_reward_model(folder: Path, flag: str = "--model") -> str:
-    """The name of the value head, which must be among the weights: transformers would make a missing one at random.
+def check_reward_model(folder: Path, flag: str = "--model") -> int:
+    """How many scores the value head gives.
+
+    It must be among the weights: transformers would make a missing one at random.
 
     Raises:
         UserError: it is not there.
     """
     head = str(read_config(folder).get("value_head_prefix", "score"))
-    if f"{head}.weight" not in safetensors_keys(folder, flag):
+    shape = weight_shapes(folder, flag).get(f"{head}.weight")
+    if shape is None:
         raise UserError(
             f"{flag} {folder} is no reward model: its weights have no {head}.weight; give a folder that train_rm wrote "
             "(with LoRA, train_rm does not save the head: train without it)"
         )
-    return head
+    return shape[0]
 
 
 def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> Compute:
@@ -104,21 +108,15 @@ def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> Comput
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="orlhf-ext score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("orlhf-ext score", __doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="reward model folder, as train_rm writes it")
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
     parser.add_argument("--max_len", type=int, required=True, help="tokens; the same as in the model's training")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
-    parser.add_argument("--batch_tokens", type=int, default=16384, help="padded tokens in a batch (%(default)s)")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16", help="(%(default)s)")
-    parser.add_argument("--attn_implementation", default="sdpa", help="as in transformers (%(default)s)")
+    add_compute(parser, dtypes=DTYPES[:2])
     args = parser.parse_args(argv)
-    for name in ("max_len", "batch_tokens"):
-        if getattr(args, name) < 2:
-            raise UserError(f"--{name} {getattr(args, name)} is too small; give at least 2")
+    check_least(args, max_len=2, batch_tokens=2)
     return args
 
 

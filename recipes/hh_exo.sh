@@ -104,42 +104,27 @@ stage data --source "$HH_DATA" "$MODEL" --out "$data" -- \
     --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_LEN"
 run_file data "$data"
 
-# resumable NAME: checkpoints that a killed SFT or RM stage resumes from (two are kept: one alone can be torn).
-resumable() {
-    checkpoints=()
+# train NAME WORDS...: the stage that runs train_NAME on the pairs, whose columns WORDS name; NAME_lr and NAME_args are its.
+train() {
+    local -n lr=$1_lr more=$1_args
+    local checkpoints=() # that a killed stage resumes from (two are kept: one alone can be torn)
     [[ $RESUME_STEPS == 0 ]] || checkpoints=(--ckpt.path "$OUT/checkpoints/$1" --ckpt.save_steps "$RESUME_STEPS"
         --ckpt.max_num 2 --ckpt.load_enable)
+    set_logger "$1"
+    stage "$1" --in "$data/train.jsonl" "$data/test.jsonl" --source "$MODEL" --out "$OUT/$1" \
+        --scratch "$OUT/checkpoints/$1" -- \
+        "${launch[@]}" "train_$1" --model.model_name_or_path "$MODEL" --ckpt.output_dir "$OUT/$1" \
+        --data.dataset "$data/train.jsonl" "${@:2}" "${chat[@]}" --eval.dataset "$data/test.jsonl" --eval.split train \
+        "${optimizer[@]}" --train.max_epochs 1 --adam.lr "$lr" "${checkpoints[@]}" "${logger[@]}" "${more[@]}"
 }
 
 # 2. SFT on the chosen answers
-if [[ -n ${SFT_MODEL:-} ]]; then
-    sft=$SFT_MODEL
-else
-    sft=$OUT/sft
-    set_logger sft
-    resumable sft
-    stage sft --in "$data/train.jsonl" "$data/test.jsonl" --source "$MODEL" --out "$sft" \
-        --scratch "$OUT/checkpoints/sft" -- \
-        "${launch[@]}" train_sft --model.model_name_or_path "$MODEL" --ckpt.output_dir "$sft" \
-        --data.dataset "$data/train.jsonl" --data.input_key prompt --data.output_key chosen "${chat[@]}" \
-        --eval.dataset "$data/test.jsonl" --eval.split train \
-        "${optimizer[@]}" --train.max_epochs 1 --adam.lr "$sft_lr" "${checkpoints[@]}" "${logger[@]}" "${sft_args[@]}"
-fi
+sft=${SFT_MODEL:-$OUT/sft}
+[[ -n ${SFT_MODEL:-} ]] || train sft --data.input_key prompt --data.output_key chosen
 
 # 3. Reward model on the pairs
-if [[ -n ${REWARD_MODEL:-} ]]; then
-    rm_model=$REWARD_MODEL
-else
-    rm_model=$OUT/rm
-    set_logger rm
-    resumable rm
-    stage rm --in "$data/train.jsonl" "$data/test.jsonl" --source "$MODEL" --out "$rm_model" \
-        --scratch "$OUT/checkpoints/rm" -- \
-        "${launch[@]}" train_rm --model.model_name_or_path "$MODEL" --ckpt.output_dir "$rm_model" \
-        --data.dataset "$data/train.jsonl" --data.prompt_key prompt "${chat[@]}" \
-        --eval.dataset "$data/test.jsonl" --eval.split train \
-        "${optimizer[@]}" --train.max_epochs 1 --adam.lr "$rm_lr" "${checkpoints[@]}" "${logger[@]}" "${rm_args[@]}"
-fi
+rm_model=${REWARD_MODEL:-$OUT/rm}
+[[ -n ${REWARD_MODEL:-} ]] || train rm --data.prompt_key prompt
 
 # sample NAME MODEL PROMPTS OUT COUNT [WORDS...]
 sample() {

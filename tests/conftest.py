@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from helpers import EXO_FLAGS, ROOT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: several processes with two threads each are far slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,63 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from orlhf_ext.small_models import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def reward_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What train_rm saves: the tiny model with a head, and its prefix in the config."""
+    from orlhf_ext import backends
+    from orlhf_ext.model_folder import load_tokenizer
+
+    backends.install()
+    import torch
+    from openrlhf.models.model import get_llm_for_sequence_regression
+
+    folder = tmp_path_factory.mktemp("models") / "rm"
+    torch.manual_seed(1)
+    model = get_llm_for_sequence_regression(
+        str(tiny_model), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="value"
+    )
+    model.value.weight.data.mul_(40)  # rewards that differ by more than bf16 can blur
+    model.config.value_head_prefix = "value"
+    model.config.mean, model.config.std = 5.0, 3.0  # which must not be applied
+    model.save_pretrained(folder)
+    load_tokenizer(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def strategy(tiny_model: Path) -> Iterator[Any]:
+    """OpenRLHF's strategy in a world of one process, with the arguments that EXO's trainer reads."""
+    from orlhf_ext import backends
+
+    backends.install()
+    import deepspeed
+    import torch
+    from openrlhf.utils.deepspeed import DeepspeedStrategy
+
+    space = SimpleNamespace
+    args = space(
+        local_rank=-1,
+        exo=space(**EXO_FLAGS),
+        model=space(label_smoothing=0.0, ipo_enable=False, aux_loss_coef=0, nll_loss_coef=0),
+        ref=space(model_name_or_path=str(tiny_model)),
+        ds=space(packing_samples=False, param_dtype="bf16", attn_implementation="sdpa"),
+        train=space(micro_batch_size=2),
+        data=space(),
+        logger=space(wandb=space(key=None), tensorboard_dir=None, logging_steps=1),
+        eval=space(steps=100),
+        ckpt=space(save_steps=100),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_PORT", str(random.randint(20000, 60000)))
+        strategy = DeepspeedStrategy(args=args)
+        strategy.setup_distributed()
+        yield strategy
+        torch.distributed.destroy_process_group()
+        deepspeed.comm.comm.cdb = None
 
 
 @pytest.fixture(scope="session")

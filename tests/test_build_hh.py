@@ -5,39 +5,28 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import random
 import re
 import subprocess
-import sys
 import threading
 import tracemalloc
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers import ROOT, build_light, failing, meta, read, run_python, write
 
 from data_builders.common import Counts, draw
 from data_builders.dialogues import make_pair
 from data_builders.hh import Builder
 from orlhf_ext.build_data import main, make_parser
 
-ROOT = Path(__file__).resolve().parent.parent
 Q = "\n\nHuman: Name a fruit\n\nAssistant:"
 
 
 def build(*options: object) -> None:
     main(["hh", *map(str, options)])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def meta(path: Path) -> dict[str, Any]:
-    return json.loads(path.with_name(path.stem + ".meta.json").read_text(encoding="utf-8"))
 
 
 def dialogue(question: str, answer: str) -> str:
@@ -46,12 +35,6 @@ def dialogue(question: str, answer: str) -> str:
 
 def row(name: object, size: int = 1) -> dict[str, str]:
     return {"chosen": dialogue(f"q {name}", "good " * size), "rejected": dialogue(f"q {name}", "bad " * size)}
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -64,12 +47,9 @@ def folder(tmp_path: Path) -> Path:
 
 def refused(capsys: pytest.CaptureFixture, *options: object) -> str:
     """The one sentence that a command ends with."""
-    with pytest.raises(SystemExit) as caught:
-        build(*options)
-    captured = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert captured.count("\n") == 1
-    return captured
+    said = failing(capsys, main, "hh", *options)
+    assert said.count("\n") == 1, said
+    return said
 
 
 NO_ANSWER = "the first difference is not in an Assistant turn"
@@ -453,34 +433,13 @@ def test_options_out_of_range(capsys, options: list[str]):
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=env, timeout=120, check=False
-    )
-
-
 def test_help_and_building_load_nothing_heavy(tmp_path: Path, tiny_model: Path):
-    program = """
-import runpy, sys
-try:
-    runpy.run_module("orlhf_ext.build_data", run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    assert not end.code, end.code
-heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "openrlhf", "datasets"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    listed = run("-c", program, "--help")
-    assert listed.returncode == 0, listed.stderr
-    assert re.search(r"^  hh +" + re.escape(Builder.help) + "$", listed.stdout, re.M)
-    options = run("-c", program, "hh", "--help")
-    assert options.returncode == 0, options.stderr
+    listed = build_light("--help")
+    assert re.search(r"^  hh +" + re.escape(Builder.help) + "$", listed, re.M)
+    options = build_light("hh", "--help")
     for flag in ("SOURCE", "--compat", "--kwise", "--limit", "--strict", "--out DIR", "(data/hh)"):
-        assert flag in options.stdout
-    built = run(
-        "-c", program, "hh", "--out", str(tmp_path), "--tokenizer", str(tiny_model), "--max_tokens", "4000", "--kwise"
-    )
-    assert built.returncode == 0, built.stderr
+        assert flag in options
+    build_light("hh", "--out", str(tmp_path), "--tokenizer", str(tiny_model), "--max_tokens", "4000", "--kwise")
     assert (tmp_path / "test_kwise.meta.json").is_file()
 
 
@@ -561,7 +520,7 @@ def test_a_hub_name(tmp_path: Path, folder: Path):
     online |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
 
     def fetch(name: str) -> subprocess.CompletedProcess[str]:
-        return run("-m", "orlhf_ext.build_data", "hh", name, "--out", str(tmp_path / "out"), **online)
+        return run_python("-m", "orlhf_ext.build_data", "hh", name, "--out", str(tmp_path / "out"), **online)
 
     try:
         done = fetch(Hub.repo)

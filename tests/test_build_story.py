@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT, build_light, failing, meta, read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +23,6 @@ from data_builders.story_sources import SPLITS, Division
 from orlhf_ext.build_data import main, make_parser
 from orlhf_ext.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data_builders" / "samples" / "stories"
 NOVELS = {"emma": 55, "prideprejudice": 61, "sensesensibility": 50, "mansfieldpark": 48, "northangerabbey": 31}
 
@@ -36,21 +33,9 @@ def build(*options: object) -> None:
 
 def refused(capsys: pytest.CaptureFixture, *options: object) -> str:
     """The one sentence that a command ends with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        build(*options)
-    captured = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert captured.count("\n") == 1, captured
-    return captured
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def meta(path: Path) -> dict[str, Any]:
-    return json.loads(path.with_name(path.stem + ".meta.json").read_text(encoding="utf-8"))
+    said = failing(capsys, main, "story", *options)
+    assert said.count("\n") == 1, said
+    return said
 
 
 def splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -72,12 +57,6 @@ def splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
     assert [one["kept"] for one in counts] == [len(rows[split]) for split in SPLITS]
     assert all(one["read"] == one["kept"] + one["not_drawn"] + sum(one["dropped"].values()) for one in counts)
     return rows
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    return path
 
 
 def joke(name: object) -> dict[str, Any]:
@@ -781,32 +760,8 @@ def test_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture, o
 
 
 def test_help_and_building_load_nothing_heavy(tmp_path: Path):
-    program = """
-import runpy, sys
-try:
-    runpy.run_module("orlhf_ext.build_data", run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    assert not end.code, end.code
-heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "openrlhf", "datasets"} & set(sys.modules)
-assert not heavy, heavy
-"""
-
-    def run(*words: str) -> str:
-        env = {**os.environ, "COLUMNS": "200"}
-        done = subprocess.run(
-            [sys.executable, "-c", program, *words],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=env,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert re.search(r"^  story +" + re.escape(Builder.help) + "$", run("--help"), re.M)
-    shown = run("story", "--help")
+    assert re.search(r"^  story +" + re.escape(Builder.help) + "$", build_light("--help"), re.M)
+    shown = build_light("story", "--help")
     for flag in ("SOURCE", "--data_dir", "--dataset_name", "--system", "--context_words", "--strict", "(data/story)"):
         assert flag in shown
-    assert "24 of 24 rows kept" in run("story", "--out", str(tmp_path))
+    assert "24 of 24 rows kept" in build_light("story", "--out", str(tmp_path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import failing
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -186,9 +187,7 @@ def test_bad_records_are_named(files: Path, capsys: pytest.CaptureFixture, chang
     ],
 )
 def test_bad_command_lines(line: str, said: str, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main(line.split())
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert said in failing(capsys, evaluate.main, *line.split())
 
 
 def test_a_run_file_must_be_an_object(files: Path, capsys: pytest.CaptureFixture) -> None:

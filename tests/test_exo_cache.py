@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
+from helpers import launch, write
 
 
 def records(count: int) -> list[dict]:
@@ -34,39 +30,6 @@ def records(count: int) -> list[dict]:
         rewards = [generator.gauss(0, 1) for _ in range(k)]
         made.append({"id": f"k{i}", "prompt": text(8), "completions": completions, "rewards": rewards})
     return made
-
-
-@pytest.fixture(scope="module")
-def strategy(tiny_model):
-    """OpenRLHF's strategy in a world of one process."""
-    from orlhf_ext import backends
-
-    backends.install()
-    import deepspeed
-    from openrlhf.utils.deepspeed import DeepspeedStrategy
-
-    space = SimpleNamespace
-    exo = space(loss_type="exo-rw", num_contrastive=2, beta_pi=0.5, beta_r=0.5, epsilon=None, temperature=0.8)
-    args = space(
-        local_rank=-1,
-        exo=exo,
-        model=space(label_smoothing=0.0, ipo_enable=False, aux_loss_coef=0, nll_loss_coef=0),
-        ref=space(model_name_or_path=str(tiny_model)),
-        ds=space(packing_samples=False, param_dtype="bf16", attn_implementation="sdpa"),
-        train=space(micro_batch_size=2),
-        data=space(),
-        logger=space(wandb=space(key=None), tensorboard_dir=None),
-    )
-    exo.max_completion_len, exo.cache_reference = 0, None
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
-            patch.setenv(name, value)
-        patch.setenv("MASTER_PORT", str(random.randint(20000, 60000)))
-        strategy = DeepspeedStrategy(args=args)
-        strategy.setup_distributed()
-        yield strategy
-        torch.distributed.destroy_process_group()
-        deepspeed.comm.comm.cdb = None
 
 
 @pytest.fixture
@@ -251,29 +214,11 @@ def test_hub_model_is_hashed_from_its_snapshot(tiny_model, tmp_path, monkeypatch
 # ---- through the launcher
 
 
-def write(folder: Path) -> Path:
-    """Training data; the evaluation data lie beside it."""
-    for name, count in (("data", 9), ("eval", 3)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records(count)))
-    return folder / "data.jsonl"
-
-
-def launch(out: Path, model: Path, data: Path, *flags: str, processes: int = 1, use: str = "exo") -> str:
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    command += ["orlhf_ext.launch", "train_dpo", "--ext.use", use, "--exo.loss_type", "exo-rw"]
-    command += ["--model.model_name_or_path", str(model), "--ref.model_name_or_path", str(model)]
-    command += ["--data.dataset", str(data), "--data.max_len", "96", "--train.batch_size", "4", "--adam.lr", "1e-3"]
-    command += ["--eval.dataset", str(data.with_name("eval.jsonl")), "--eval.split", "train", "--lr_warmup_ratio", "0"]
-    command += ["--ckpt.output_dir", str(out / "model"), "--ckpt.path", str(out / "ckpt"), *flags]
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    env |= {"HF_DATASETS_CACHE": str(out / "datasets"), "PYTHONPATH": f"{ROOT}{os.pathsep}{out}"}
-    done = subprocess.run(
-        command, env=env, cwd=out, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
+def launch_cached(out: Path, model: Path, *flags: str, **how: Any) -> str:
+    """A launcher run; training and evaluation data are written first."""
+    data = write(out / "data.jsonl", records(9))
+    flags = ("--eval.dataset", str(write(out / "eval.jsonl", records(3))), "--eval.split", "train", *flags)
+    return launch(out, model, data, "--exo.loss_type", "exo-rw", "--data.max_len", "96", *flags, **how)
 
 
 @pytest.mark.slow
@@ -281,13 +226,11 @@ def launch(out: Path, model: Path, data: Path, *flags: str, processes: int = 1, 
 def test_cached_training_equals_uncached_bit_for_bit(tiny_model, tmp_path, processes, flags):
     from safetensors.torch import load_file
 
-    data = write(tmp_path)
     cached = ["--exo.cache_reference", str(tmp_path / "reference")]
     trained = []
     for name, more in {"uncached": [], "computed": cached, "read": cached}.items():
         out = tmp_path / name
-        out.mkdir()
-        log = launch(out, tiny_model, data, "--train.micro_batch_size", "1", *flags, *more, processes=processes)
+        log = launch_cached(out, tiny_model, "--train.micro_batch_size", "1", *flags, *more, processes=processes)
         assert ("read from" in log) == (name == "read") and ("stored in" in log) == (name == "computed")
         trained.append(load_file(out / "model" / "model.safetensors"))
     assert len(list((tmp_path / "reference").iterdir())) == 2  # training and evaluation data
@@ -321,6 +264,6 @@ def test_deepspeeds_reference_weights_are_let_go(tiny_model, tmp_path, stage):
     (tmp_path / "weighing.py").write_text(WEIGHING)
     (tmp_path / "weigher.py").write_text(WEIGHER)
     flags = ["--train.micro_batch_size", "2", "--ds.zero_stage", stage, "--exo.cache_reference", "reference"]
-    log = launch(tmp_path, tiny_model, write(tmp_path), *flags, use="weigher:Weigher")
+    log = launch_cached(tmp_path, tiny_model, *flags, use="weigher:Weigher")
     before, after = re.findall(r"reference weights: (\d+) bytes, then (\d+)", log)[0]
     assert int(before) > 500_000 and int(after) == 0

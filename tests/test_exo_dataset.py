@@ -11,6 +11,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -312,11 +313,6 @@ def test_every_row_holds_its_rules(tokenizer, prompt, completions, cap, room):
 # ---- checks before a model is loaded
 
 
-def write(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
-
-
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -342,16 +338,16 @@ def test_flags_that_contradict(flags, message):
 
 
 def test_defaults_pass(tmp_path):
-    EXO().check(launcher_args(data__dataset=write(tmp_path / "a.jsonl", [PAIR, PAIR])))
+    EXO().check(launcher_args(data__dataset=str(write(tmp_path / "a.jsonl", [PAIR, PAIR]))))
     EXO().check(launcher_args(exo__loss_type="dpo-pref", exo__epsilon=0.0))
     EXO().check(launcher_args(data__dataset="some/hub-name", eval__dataset="another/name"))
 
 
 def test_file_and_line_are_named(tmp_path):
-    file = write(tmp_path / "train.jsonl", [PAIR, {**PAIR, "id": "p2", "rejected": ""}])
+    file = str(write(tmp_path / "train.jsonl", [PAIR, {**PAIR, "id": "p2", "rejected": ""}]))
     with pytest.raises(UserError, match=r"train.jsonl line 2 \(id 'p2'\) has an empty completion 2"):
         EXO().check(launcher_args(data__dataset=file))
-    good = write(tmp_path / "good.jsonl", [PAIR])
+    good = str(write(tmp_path / "good.jsonl", [PAIR]))
     with pytest.raises(UserError, match=r"train.jsonl line 2"):
         EXO().check(launcher_args(data__dataset=good, eval__dataset=f"{good}, {file}", eval__split="train"))
     with pytest.raises(UserError, match=r"--eval.split test: .* add --eval.split train"):

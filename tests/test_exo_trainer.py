@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import EXO_FLAGS, launch, scalars, write
 
-ROOT = Path(__file__).resolve().parent.parent
-BETA, TAU = 0.5, 0.8
-FLAGS = {
-    "loss_type": "exo-rw",
-    "num_contrastive": 2,
-    "beta_pi": BETA,
-    "beta_r": 0.5,
-    "epsilon": None,
-    "temperature": TAU,
-    "max_completion_len": 0,
-    "cache_reference": None,
-}
+BETA, TAU = EXO_FLAGS["beta_pi"], EXO_FLAGS["temperature"]
 
 
 # ---- in process
-
-
-@pytest.fixture(scope="module")
-def strategy():
-    """OpenRLHF's strategy in a world of one process, with the arguments that trainers read."""
-    from orlhf_ext import backends
-
-    backends.install()
-    import deepspeed
-    from openrlhf.utils.deepspeed import DeepspeedStrategy
-
-    space = SimpleNamespace
-    args = space(
-        local_rank=-1,
-        exo=space(**FLAGS),
-        model=space(label_smoothing=0.0, ipo_enable=False, aux_loss_coef=0, nll_loss_coef=0),
-        ds=space(packing_samples=False, param_dtype="bf16"),
-        train=space(),
-        data=space(),
-        logger=space(wandb=space(key=None), tensorboard_dir=None, logging_steps=1),
-        eval=space(steps=100),
-        ckpt=space(save_steps=100),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
-            patch.setenv(name, value)
-        patch.setenv("MASTER_PORT", str(random.randint(20000, 60000)))
-        strategy = DeepspeedStrategy(args=args)
-        strategy.setup_distributed()
-        yield strategy
-        torch.distributed.destroy_process_group()
-        deepspeed.comm.comm.cdb = None
 
 
 def make_trainer(strategy, policy, reference, eval_dataloader=None, **exo):
@@ -73,7 +27,7 @@ def make_trainer(strategy, policy, reference, eval_dataloader=None, **exo):
     actors = [Actor(module) for module in (policy, reference)]
     for actor in actors:
         actor.packing_samples = False
-    strategy.args.exo = SimpleNamespace(**{**FLAGS, **exo})
+    strategy.args.exo = SimpleNamespace(**{**EXO_FLAGS, **exo})
     return KwiseTrainer(
         model=actors[0],
         ref_model=actors[1],
@@ -270,7 +224,7 @@ def test_evaluation_and_step_logs(strategy, tiny, tiny_model, capsys):
 
     from orlhf_ext.exo.dataset import KwiseDataset
 
-    strategy.args.exo = SimpleNamespace(**FLAGS)
+    strategy.args.exo = SimpleNamespace(**EXO_FLAGS)
     dataset = KwiseDataset(
         Dataset.from_list(kwise_records(5)), AutoTokenizer.from_pretrained(tiny_model), 96, strategy, is_dpo=True
     )
@@ -329,41 +283,6 @@ def pair_records(count: int) -> list[dict]:
     ]
 
 
-def write(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def launch(
-    out: Path, model: Path, data: Path, *flags: str, processes: int = 1, use: str = "exo", status: int = 0
-) -> str:
-    """Two optimizer steps of train_dpo with EXO; returns everything that it printed."""
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    command += ["orlhf_ext.launch", "train_dpo", "--ext.use", use]
-    command += ["--model.model_name_or_path", str(model), "--ref.model_name_or_path", str(model)]
-    command += ["--data.dataset", str(data), "--data.max_len", "128", "--train.batch_size", "4"]
-    command += ["--train.micro_batch_size", "2", "--adam.lr", "1e-3", "--lr_warmup_ratio", "0"]
-    command += ["--ckpt.output_dir", str(out / "model"), "--ckpt.path", str(out / "ckpt"), *flags]
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    env |= {"HF_DATASETS_CACHE": str(out / "datasets"), "PYTHONPATH": f"{ROOT}{os.pathsep}{out}"}
-    done = subprocess.run(
-        command, env=env, cwd=out, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
-    )
-    assert done.returncode == status, done.stdout[-4000:]
-    return done.stdout
-
-
-def scalars(folder: Path) -> dict[str, list[float]]:
-    """What TensorBoard was given, by name, in the order of steps."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
 def weights(out: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -380,7 +299,7 @@ def test_launcher_run_on_pairs(tiny_model, tmp_path):
     flags = ["--eval.dataset", str(data), "--eval.split", "train", "--eval.steps", "1", "--exo.cache_reference", "ref"]
     flags += ["--logger.tensorboard_dir", str(tmp_path / "tb"), "--logger.wandb.run_name", "run"]
     log = launch(tmp_path, tiny_model, data, *flags)
-    logged = scalars(tmp_path / "tb" / "run")
+    logged = scalars(tmp_path)
     at_start = -math.log(2) - (math.log(1 - 1e-3) + math.log(1e-3)) / 2  # p is uniform before the first step
     assert logged["train/kwise/loss"][0] == pytest.approx(at_start, abs=2e-2)  # bf16, batches of another shape
     assert len(logged["train/kwise/ranking_acc"]) == len(logged["eval/kwise/ranking_acc"]) == 2
@@ -411,7 +330,7 @@ def test_each_loss_runs(tiny_model, tmp_path, loss_type, flags):
     data = write(tmp_path / "data.jsonl", records)
     tb = ["--logger.tensorboard_dir", str(tmp_path / "tb"), "--logger.wandb.run_name", "run"]
     launch(tmp_path, tiny_model, data, "--exo.loss_type", loss_type, *flags, *tb)
-    logged = scalars(tmp_path / "tb" / "run")
+    logged = scalars(tmp_path)
     assert len(logged["train/kwise/loss"]) == 2 and all(math.isfinite(v) for v in logged["train/kwise/loss"])
     assert ("train/nll_loss" in logged) == ("--model.nll_loss_coef" in flags)
     if loss_type == "dpo-pref":

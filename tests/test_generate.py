@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import failing, read
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from orlhf_ext import generate
 from orlhf_ext.engines import derive_seed, kv_bytes_per_token
 from orlhf_ext.journal import Journal, journal_path, part_paths
 from orlhf_ext.model_folder import load_tokenizer
-from orlhf_ext.records import read_records, write_jsonl
+from orlhf_ext.records import write_jsonl
 from orlhf_ext.samples import read_prompts
 
 WORDS = ("hello", "how are", "you", "fine")
@@ -54,10 +55,6 @@ def run(argv: list[str]) -> subprocess.CompletedProcess:
     done = subprocess.run(command_line(argv), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
-
-
-def read(path: Path) -> list[dict]:
-    return [line.record for line in read_records(path)]
 
 
 def check_samples(records: list[dict], ids: list[str], completions: int = 2) -> None:
@@ -326,18 +323,17 @@ def test_memory_of_keys_and_values(tiny_model: Path) -> None:
 def test_mistakes_are_named(
     tiny_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, flags: str, said: str
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        generate.main(arguments(tiny_model, prompts, tmp_path / "out.jsonl", *flags.split()))
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert said in failing(
+        capsys, generate.main, *arguments(tiny_model, prompts, tmp_path / "out.jsonl", *flags.split())
+    )
 
 
 def test_without_vllm_the_fallback_is_named(
     tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # what a machine without it does: ImportError
-    with pytest.raises(SystemExit):
-        generate.main(arguments(tiny_model, prompts, tmp_path / "out.jsonl"))
-    assert "vLLM cannot be imported" in (said := capsys.readouterr().err) and "--backend hf" in said
+    said = failing(capsys, generate.main, *arguments(tiny_model, prompts, tmp_path / "out.jsonl"))
+    assert "vLLM cannot be imported" in said and "--backend hf" in said
 
 
 @pytest.mark.parametrize(
@@ -348,9 +344,7 @@ def test_bad_prompts_are_named(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, record: dict, said: str
 ) -> None:
     write_jsonl(tmp_path / "p.jsonl", [record])
-    with pytest.raises(SystemExit):
-        generate.main(arguments(tiny_model, tmp_path / "p.jsonl", tmp_path / "out.jsonl"))
-    assert said in capsys.readouterr().err
+    assert said in failing(capsys, generate.main, *arguments(tiny_model, tmp_path / "p.jsonl", tmp_path / "out.jsonl"))
 
 
 def test_a_tokenizer_without_template_is_named(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -358,9 +352,10 @@ def test_a_tokenizer_without_template_is_named(tiny_model: Path, tmp_path: Path,
     subprocess.run(["cp", "-r", str(tiny_model), str(plain)], check=True)
     (plain / "chat_template.jinja").unlink()
     write_jsonl(tmp_path / "p.jsonl", [{"id": "c", "prompt": [{"role": "user", "content": "hello"}]}])
-    with pytest.raises(SystemExit):
-        generate.main(arguments(plain, tmp_path / "p.jsonl", tmp_path / "out.jsonl", "--backend", "hf"))
-    assert "(id 'c') is a chat, and the model's tokenizer has no chat template" in capsys.readouterr().err
+    said = failing(
+        capsys, generate.main, *arguments(plain, tmp_path / "p.jsonl", tmp_path / "out.jsonl", "--backend", "hf")
+    )
+    assert "(id 'c') is a chat, and the model's tokenizer has no chat template" in said
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "logprobs", "evaluate"])

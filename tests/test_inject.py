@@ -8,12 +8,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from orlhf_ext import inject
 from orlhf_ext.errors import UserError
 from orlhf_ext.extensions import Extension
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class First(Extension):

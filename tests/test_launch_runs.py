@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from helpers import ROOT, scalars
 
 pytest.importorskip("openrlhf")
 pytestmark = pytest.mark.launcher
@@ -99,22 +98,13 @@ def run(argv: list[str], cwd: Path, **env: str) -> str:
     return done.stdout
 
 
-def weights(out: Path) -> dict[str, object]:
-    """All tensors of the saved model, as bytes."""
+def weights(model: Path) -> dict[str, object]:
+    """All tensors of a model folder, as bytes."""
     import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(out / "model" / "model.safetensors")
+    tensors = load_file(model / "model.safetensors")
     return {name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
-
-
-def scalars(out: Path) -> dict[str, list[float]]:
-    """Every logged scalar, step by step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(out / "tb" / "run"))
-    events.Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 @pytest.mark.parametrize("launcher", ["train_dpo", "train_rm", "train_sft"])
@@ -142,26 +132,15 @@ def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_mo
         output[name] = run([sys.executable, *argv(out), *flags(launcher, tiny_model, pairs, out)], tmp_path)
     logged = scalars(tmp_path / "alone")
     assert len(logged["train/loss_mean"]) >= 2 and logged["train/grad_norm"][-1] > 0
-    untrained = weights_of(tiny_model)
+    untrained = weights(tiny_model)
     for name in runs:
         assert scalars(tmp_path / name) == logged
-        assert weights(tmp_path / name) == weights(tmp_path / "alone")
-        assert weights(tmp_path / name) != untrained
+        assert weights(tmp_path / name / "model") == weights(tmp_path / "alone" / "model")
+        assert weights(tmp_path / name / "model") != untrained
     if launcher == "train_dpo":
         assert "the word is x NullDataset" in output["null"]
         assert output["null"].count("is now null_classes:") == 2
         assert "is now" not in output["launched"]
-
-
-def weights_of(model: Path) -> dict[str, object]:
-    """The tensors of a model folder, as bytes."""
-    import torch
-    from safetensors.torch import load_file
-
-    return {
-        name: tensor.view(torch.uint8).numpy().tobytes()
-        for name, tensor in load_file(model / "model.safetensors").items()
-    }
 
 
 def free_port() -> str:
@@ -181,8 +160,8 @@ def test_two_processes_with_torchrun_and_deepspeed(tmp_path: Path, tiny_model: P
         out = tmp_path / name
         argv = [*starter, "orlhf_ext.launch", "train_dpo", *flags("train_dpo", tiny_model, pairs, out)]
         run(argv, tmp_path, PATH=path, DS_ACCELERATOR="cpu")
-    assert weights(tmp_path / "torchrun") == weights(tmp_path / "deepspeed")
-    assert weights(tmp_path / "torchrun") != weights_of(tiny_model)
+    assert weights(tmp_path / "torchrun" / "model") == weights(tmp_path / "deepspeed" / "model")
+    assert weights(tmp_path / "torchrun" / "model") != weights(tiny_model)
 
 
 def test_help_shows_both_sets_of_flags(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import failing
 
 from orlhf_ext import logprobs
 from orlhf_ext.batches import Row
@@ -188,7 +189,5 @@ def test_mistakes_are_named(
     write_jsonl(
         tmp_path / "s.jsonl", [{"id": "a", "prompt": PROMPT, "completions": ["x"], "token_ids": [[5]], **change}]
     )
-    with pytest.raises(SystemExit) as stop:
-        line = f"--model {tiny_model} --data {tmp_path}/s.jsonl --out {tmp_path}/o.jsonl --max_len 64 {flags}"
-        logprobs.main(line.split())
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    line = f"--model {tiny_model} --data {tmp_path}/s.jsonl --out {tmp_path}/o.jsonl --max_len 64 {flags}"
+    assert said in failing(capsys, logprobs.main, *line.split())

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("/usr/bin", "/usr/local/bin", *sorted(map(str, Path.home().glob(".pyenv/versions/3.12*/bin"))))
 BARE = (
     "filelock",

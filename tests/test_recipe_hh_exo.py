@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 
 from orlhf_ext.records import read_records
 
-ROOT = Path(__file__).resolve().parent.parent
 LOSSES = ("exo-rw", "dpo-rw", "exo-pref", "dpo-pref")
 SHARED = ("model", "data", "sft", "rm", "sample_train", "label", "sample_test/sft", "score/sft")
 

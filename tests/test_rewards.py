@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +26,6 @@ from orlhf_ext.rewards.combine import RewardSet, check_result, score_one
 from orlhf_ext.rewards.format import Format
 from orlhf_ext.rewards.length import Length
 from orlhf_ext.rewards.selection import FLAG_GROUPS, add_flags, build, choose
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def batch_of(*responses: str, **more: Any) -> RewardBatch:

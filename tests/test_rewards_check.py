@@ -10,12 +10,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from orlhf_ext import check
 from orlhf_ext.records import write_jsonl
 from orlhf_ext.rewards.check import bundled, load_rollouts
-
-ROOT = Path(__file__).resolve().parent.parent
 
 MODULE = """
 import random, time

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orlhf_ext import backends, score
+from orlhf_ext import score
 from orlhf_ext.errors import UserError
 from orlhf_ext.model_folder import load_tokenizer
 from orlhf_ext.records import read_records, write_jsonl
@@ -20,25 +20,6 @@ from orlhf_ext.rewards.model import Model
 PROMPT = "\n\nHuman: hello?\n\nAssistant:"
 RESPONSES = [" fine", " no idea\n", " fine, and you? ", " hello" * 20]
 CHAT = [{"role": "user", "content": "how are you?"}]
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What train_rm saves."""
-    backends.install()
-    import torch
-    from openrlhf.models.model import get_llm_for_sequence_regression
-
-    folder = tmp_path_factory.mktemp("models") / "rm"
-    torch.manual_seed(1)
-    model = get_llm_for_sequence_regression(
-        str(tiny_model), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="value"
-    )
-    model.value.weight.data.mul_(40)  # rewards that differ by more than bf16 can blur
-    model.config.value_head_prefix = "value"
-    model.save_pretrained(folder)
-    load_tokenizer(tiny_model).save_pretrained(folder)
-    return folder
 
 
 def classifier(tiny_model: Path, folder: Path, pad: str, labels: int = 1) -> Path:
@@ -69,30 +50,30 @@ def run(reward: Model, batch: RewardBatch, **context: Any) -> list[float]:
     return rewards.score(batch).rewards
 
 
-def test_a_model_of_train_rm_scores_as_score_does(trained: Path, tmp_path: Path) -> None:
+def test_a_model_of_train_rm_scores_as_score_does(reward_model: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "prompt": PROMPT, "completions": RESPONSES}])
-    paths = f"--model {trained} --data {tmp_path}/in.jsonl --out {tmp_path}/out.jsonl --max_len 64 --batch_tokens 2"
-    score.main(paths.split())
+    paths = f"--model {reward_model} --data {tmp_path}/in.jsonl --out {tmp_path}/out.jsonl"
+    score.main(f"{paths} --max_len 64 --batch_tokens 2".split())
     (record,) = (line.record for line in read_records(tmp_path / "out.jsonl"))
-    found = run(Model(str(trained), max_len=64, batch_tokens=2), batch_of(PROMPT, RESPONSES))
+    found = run(Model(str(reward_model), max_len=64, batch_tokens=2), batch_of(PROMPT, RESPONSES))
     assert found == record["rewards"] and len(set(found)) == 4
-    batched = run(Model(str(trained), max_len=64), batch_of(PROMPT, RESPONSES))
+    batched = run(Model(str(reward_model), max_len=64), batch_of(PROMPT, RESPONSES))
     assert batched == pytest.approx(found, abs=0.02)  # padding changes nothing but rounding
 
 
-def test_chats_end_as_in_training(trained: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(trained)
+def test_chats_end_as_in_training(reward_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(reward_model)
     replies = [[{"role": "assistant", "content": text.strip()}] for text in RESPONSES]
     write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "prompt": CHAT, "completions": replies}])
-    paths = f"--model {trained} --data {tmp_path}/in.jsonl --out {tmp_path}/out.jsonl --max_len 64 --batch_tokens 2"
-    score.main(paths.split())
+    paths = f"--model {reward_model} --data {tmp_path}/in.jsonl --out {tmp_path}/out.jsonl"
+    score.main(f"{paths} --max_len 64 --batch_tokens 2".split())
     (record,) = (line.record for line in read_records(tmp_path / "out.jsonl"))
     prompt = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     batch = batch_of(str(prompt), [text.strip() for text in RESPONSES])
-    reward = Model(str(trained), max_len=64, batch_tokens=2, chat=True)
+    reward = Model(str(reward_model), max_len=64, batch_tokens=2, chat=True)
     assert run(reward, batch, tokenizer=tokenizer) == record["rewards"]
-    assert run(Model(str(trained), max_len=64, batch_tokens=2), batch) != record["rewards"]
-    other = load_tokenizer(trained)
+    assert run(Model(str(reward_model), max_len=64, batch_tokens=2), batch) != record["rewards"]
+    other = load_tokenizer(reward_model)
     other.chat_template = other.chat_template.replace("Human", "User")
     with pytest.raises(UserError, match="chat template is not the policy's"):
         run(reward, batch, tokenizer=other)
@@ -129,17 +110,17 @@ def test_a_classifier_of_transformers_scores_as_its_own_class(tiny_model: Path, 
     assert found == pytest.approx(wanted, abs=0.02) and max(wanted) - min(wanted) > 0.05
 
 
-def test_a_prompt_that_leaves_nothing_to_see(trained: Path) -> None:
+def test_a_prompt_that_leaves_nothing_to_see(reward_model: Path) -> None:
     batch = RewardBatch([Rollout("short", "hello", " fine"), Rollout("long", "hello " * 30, " fine")])
     with pytest.raises(UserError, match=r"the prompt of sample 'long' has \d+ tokens and fills --model.max_len 16"):
-        run(Model(str(trained), max_len=16), batch)
-    cut = run(Model(str(trained), max_len=16, batch_tokens=2), batch_of("hello", [" fine" * 40, " fine" * 50]))
+        run(Model(str(reward_model), max_len=16), batch)
+    cut = run(Model(str(reward_model), max_len=16, batch_tokens=2), batch_of("hello", [" fine" * 40, " fine" * 50]))
     assert cut[0] == cut[1]
 
 
-def test_folders_that_do_not_fit(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_folders_that_do_not_fit(reward_model: Path, tiny_model: Path, tmp_path: Path) -> None:
     mute = tmp_path / "mute"
-    shutil.copytree(trained, mute)
+    shutil.copytree(reward_model, mute)
     config = json.loads((mute / "config.json").read_text())
     del config["max_position_embeddings"]
     (mute / "config.json").write_text(json.dumps(config))
@@ -149,7 +130,7 @@ def test_folders_that_do_not_fit(trained: Path, tiny_model: Path, tmp_path: Path
         (Model(str(tmp_path / "none")), "--model.path .*none is no folder"),
         (Model(str(tiny_model)), "--model.path .*is no reward model: its weights have no score.weight"),
         (Model(str(two)), "--model.path .*gives 2 scores for a text"),
-        (Model(str(trained), max_len=513), "--model.max_len 513 is more than the 512 positions"),
+        (Model(str(reward_model), max_len=513), "--model.max_len 513 is more than the 512 positions"),
         (Model(str(mute)), "does not say how many positions it has; give --model.max_len"),
         (Model(str(mute), max_len=9, chat=True), "has no chat template"),
     ):
@@ -157,15 +138,15 @@ def test_folders_that_do_not_fit(trained: Path, tiny_model: Path, tmp_path: Path
             run(reward, batch_of(PROMPT, RESPONSES))
     for wrong in ({"max_len": 1}, {"max_len": -1}, {"batch_tokens": 1}, {"gpus": -0.5}):
         with pytest.raises(ValueError, match="at least 2"):
-            Model(str(trained), **wrong)
+            Model(str(reward_model), **wrong)
 
 
-def test_weights_that_give_nan_name_the_sample(trained: Path, tmp_path: Path) -> None:
+def test_weights_that_give_nan_name_the_sample(reward_model: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
-    shutil.copytree(trained, broken)
+    shutil.copytree(reward_model, broken)
     weights = load_file(broken / "model.safetensors")
     weights["value.weight"][0, 3] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})

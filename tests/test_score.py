@@ -26,28 +26,6 @@ PAIRS = [
 MAX_LEN = 48
 
 
-@pytest.fixture(scope="module")
-def reward_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What train_rm saves: the tiny model with a head, and its prefix in the config."""
-    from orlhf_ext import backends
-
-    backends.install()
-    import torch
-    from openrlhf.models.model import get_llm_for_sequence_regression
-
-    folder = tmp_path_factory.mktemp("models") / "rm"
-    torch.manual_seed(1)
-    model = get_llm_for_sequence_regression(
-        str(tiny_model), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="value"
-    )
-    model.value.weight.data.mul_(40)  # rewards that differ by more than bf16 can blur
-    model.config.value_head_prefix = "value"
-    model.config.mean, model.config.std = 5.0, 3.0  # which must not be applied
-    model.save_pretrained(folder)
-    load_tokenizer(tiny_model).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     write_jsonl(tmp_path / "pairs.jsonl", PAIRS)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import failing
 
 from data_builders.story_prompts import from_chapter, from_messages
 from orlhf_ext import logprobs
@@ -190,13 +191,6 @@ def test_several_files_and_a_second_pass(model: Path, data: Path, tmp_path: Path
     assert json.loads(again[0]["label"])["base"]["n"] == again[0]["tokens"]
 
 
-def failing(capsys: pytest.CaptureFixture, command: Any, *words: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        command.main([str(word) for word in words])
-    assert stop.value.code == 2
-    return capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("change", "flags", "said"),
     [
@@ -219,7 +213,7 @@ def test_mistakes_are_named(
     rows[1] |= change
     write_jsonl(tmp_path / "d.jsonl", rows)
     words = f"--model {model} --data {tmp_path}/d.jsonl --out {tmp_path}/o.jsonl {flags}"
-    error = failing(capsys, baseline, *words.split())
+    error = failing(capsys, baseline.main, *words.split())
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "o.jsonl").exists()
 
@@ -230,7 +224,7 @@ def test_a_model_without_a_chat_template(
     bare = tmp_path / "bare"
     shutil.copytree(model, bare)
     (bare / "chat_template.jinja").unlink()
-    error = failing(capsys, baseline, "--model", bare, "--data", data, "--out", tmp_path / "o.jsonl")
+    error = failing(capsys, baseline.main, "--model", bare, "--data", data, "--out", tmp_path / "o.jsonl")
     assert "has no chat template" in error
 
 
@@ -321,8 +315,8 @@ def test_mistakes_in_scoring(
         (["--thresholds", "1", "0.5"], "the flags --vrcli.* do not fit each other: 2 thresholds and 3 values"),
         (["--out", str(base)], "must end in .jsonl, and not be --data or --samples"),
     ):
-        assert said in failing(capsys, score_command, *words_of(model, base, samples, out, *more))
+        assert said in failing(capsys, score_command.main, *words_of(model, base, samples, out, *more))
     write_jsonl(samples, [{"id": "fox", "prompt": "x", "completions": ["y"]}])
     said = "line 1 (id 'fox') is no record of"
-    assert said in failing(capsys, score_command, *words_of(model, base, samples, out))
+    assert said in failing(capsys, score_command.main, *words_of(model, base, samples, out))
     assert not out.exists()

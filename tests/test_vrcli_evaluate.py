@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import failing
 from scipy import stats
 
 from orlhf_ext.records import read_records, write_jsonl
@@ -99,7 +100,5 @@ def test_results_that_cannot_be_compared(
     write_jsonl(tmp_path / "b.jsonl", BEFORE)
     write_jsonl(tmp_path / "a.jsonl", rows)
     words = f"--before {tmp_path}/b.jsonl --after {tmp_path}/a.jsonl --out {tmp_path}/s.json"
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main(words.split())
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert said in failing(capsys, evaluate.main, *words.split())
     assert not (tmp_path / "s.json").exists()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from data_builders.story_prompts import Task, from_chapter, from_messages
 from orlhf_ext.errors import UserError
-from orlhf_ext.model_folder import load_tokenizer
+from orlhf_ext.model_folder import context_length, load_tokenizer
 from orlhf_ext.vrcli.labels import Label, baseline_of, read_label
-from orlhf_ext.vrcli.sequences import Encoder, context_length
+from orlhf_ext.vrcli.sequences import Encoder
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 from ..errors import UserError
 from ..extensions import Extension
+from ..model_folder import context_length
 from ..records import read_records
 from .rows import Rules, parse_record
 from .settings import LOSS_TYPES, check_epsilon, check_loss_type
@@ -121,12 +121,8 @@ def _check_flags(args: SimpleNamespace) -> None:
 
 def _check_length(args: SimpleNamespace) -> None:
     """Rows longer than a model's positions end in an index error on a device, or in noise."""
-    config = Path(args.model.model_name_or_path or "") / "config.json"
-    if not config.is_file():
-        return
-    with open(config, encoding="utf-8") as stream:
-        values = json.load(stream)
-    limit = values.get("max_position_embeddings") or values.get("n_positions")
+    folder = Path(args.model.model_name_or_path or "")
+    limit = context_length(folder) if (folder / "config.json").is_file() else None
     if limit and args.data.max_len > limit:
         raise UserError(
             f"--data.max_len {args.data.max_len} is more than {args.model.model_name_or_path} has positions; "

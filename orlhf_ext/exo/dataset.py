@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..errors import UserError
+from ..samples import encode
 from .rows import Kwise, Messages, Rules, parse_record
 
 _FEATURES = Features(
@@ -60,8 +61,8 @@ class Encoder:
         records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         parsed = [parse_record(r, f"record {i + 1}", self.rules) for r, i in zip(records, indices, strict=True)]
         texts = [self._texts(k, i) for k, i in zip(parsed, indices, strict=True)]
-        prompts = self._tokenize([prompt for prompt, _ in texts])
-        responses = iter(self._tokenize([text for _, completions in texts for text in completions]))
+        prompts = encode(self.tokenizer, [prompt for prompt, _ in texts])
+        responses = iter(encode(self.tokenizer, [text for _, completions in texts for text in completions]))
         out: dict[str, list] = {name: [] for name in _FEATURES}
         for kwise, prompt, (_, completions), index in zip(parsed, prompts, texts, indices, strict=True):
             if not prompt:
@@ -110,12 +111,6 @@ class Encoder:
                 )
             completions.append(whole[len(prompt) :].rstrip("\n"))  # templates end a turn with a newline after EOS
         return prompt, completions
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        # Not verbose: a text longer than the model is cut by us, which is no reason to warn.
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     @cached_property
     def _special(self) -> set[int]:

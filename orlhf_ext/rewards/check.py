@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UserError, command, suggest
 from ..extensions import REWARDS, names
-from ..samples import Text, encode, prompt_text, read_samples
+from ..flags import check_least, make_parser
+from ..samples import encode, prompt_text, read_samples, reply_text
 from . import arguments, selection
 from .base import Reward, RewardBatch, RewardContext, Rollout
 from .combine import Checked, RewardSet, score_one
@@ -116,7 +117,7 @@ def load_rollouts(path: str | Path, tokenizer: PreTrainedTokenizerBase | None, l
             raise UserError(f"{sample.name} is a chat, which a chat template must write out; give --tokenizer MODEL")
         reasons = sample.column("finish_reasons") or ["stop"] * len(sample.completions)
         for number, (completion, reason) in enumerate(zip(sample.completions, reasons, strict=True), 1):
-            response = _words(completion)
+            response = reply_text(completion)
             truncated = reason == "length"
             head, tail = _ids(prompt, tokenizer), _ids(response, tokenizer)
             if tokenizer is not None and not truncated:
@@ -136,10 +137,6 @@ def load_rollouts(path: str | Path, tokenizer: PreTrainedTokenizerBase | None, l
     if len(found) < 2:
         raise UserError(f"{path} holds one completion; give two or more")
     return found[:limit]
-
-
-def _words(completion: Text) -> str:
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
@@ -177,12 +174,7 @@ def show(findings: Sequence[Finding], batch: RewardBatch, result: Checked | None
 def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
     """The command line; with a reward's class, its flags too."""
     known = ", ".join(sorted(names(REWARDS)))
-    parser = argparse.ArgumentParser(
-        prog="orlhf-ext check reward",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("orlhf-ext check reward", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("spec", metavar="SPEC", help=f"{known}, or my_pkg.my_module:MyReward; SPEC --help shows its flags")
     add("--data", metavar="FILE", help="records with prompt, completions and label (default: bundled ones)")
@@ -196,8 +188,7 @@ def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
     args, strays = parser.parse_known_args(argv)
     if strays:
         raise UserError(f"unknown: {strays[0]}{suggest(strays[0], list(parser._option_string_actions))}")
-    if args.limit < 2:
-        raise UserError(f"--limit {args.limit} is too small; give at least 2")
+    check_least(args, limit=2)
     return args
 
 

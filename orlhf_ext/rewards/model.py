@@ -12,12 +12,11 @@ label). The text is the prompt as the policy read it and the response, then an e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..batches import Compute, Row, cut_batches
 from ..errors import UserError
-from ..model_folder import check_context, check_ids, find_model, load_tokenizer, read_config
+from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
 from ..samples import Sample, encode, whole_text
 from ..score import check_reward_model, encode_rows, load_scorer
 from .base import Reward, RewardBatch, RewardContext
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "<orlhf-ext>"  # stands for a message, to see what a chat template puts around it
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass
@@ -52,16 +50,14 @@ class Model(Reward):
             UserError: it is no reward model with one score, or lacks a file, a tokenizer or a chat template.
         """
         folder = find_model(self.path, "--model.path")
-        head = check_reward_model(folder, "--model.path")
-        if (labels := _rows_of(folder, f"{head}.weight")) != 1:
+        if (labels := check_reward_model(folder, "--model.path")) != 1:
             raise UserError(f"--model.path {folder} gives {labels} scores for a text; take a model with one label")
         self._folder, config = folder, read_config(folder)
-        positions = next((config[key] for key in _CONTEXT if isinstance(config.get(key), int)), None)
-        if self.max_len:
-            check_context(folder, self.max_len, "--model.max_len")
-        elif positions is None:
+        max_len = self.max_len or context_length(folder)
+        if max_len is None:
             raise UserError(f"--model.path {folder} does not say how many positions it has; give --model.max_len")
-        self._max_len: int = self.max_len or positions  # type: ignore[assignment]
+        check_context(folder, max_len, "--model.max_len")
+        self._max_len = max_len
         self._classifier = any(
             str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()
         )
@@ -117,17 +113,6 @@ class Model(Reward):
         while len(ids) > 1 and ids[-1] == self._pooled_away:
             ids = ids[:-1]
         return row._replace(ids=ids)
-
-
-def _rows_of(folder: Path, weight: str) -> int:
-    """The first dimension of a weight, from the files' headers."""
-    from safetensors import safe_open
-
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="np") as weights:
-            if weight in weights.keys():  # noqa: SIM118 - no mapping
-                return int(weights.get_slice(weight).get_shape()[0])
-    raise KeyError(weight)
 
 
 def chat_end(tokenizer: PreTrainedTokenizerBase, as_it_stands: bool = False) -> str:

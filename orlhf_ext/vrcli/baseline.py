@@ -22,19 +22,20 @@ from .. import __version__
 from ..batches import Compute, Row, check_files, run_batches
 from ..batches import fingerprint as as_json
 from ..errors import UserError, command
+from ..flags import add_compute, check_least, make_parser
 from ..journal import Journal, meta_path
-from ..model_folder import check_context, check_ids, find_model, load_tokenizer
+from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..records import Record, read_records, sha256_file
 from ..samples import Sample
 from .fingerprint import differences, digest, make_fingerprint
 from .labels import AGAIN, Baseline, Label, baseline_of, read_label
 from .reward import improvement
+from .sequences import Encoder, Span
 from .settings import SCORING, add_flags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .sequences import Encoder
 
 Labelled = tuple[Record, Label]
 
@@ -116,11 +117,7 @@ def make_rows(labels: Sequence[Label], encoder: Encoder, plan_tokens: int = 0) -
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m orlhf_ext.vrcli.baseline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m orlhf_ext.vrcli.baseline", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="that training starts from: a Hugging Face folder, or a hub name")
     add("--data", required=True, nargs="+", metavar="FILE", help="records that build_data story wrote")
@@ -133,14 +130,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="refuse records whose plan would not have room for N tokens; give training's --rollout.max_new_tokens (0)",
     )
-    add("--batch_tokens", type=int, default=16384, help="padded tokens in a batch (%(default)s)")
-    add("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="as in training (%(default)s)")
-    add("--attn_implementation", default="sdpa", help="as in training (%(default)s)")
+    add_compute(parser, choice="as in training")
     add_flags(parser, SCORING)
     args = parser.parse_args(argv)
-    for name, least in (("max_len", 2), ("batch_tokens", 2), ("plan_tokens", 0)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise UserError(f"--{name} {value} is too small; give at least {least}")
+    check_least(args, max_len=2, batch_tokens=2, plan_tokens=0)
     return args
 
 
@@ -155,8 +148,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_context(folder, args.max_len)
     tokenizer = load_tokenizer(folder)
     parts = make_fingerprint(folder, tokenizer, args.dtype, args.attn_implementation, args.system, args.tail)
-    from .sequences import Encoder, context_length
-
     encoder = Encoder(tokenizer, args.system, args.tail, args.max_len or context_length(folder))
     load = cache(lambda: _load(folder, tokenizer, args))
     model = {"folder": args.model, "identity": parts["model"]}
@@ -182,7 +173,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _load(folder: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Compute:
     from ..logprobs import load_model
     from .scoring import make_scorer
-    from .sequences import Span
 
     model = load_model(folder, args.dtype, args.attn_implementation)
     scorer = make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError, command
-from ..evaluate import bootstrap, mean_and_error, read_run, t_interval
-from ..records import Record, atomic_write, read_records, write_json, write_jsonl
+from ..evaluate import mean_and_error, paired_difference, t_interval, write_summary
+from ..flags import make_parser
+from ..records import Record, read_records, write_jsonl
 from ..report import plain
 
 if TYPE_CHECKING:
@@ -113,17 +114,10 @@ def compare(before: Results, after: Results, seed: int = 0) -> dict[str, Any]:
     """
     ids = list(before)
     metrics: dict[str, Any] = {"records": len(ids), "before": measure(before, ids), "after": measure(after, ids)}
-    metrics["change"] = {}
-    for key in _WITH_INTERVAL:
-        gap = record_means(after, key, ids) - record_means(before, key, ids)
-        student, drawn = t_interval(gap), bootstrap(gap, seed)
-        metrics["change"][key] = {
-            "mean": float(gap.mean()),
-            "low": student.low,
-            "high": student.high,
-            "bootstrap_low": drawn.low,
-            "bootstrap_high": drawn.high,
-        }
+    metrics["change"] = {
+        key: paired_difference(record_means(after, key, ids) - record_means(before, key, ids), seed)
+        for key in _WITH_INTERVAL
+    }
     low, high = metrics["after"]["pct_improvement_low"], metrics["before"]["pct_improvement_high"]
     metrics["after_above_before"] = None if low is None else low > high
     return metrics
@@ -215,11 +209,7 @@ def print_plans(count: int, before: Results, after: Results) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m orlhf_ext.vrcli.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m orlhf_ext.vrcli.evaluate", __doc__)
     add = parser.add_argument
     add("--before", required=True, metavar="FILE", help="scored plans of the model that training started from")
     add("--after", required=True, metavar="FILE", help="scored plans of the trained model")
@@ -242,12 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     before, after = read_results(args.before), read_results(args.after)
     check_pair(before, after, (args.before, args.after))
     metrics = compare(before, after, args.seed)
-    out = Path(args.out)
-    write_json(out, {**read_run(args.run), "metrics": metrics})
-    write_jsonl(out.with_suffix(".records.jsonl"), plot_records(before, after))
-    for suffix, text in ((".md", markdown(metrics)), (".csv", comma_separated(metrics))):
-        with atomic_write(out.with_suffix(suffix)) as stream:
-            stream.write(text)
+    write_summary(args, metrics, markdown(metrics), comma_separated(metrics))
+    write_jsonl(Path(args.out).with_suffix(".records.jsonl"), plot_records(before, after))
     print_plans(args.show, before, after)
     print_table(metrics)
 

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..batches import fingerprint as as_json
 from ..errors import UserError, command
+from ..flags import add_compute, check_least, make_parser
 from ..journal import Journal
-from ..model_folder import find_model, load_tokenizer
+from ..model_folder import context_length, find_model, load_tokenizer
 from ..records import Record, sha256_file
-from ..samples import Sample, read_samples
+from ..samples import Sample, read_samples, reply_text
 from .baseline import check_fingerprint, read_labelled
 from .fingerprint import digest, make_fingerprint
 from .labels import Label
 from .plans import result_rows, score_plans
+from .sequences import Encoder
 from .settings import Settings, add_flags
 
 if TYPE_CHECKING:
@@ -43,30 +45,22 @@ def join(samples: Sequence[Sample], labels: dict[str, Label], data: str) -> list
     for sample in samples:
         if sample.id not in labels:
             raise UserError(f"{sample.name} is no record of {data}; give the records that it was sampled from")
-        texts = [text if isinstance(text, str) else text[-1]["content"] for text in sample.completions]
-        found.append((labels[sample.id], texts))
+        found.append((labels[sample.id], [reply_text(text) for text in sample.completions]))
     return found
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m orlhf_ext.vrcli.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m orlhf_ext.vrcli.score", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="the frozen model, as in orlhf_ext.vrcli.baseline")
     add("--data", required=True, metavar="FILE", help="records with baselines")
     add("--samples", required=True, metavar="FILE", help="what the policy wrote: {id, prompt, completions}")
     add("--out", required=True, metavar="FILE", help="a .jsonl file")
-    add("--batch_tokens", type=int, default=16384, help="padded tokens in a batch (%(default)s)")
-    add("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(%(default)s)")
-    add("--attn_implementation", default="sdpa", help="as in transformers (%(default)s)")
+    add_compute(parser)
     add_flags(parser)
     args = parser.parse_args(argv)
-    if args.batch_tokens < 2:
-        raise UserError(f"--batch_tokens {args.batch_tokens} is too small; give at least 2")
+    check_least(args, batch_tokens=2)
     inputs = {Path(args.data).resolve(), Path(args.samples).resolve()}
     if not args.out.endswith(".jsonl") or Path(args.out).resolve() in inputs:
         raise UserError(f"--out {args.out} must end in .jsonl, and not be --data or --samples")
@@ -85,8 +79,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(folder)
     parts = make_fingerprint(folder, tokenizer, args.dtype, args.attn_implementation, args.system, args.tail)
     check_fingerprint(args.data, parts)
-    from .sequences import Encoder, context_length
-
     encoder = Encoder(tokenizer, args.system, args.tail, context_length(folder))
 
     @cache

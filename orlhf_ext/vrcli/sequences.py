@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from data_builders.story_prompts import with_system
 
 from ..errors import UserError
-from ..model_folder import read_config
 from ..samples import Messages, encode
 from .labels import Label
 from .settings import System, Tail
@@ -167,10 +165,3 @@ class Encoder:
             way_out = "give --vrcli.system merge or drop" if lacks else "mend its messages"
             raise UserError(f"{label.name} is refused by the model's chat template ({error}); {way_out}") from error
         return str(text)
-
-
-def context_length(folder: Path) -> int | None:
-    """The most tokens that a model can read, as its config has it; None where it does not say."""
-    config = read_config(folder)
-    found = (config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len"))
-    return next((value for value in found if isinstance(value, int)), None)

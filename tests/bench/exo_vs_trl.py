@@ -19,6 +19,16 @@ from common import ROOT, Run, interleave, ratio, run, scalar_events, small_llama
 
 MICRO = 4
 SEED = 42
+THREADS = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder (default: a random Llama, 17M)")
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=3)
+    return parser.parse_args()
 
 
 def prepare(model: Path, path: Path, rows: int) -> tuple[int, list[list[list[int]]]]:
@@ -43,12 +53,7 @@ def prepare(model: Path, path: Path, rows: int) -> tuple[int, list[list[list[int
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a Hugging Face folder (default: a random Llama, 17M)")
-    parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--pairs", type=int, default=3)
-    args = parser.parse_args()
-    threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+    args = parse(__doc__)
     with tempfile.TemporaryDirectory() as temporary:
         args.model = args.model or small_llama(Path(temporary))
         data = Path(temporary) / "pairs.jsonl"
@@ -68,13 +73,13 @@ def main() -> None:
                     *(("--exo.cache_reference", out / "cache") if precomputed else ()),
                 ]
                 return run(
-                    [sys.executable, "-m", "orlhf_ext.launch", "train_dpo", "--ext.use", "exo", *flags], out, **threads
+                    [sys.executable, "-m", "orlhf_ext.launch", "train_dpo", "--ext.use", "exo", *flags], out, **THREADS
                 )
 
             def theirs(out: Path, precomputed: bool = precomputed) -> Run:
                 script = Path(__file__).parent / "trl_side.py"
                 words = [sys.executable, script, args.model.resolve(), data, out, MICRO, int(precomputed), SEED]
-                done = run(words, out, **threads)
+                done = run(words, out, **THREADS)
                 result = json.loads((out / "trl.json").read_text())
                 assert result["ids"] == [ids[i] for i in result["order"]], "TRL trained on other token ids"
                 return Run(done.wall, result["steps"][1:], done.peak_mib, out)

@@ -7,24 +7,17 @@ The cached side finds its cache filled, as every run after the first does; the f
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 from common import Run, interleave, ratio, run, small_llama, spread
-from exo_vs_trl import MICRO, prepare
+from exo_vs_trl import MICRO, THREADS, parse, prepare
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a Hugging Face folder (default: a random Llama, 17M)")
-    parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--pairs", type=int, default=3)
-    args = parser.parse_args()
-    threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+    args = parse(__doc__)
     with tempfile.TemporaryDirectory() as temporary:
         args.model = args.model or small_llama(Path(temporary))
         model = args.model.resolve()
@@ -39,7 +32,7 @@ def main() -> None:
                 *("--ckpt.output_dir", out / "model", "--ckpt.path", out / "ckpt"),
             ]
             words = [sys.executable, "-m", "orlhf_ext.launch", "train_dpo", "--ext.use", "exo", *flags, *more]
-            return run(words, out, **threads)
+            return run(words, out, **THREADS)
 
         cache = Path(temporary) / "cache"
         first = side(Path(temporary) / "first", "--exo.cache_reference", cache)
