@@ -8,10 +8,13 @@ import platform
 import shutil
 from importlib import metadata
 
-from . import backends, inject, seams
+from . import backends, inject, seams, workers
 from .errors import UserError, command
 from .extensions import BUILDERS, EXTENSIONS, REWARDS, extension, names
+from .rewards.extension import Rewards
+from .rewards.selection import choose
 
+_BY = {"launch": "the launcher joins our flags here", "mend": "OpenRLHF's own, mended"}
 _PACKAGES = ("openrlhf", "torch", "deepspeed", "transformers", "ray", "vllm", "flash-attn", "peft", "trl")
 
 
@@ -54,7 +57,7 @@ def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[
     for seam in seams.SEAMS:
         standing = "OpenRLHF's own" if seam.target.startswith("openrlhf") else "the library's own"
         if seam.by != "extension":
-            standing = f"the {seam.by} backend" if seam.by != "launch" else "the launcher joins our flags here"
+            standing = _BY.get(seam.by, f"the {seam.by} backend")
             if seam.by == "cpu" and backends.gpu_present():
                 standing = "the original (there is a CUDA device)"
             if seam.by == "no-flash-attn" and backends.flash_attn_present():
@@ -70,13 +73,29 @@ def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[
     return rows
 
 
+def _in_a_worker(swaps: list[inject.Swap], targets: list[str]) -> dict[str, str]:
+    """What stands at the seams in a worker of a Ray that is started, and stopped, for this."""
+    import ray
+
+    inject.to_environment(swaps)
+    workers.start(swaps, gpus=1)
+    try:
+        return ray.get(ray.remote(workers.standing).remote(targets))
+    finally:
+        ray.shutdown()
+
+
 @command
 def main() -> None:
     """Print versions, what is missing, extensions, and the table of seams; exit code 1 if a contract is broken."""
     parser = argparse.ArgumentParser(prog="orlhf-ext doctor", description=__doc__)
     parser.add_argument("--ext.use", dest="use", action="append", default=[], metavar="NAME")
+    parser.add_argument("--ext.reward", dest="reward", action="append", default=[], metavar="SPEC")
+    parser.add_argument("--ray", action="store_true", help="start a local Ray, and look into one of its workers, too")
     args = parser.parse_args()
     extensions = [extension(name) for name in args.use]
+    if args.reward:
+        extensions.append(Rewards(choose(args.reward)))
     swaps = inject.plan(extensions)
 
     from rich.console import Console
@@ -91,13 +110,16 @@ def main() -> None:
         console.print(f"{group.rsplit('.', 1)[-1]}: {installed}")
     if "openrlhf" not in versions():
         raise UserError("OpenRLHF is not installed, so there are no seams to look at; run `bash recipes/setup.sh`")
+    rows = inspect_seams(swaps)
     table = Table()
-    for title in ("seam", "launchers", "what stands there", "contract"):
+    worker = _in_a_worker(swaps, [seam.target for seam, *_ in rows]) if args.ray else {}
+    for title in ("seam", "launchers", "what stands there", *(["in a Ray worker"] if args.ray else []), "contract"):
         table.add_column(title, overflow="fold")
     broken = 0
-    for seam, standing, problems in inspect_seams(swaps):
+    for seam, standing, problems in rows:
         broken += len(problems)
-        table.add_row(seam.target, " ".join(seam.launchers), standing, "; ".join(problems) or "holds")
+        there = [worker[seam.target]] if args.ray else []
+        table.add_row(seam.target, " ".join(seam.launchers), standing, *there, "; ".join(problems) or "holds")
     console.print(table)
     if broken:
         print(f"{broken} contract(s) broken: this OpenRLHF is not the one that the seams were written for")

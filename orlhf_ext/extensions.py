@@ -24,6 +24,7 @@ _READY_MADE = {
         "http": "orlhf_ext.rewards.http:HTTP",
         "length": "orlhf_ext.rewards.length:Length",
         "model": "orlhf_ext.rewards.model:Model",
+        "vrcli": "orlhf_ext.vrcli.run:VRCLI",
     }
 }
 
@@ -43,6 +44,11 @@ class Extension:
     #: seam -> replacement, both ``"module:attribute"``
     replacements: ClassVar[Mapping[str, str]]
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What its flags begin with: its name."""
+        return (self.name,)
+
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add flags named ``--NAME.flag``; they reach every class as ``strategy.args.NAME.flag``."""
 
@@ -52,6 +58,10 @@ class Extension:
         Raises:
             UserError: the combination makes no sense; one sentence that names the flag and the way out.
         """
+
+    def extra_gpus(self, args: SimpleNamespace) -> float:
+        """The GPUs that it asks Ray for, beside the launcher."""
+        return 0.0
 
 
 def names(group: str) -> dict[str, str]:

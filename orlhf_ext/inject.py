@@ -8,6 +8,7 @@ than OpenRLHF does: registering costs microseconds, which is what a hook that ru
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.abc
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from .actors import is_actor_class, rewrap
 from .errors import UserError
 from .extensions import Extension, load
 
@@ -126,6 +128,7 @@ def install(swaps: Iterable[Swap]) -> None:
     """Register the swaps; each takes effect when OpenRLHF imports the seam's module, and then says so in one line."""
     for swap in swaps:
         on_import(swap.seam.partition(":")[0], functools.partial(_swap, swap))
+        on_import(swap.by.partition(":")[0], _swap_deferred)
 
 
 def _swap(swap: Swap, module: ModuleType) -> None:
@@ -135,21 +138,32 @@ def _swap(swap: Swap, module: ModuleType) -> None:
             f"extension {swap.owner!r} replaces {swap.seam}, which this OpenRLHF does not have; run `orlhf-ext doctor`"
         )
     if _importing(swap.by.partition(":")[0]):
-        # The replacement's module is being imported for another seam of it, and its import led here; the swap follows
-        # when that import is done. Until then OpenRLHF may take the old name from here: see below.
+        # The replacement's module is being imported, and its own imports led here; the swap follows at its end. Until
+        # then OpenRLHF may take the old name from here: see `_swap_deferred`.
         _deferred.append((swap, module))
-        return
+    else:
+        _put(swap, module)
+
+
+def _put(swap: Swap, module: ModuleType) -> None:
+    attribute = swap.seam.partition(":")[2]
     original = getattr(module, attribute)
     replacement = load(swap.by)
+    if is_actor_class(original) and not is_actor_class(replacement):
+        replacement = rewrap(replacement, original)
     setattr(module, attribute, replacement)
     _live[swap.seam] = original
     say(f"{swap.seam} is now {swap.by} (extension {swap.owner})")
-    for late, its_module in [item for item in _deferred if not _importing(item[0].by.partition(":")[0])]:
-        _deferred.remove((late, its_module))
-        _swap(late, its_module)
+
+
+def _swap_deferred(replacements: ModuleType) -> None:
+    """Put what waited for this module of replacements, whose import has just ended."""
+    for swap, module in [item for item in _deferred if item[0].by.partition(":")[0] == replacements.__name__]:
+        _deferred.remove((swap, module))
+        _put(swap, module)
         for _, space in _openrlhf_namespaces():
-            for key in [key for key, value in space.items() if value is _live[late.seam]]:
-                space[key] = getattr(its_module, late.seam.partition(":")[2])
+            for key in [key for key, value in space.items() if value is _live[swap.seam]]:
+                space[key] = getattr(module, swap.seam.partition(":")[2])
 
 
 def _importing(name: str) -> bool:
@@ -161,28 +175,49 @@ def _openrlhf_namespaces() -> list[tuple[str, dict[str, Any]]]:
     return [(name, vars(module)) for name, module in sys.modules.items() if name.startswith("openrlhf.")]
 
 
-def verify(swaps: Iterable[Swap], namespace: dict[str, Any] | None = None) -> None:
+def verify(
+    swaps: Iterable[Swap],
+    namespace: dict[str, Any] | None = None,
+    holder: str = "the launcher",
+    load_seams: bool = False,
+) -> None:
     """Make sure that every swap is live, and that no module of OpenRLHF kept what stood there before.
 
     Args:
-        namespace: the launcher's global names, looked at like a module of OpenRLHF.
+        namespace: global names to look at like those of a module of OpenRLHF.
+        holder: who has them.
+        load_seams: import the modules of seams that are not imported yet (``train_ppo_ray`` imports its trainer late).
 
     Raises:
         UserError: a swap is not live, or only half applied; the module that kept the old object is named.
     """
-    spaces = [*_openrlhf_namespaces(), ("the launcher", namespace or {})]
+    swaps = list(swaps)
     for swap in swaps:
+        if load_seams:
+            importlib.import_module(swap.seam.partition(":")[0])
         if swap.seam not in _live:
             raise UserError(
-                f"extension {swap.owner!r} replaces {swap.seam}, which this launcher never imported; "
+                f"extension {swap.owner!r} replaces {swap.seam}, which {holder} never imported; "
                 "use the extension with another launcher or drop that replacement"
             )
-        for name, space in spaces:
+    for name, space in [*_openrlhf_namespaces(), (holder, namespace or {})]:
+        for swap in swaps:
             if any(value is _live[swap.seam] for value in list(space.values())):
                 raise UserError(
                     f"{name} still holds OpenRLHF's own {swap.seam}: it was imported before extension {swap.owner!r} "
                     "was installed; import openrlhf only after orlhf_ext.inject.install"
                 )
+
+
+def verify_loaded(swaps: Iterable[Swap]) -> None:
+    """`verify` those swaps whose seam's module this process has imported: a Ray worker imports what it needs.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    waiting = {swap.seam for swap, _ in _deferred}  # put, and put right everywhere, in a moment
+    loaded = [swap for swap in swaps if swap.seam.partition(":")[0] in sys.modules and swap.seam not in waiting]
+    verify(loaded, holder=f"worker {os.getpid()}")
 
 
 def to_environment(swaps: Iterable[Swap]) -> None:
@@ -196,6 +231,6 @@ def from_environment() -> list[Swap]:
 
 
 def say(message: str) -> None:
-    """One log line, from the first process of a run only."""
+    """One log line, from the first process of a run only; a Ray worker has no rank yet when it speaks."""
     if os.environ.get("RANK", "0") == "0":
         print(f"[orlhf-ext] {message}", flush=True)

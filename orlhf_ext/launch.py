@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import runpy
 import socket
@@ -14,11 +15,15 @@ from importlib import metadata
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from . import backends, inject
+from . import backends, inject, mends, workers
 from .errors import UserError, command, suggest
 from .extensions import EXTENSIONS, Extension, extension, names
 from .preflight import check_arguments
+from .rewards.extension import Rewards
+from .rewards.selection import choose
 from .seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
+
+_CPU_RAY = ("--vllm.sync_backend gloo", "--vllm.enforce_eager", "--vllm.gpu_memory_utilization 0.1")
 
 
 def _parser(extensions: list[Extension]) -> argparse.ArgumentParser:
@@ -34,6 +39,13 @@ def _parser(extensions: list[Extension]) -> argparse.ArgumentParser:
         metavar="NAME",
         help="switch an extension on, by name or as my_pkg.my_module:MyExtension; repeatable",
     )
+    group.add_argument(
+        "--ext.reward",
+        action="append",
+        default=[],
+        metavar="SPEC[=WEIGHT]",
+        help="train_ppo_ray: a reward, by name or as my_pkg.my_module:MyReward; repeatable",
+    )
     for item in extensions:
         before = set(parser._option_string_actions)
         section = parser.add_argument_group(f"extension {item.name} (with {', '.join(item.launchers)})")
@@ -43,7 +55,7 @@ def _parser(extensions: list[Extension]) -> argparse.ArgumentParser:
         except argparse.ArgumentError as error:
             raise UserError(f"extension {item.name!r} has a flag that another one has too: {error}") from error
         for flag in sorted(set(parser._option_string_actions) - before):
-            if not flag.startswith(f"--{item.name}."):
+            if flag[2:].partition(".")[0] not in item.prefixes:
                 raise UserError(f"extension {item.name!r} adds the flag {flag}; its flags begin with --{item.name}.")
     return parser
 
@@ -59,24 +71,38 @@ def _split(argv: list[str]) -> tuple[str | None, list[str]]:
     return argv[0], argv[1:] + leading
 
 
-def _uses(rest: list[str]) -> list[str]:
-    """The values of every ``--ext.use`` in a command line."""
+def _switched_on(rest: list[str]) -> list[Extension]:
+    """The extensions of every ``--ext.use`` in a command line, and the one that ``--ext.reward`` switches on."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--ext.use", action="append", default=[])
-    return vars(finder.parse_known_args(rest)[0])["ext.use"]
+    for flag in ("--ext.use", "--ext.reward"):
+        finder.add_argument(flag, action="append", default=[])
+    found = vars(finder.parse_known_args(rest)[0])
+    uses, rewards = found["ext.use"], found["ext.reward"]
+    if duplicate := next((name for name in uses if uses.count(name) > 1), None):
+        raise UserError(f"--ext.use {duplicate} is given twice; once is enough")
+    extensions = [extension(name) for name in uses]
+    return [*extensions, Rewards(choose(rewards))] if rewards else extensions
 
 
 def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions: list[Extension]) -> None:
     """Flags of ours that nobody took: a typo, or an extension that was not switched on."""
-    on = {item.name for item in extensions}
+    on = {prefix for item in extensions for prefix in item.prefixes}
     known = names(EXTENSIONS)
     for word in rest:
         flag = word.partition("=")[0]
         prefix = flag[2:].partition(".")[0] if flag.startswith("--") and "." in flag else ""
+        if prefix == "ext" and "ext" not in on and flag in _reward_flags():
+            raise UserError(f"{flag} has no effect without a reward; add --ext.reward NAME")
         if prefix == "ext" or prefix in on:
             raise UserError(f"unknown flag {flag}{suggest(flag, list(parser._option_string_actions))}")
         if prefix in known:
             raise UserError(f"{flag} belongs to the extension {prefix!r}; add --ext.use {prefix}")
+
+
+def _reward_flags() -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    Rewards().add_flags(parser)
+    return list(parser._option_string_actions)
 
 
 def _check_openrlhf() -> None:
@@ -113,16 +139,22 @@ def _single_process() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def _machine_defaults(rest: list[str]) -> list[str]:
+def _machine_defaults(launcher: str, rest: list[str]) -> list[str]:
     """Flags and environment that follow from what this machine lacks; each is said, and a user's own choice stands."""
     if not backends.gpu_present():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
         # Threads that spin at barriers turn one busy neighbour into minutes of waiting; sleeping ones do not.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if not backends.flash_attn_present() and not any(w.startswith("--ds.attn_implementation") for w in rest):
-        inject.say("flash-attn is not installed: --ds.attn_implementation sdpa")
-        return [*rest, "--ds.attn_implementation", "sdpa"]
+    missing: list[tuple[str, list[str]]] = []
+    if not backends.flash_attn_present():
+        missing.append(("flash-attn is not installed", ["--ds.attn_implementation", "sdpa"]))
+    if launcher in RAY_LAUNCHERS and not backends.gpu_present():
+        missing += [("no CUDA device", flag.split()) for flag in _CPU_RAY]
+    for why, flag in missing:
+        if not any(word.partition("=")[0] == flag[0] for word in rest):
+            inject.say(f"{why}: {' '.join(flag)}")
+            rest = [*rest, *flag]
     return rest
 
 
@@ -137,10 +169,14 @@ def _join_namespaces(own: dict[str, Any], extensions: list[Extension], swaps: li
                 raise UserError(f"the flag --{clash[0]} is {launcher}'s own; an extension may not take it")
             vars(args).update(own)
             nested = original(args)
-            inject.verify(swaps, vars(sys.modules["__main__"]))
+            on_ray = launcher in RAY_LAUNCHERS
+            inject.verify(swaps, vars(sys.modules["__main__"]), load_seams=on_ray)
             check_arguments(launcher, nested)
             for item in extensions:
                 item.check(nested)
+            if on_ray:
+                extra = sum(item.extra_gpus(nested) for item in extensions)
+                workers.start(swaps, workers.logical_gpus(nested) + math.ceil(extra))
             return nested
 
         hierarchize.__wrapped__ = original  # type: ignore[attr-defined]
@@ -149,8 +185,12 @@ def _join_namespaces(own: dict[str, Any], extensions: list[Extension], swaps: li
     inject.on_import("openrlhf.utils.config", patch)
 
 
+def _all_extensions() -> list[Extension]:
+    return [*(extension(name) for name in sorted(names(EXTENSIONS))), Rewards()]
+
+
 def _help() -> None:
-    parser = _parser([extension(name) for name in sorted(names(EXTENSIONS))])
+    parser = _parser(_all_extensions())
     print(__doc__)
     print(f"launchers: {', '.join(LAUNCHERS)}\n")
     print(parser.format_help().partition("\n\n")[2])
@@ -165,10 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         _help()
         return
     _check_openrlhf()
-    uses = _uses(rest)
-    if duplicate := next((name for name in uses if uses.count(name) > 1), None):
-        raise UserError(f"--ext.use {duplicate} is given twice; once is enough")
-    extensions = [extension(name) for name in uses]
+    extensions = _switched_on(rest)
     _check_launcher(launcher, extensions)
     parser = _parser(extensions)
     own_namespace, rest = parser.parse_known_args(rest)
@@ -176,18 +213,24 @@ def main(argv: list[str] | None = None) -> None:
     _refuse_strays(rest, parser, extensions)
     wants_help = "-h" in rest or "--help" in rest
     if wants_help:
-        parser = _parser(extensions or [extension(n) for n in sorted(names(EXTENSIONS))])
+        parser = _parser(extensions or _all_extensions())
         print(parser.format_help().partition("\n\n")[2] + f"\n{launcher}:", flush=True)
     swaps = inject.plan(extensions)
-    rest = _machine_defaults(rest)
+    rest = _machine_defaults(launcher, rest)
     backends.install()
+    mends.install()
     inject.install(swaps)
     inject.to_environment(swaps)
     _join_namespaces(own, extensions, swaps, launcher)
     if launcher not in RAY_LAUNCHERS:
         _single_process()
     sys.argv = [LAUNCHERS[launcher], *rest]
-    runpy.run_module(LAUNCHERS[launcher], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(LAUNCHERS[launcher], run_name="__main__", alter_sys=True)
+    except Exception as error:
+        if (told := workers.told(error)) is error:
+            raise
+        raise told from error
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 from dataclasses import dataclass
+
+from .actors import unwrap
 
 OPENRLHF_VERSION = "0.11.2"
 
@@ -33,10 +36,11 @@ class Seam:
     why: str
     #: attributes by name; anything else is text that must stand in its source
     relies_on: tuple[str, ...] = ()
-    #: who replaces it: an extension, or a backend, or the launcher itself
+    #: who replaces it: an extension, a backend, the launcher itself, or a mend
     by: str = "extension"
 
 
+_RAY = RAY_LAUNCHERS
 _TRAIN = ("train_sft", "train_rm", "train_dpo", "train_ppo_ray")
 
 SEAMS = (
@@ -100,6 +104,108 @@ SEAMS = (
         'DeepspeedStrategy.setup_distributed asks for "cuda" by name',
         by="cpu",
     ),
+    Seam(
+        "openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator",
+        _RAY,
+        "strategy prompts_dataloader eval_dataloader tokenizer vllm_engines",
+        "samples prompts; rewards fill in what they are worth before anything else sees them",
+        (
+            "generate_samples",
+            "generate_eval_samples",
+            "self, dataloader_iter, num_prompts: int, dynamic_filtering, **generate_kwargs",
+            "dataloader_iter=self._eval_dataloader_iter",
+            'batch_vllm_engine_call(self.vllm_engines, "wake_up")',
+        ),
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:PPOTrainer",
+        _RAY,
+        "pretrain strategy actor_model_group critic_model_group reward_model_group reference_model_group vllm_engines "
+        "generate_kwargs",
+        "the controller; rewards need its reference model, and evaluation sampling settings of its own",
+        (
+            "get_max_steps",
+            "fit",
+            "evaluate",
+            "init_checkpoint_states",
+            "_detect_eval_metric_key",
+            "self.samples_generator = SamplesGenerator(",
+            "self.evaluate(global_step, **eval_generate_kwargs)",
+        ),
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:compute_eval_metrics",
+        _RAY,
+        "eval_dataloader samples_list n_samples_per_prompt",
+        "evaluation metrics; rewards add the means of what they log, by data source",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.launcher:ReferenceModelActor",
+        _RAY,
+        "world_size rank master_addr master_port",
+        "the frozen reference model; rewards may score any tokens with it",
+        ("init_model_from_pretrained", "forward", "temperature=strategy.args.rollout.temperature", "self.model("),
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker",
+        _RAY,
+        "actor_model_group critic_model_group reward_model_group initial_model_group kl_controller strategy tokenizer "
+        "kwargs",
+        "from samples to advantages; for rewards that shape a whole batch",
+        ("make_experience_batch", "make_experience", "compute_advantages_and_returns", "split_rollout_samples"),
+    ),
+    Seam(
+        "openrlhf.trainer.ray.ppo_actor:PolicyModelActor",
+        _RAY,
+        "world_size rank master_addr master_port",
+        "the policy's actors; for losses and metrics of one's own",
+        ("init_model_from_pretrained", "fit", "broadcast_to_vllm", "self.trainer = ActorPPOTrainer("),
+    ),
+    Seam(
+        "openrlhf.models.model:get_llm_for_sequence_regression",
+        tuple(LAUNCHERS),
+        "model_name_or_path model_type param_dtype load_in_4bit lora_rank lora_alpha target_modules lora_dropout "
+        "normalize_reward attn_implementation ds_config init_value_head value_head_prefix device_map packing_samples "
+        "experts_implementation kwargs",
+        "the buffers mean and std of a reward model come up uninitialised with transformers 5",
+        by="mend",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_utils.experience_maker:apply_length_penalties",
+        _RAY,
+        "experiences args",
+        "the step before group normalisation, which turns the rounding error of equal rewards into advantages",
+        by="mend",
+    ),
+    Seam(
+        "openrlhf.utils.distributed_util:stateless_init_process_group",
+        _RAY,
+        "master_address master_port rank world_size device",
+        "weights go to vLLM over NCCL",
+        by="cpu",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap",
+        _RAY,
+        "",
+        "weights are received on a CUDA device by name",
+        ("update_weight", "init_process_group"),
+        by="cpu",
+    ),
+    Seam(
+        "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+        _RAY,
+        "layer remove_weight",
+        "vLLM's CPU build packs linear weights and empties them, so that no new ones can be loaded",
+        by="cpu",
+    ),
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        _RAY,
+        "self usage_context headless",
+        "float32 on a CPU without bf16 units, and a cache for keys and values that fits",
+        by="cpu",
+    ),
 )
 
 
@@ -112,10 +218,10 @@ def problems(seam: Seam) -> list[str]:
     """What of a seam's contract does not hold for what is installed; nothing when all is well."""
     module_name, _, attribute = seam.target.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
+        found = operator.attrgetter(attribute)(importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
         return [f"{seam.target} is missing: {error}"]
-    found = inspect.unwrap(found)
+    found = inspect.unwrap(unwrap(found))
     parameters = " ".join(inspect.signature(found).parameters)
     wrong = []
     if parameters != seam.parameters:

@@ -95,7 +95,7 @@ def test_a_swap_that_never_happens_is_an_error(package: Path) -> None:
         """,
         package,
     )
-    assert "which this launcher never imported" in done.stderr
+    assert "which the launcher never imported" in done.stderr
 
 
 def test_a_seam_that_is_not_there_is_an_error(package: Path) -> None:

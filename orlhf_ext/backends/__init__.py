@@ -11,10 +11,19 @@ import os
 
 _installed = False
 
+GPUS_HIDDEN = "ORLHF_EXT_GPUS_HIDDEN"
+"""In Ray workers, whether the user has hidden the GPUs from the run ("1" or "0")."""
+
+
+def gpus_hidden() -> bool:
+    """Whether the user hides the GPUs with an empty CUDA_VISIBLE_DEVICES. Ray empties it in workers that ask for no GPU
+    of those that there are, so that a worker has to be told."""
+    return os.environ.get(GPUS_HIDDEN, "1" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "0") == "1"
+
 
 def gpu_present() -> bool:
     """Whether a CUDA device can be seen, judged without importing torch (which reads OMP_NUM_THREADS at import)."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+    if gpus_hidden():
         return False
     return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/nvidia0") or os.path.exists("/dev/dxg")
 

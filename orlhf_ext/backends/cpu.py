@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ..inject import on_import
-from . import kernels
+from . import gpu_present, kernels
 
 
 class CpuDevice(str):
@@ -25,11 +25,14 @@ class CpuDevice(str):
         return "0"
 
 
-def _without_cuda(patch: Callable[[Any], None]) -> Callable[[ModuleType], None]:
+def without_cuda(patch: Callable[[Any], None]) -> Callable[[ModuleType], None]:
+    """A callback for `on_import` that patches where there is no CUDA. Ray hides a machine's GPUs from workers that ask
+    for none; such a worker is of a run with GPUs all the same."""
+
     def patched(module: ModuleType) -> None:
         import torch
 
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and not (gpu_present() and torch.version.cuda):
             patch(module)
 
     return patched
@@ -75,7 +78,7 @@ def _train_config(module: Any) -> None:
 
 def install() -> None:
     """Register every patch; each looks for CUDA when its module is imported."""
-    on_import("torch", _without_cuda(_torch))
-    on_import("torch.distributed.device_mesh", _without_cuda(_device_mesh))
-    on_import("deepspeed.comm.torch", _without_cuda(_shared_memory_operator))
-    on_import("openrlhf.utils.deepspeed.deepspeed_utils", _without_cuda(_train_config))
+    on_import("torch", without_cuda(_torch))
+    on_import("torch.distributed.device_mesh", without_cuda(_device_mesh))
+    on_import("deepspeed.comm.torch", without_cuda(_shared_memory_operator))
+    on_import("openrlhf.utils.deepspeed.deepspeed_utils", without_cuda(_train_config))

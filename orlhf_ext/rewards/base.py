@@ -173,7 +173,14 @@ class Reward(ABC):
         if "name" not in cls.__dict__:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
-    def setup(self, context: RewardContext) -> None:  # noqa: B027 - most rewards need none
+    def check(self, args: SimpleNamespace) -> None:  # noqa: B027 - most rewards need none
+        """Called before anything is started, with the launcher's nested arguments: refuse what cannot work.
+
+        Raises:
+            UserError: one sentence that names the flag, file or record, and the way out.
+        """
+
+    def setup(self, context: RewardContext) -> None:  # noqa: B027
         """Called once before the first batch: load what `score` needs."""
 
     @abstractmethod

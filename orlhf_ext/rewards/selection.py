@@ -11,6 +11,7 @@ import argparse
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ..errors import UserError
@@ -115,3 +116,17 @@ def build(
         weights = [1.0 if item.weight is None else item.weight for item in chosen]
     made = [arguments.make(item.cls, flags, from_json.get(item.cls.name, {})) for item in chosen]
     return RewardSet(made, weights, how)
+
+
+def from_args(args: SimpleNamespace) -> RewardSet:
+    """The rewards of a run, from the launcher's nested arguments, in the driver or in a worker.
+
+    Raises:
+        UserError: as `choose` and `build`.
+    """
+    chosen = choose(args.ext.reward)
+    flags: dict[str, Any] = {}
+    for item in chosen:
+        own = vars(getattr(args, item.cls.name, SimpleNamespace()))
+        flags |= {f"{item.cls.name}.{name}": value for name, value in own.items()}
+    return build(chosen, flags, args.ext.reward_combine, args.ext.reward_args)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..backends import gpu_present
 from ..model_folder import identity
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ def make_fingerprint(
         attention: as in transformers.
         system: see `sequences.Encoder`.
         tail: see `sequences.Encoder`.
-        device: ``cuda`` or ``cpu``; None: what this process has.
+        device: ``cuda`` or ``cpu``; None: what this machine has (also where Ray hides it from a worker).
     """
     from .scoring import VERSION
 
     if device is None:
         import torch
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if gpu_present() and torch.version.cuda else "cpu"
     libraries = [*_LIBRARIES, *(["flash_attn"] if attention.startswith("flash") else [])]
     template = json.dumps(tokenizer.chat_template, sort_keys=True)
     return {

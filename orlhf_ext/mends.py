@@ -1,0 +1,76 @@
+"""Mistakes of OpenRLHF 0.11.2 that would spoil a run in silence, mended where they happen; ``patches/`` has the diffs.
+
+Each is registered for every launcher, and changes nothing where the mistake does not show.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+from .inject import on_import
+
+
+def _reward_statistics(module: Any) -> None:
+    """The buffers ``mean`` and ``std`` of a reward model are filled from its config.
+
+    They are not part of the saved weights, and transformers 5 leaves such buffers uninitialised, so that
+    ``--reward.normalize_enable`` would divide by whatever was in memory.
+    """
+    original = module.get_llm_for_sequence_regression
+
+    @functools.wraps(original)
+    def get_llm_for_sequence_regression(*args: Any, **kwargs: Any) -> Any:
+        model = original(*args, **kwargs)
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            if (buffer := getattr(model, name, None)) is not None:
+                buffer.fill_(float(getattr(model.config, name, default)))
+        return model
+
+    module.get_llm_for_sequence_regression = get_llm_for_sequence_regression
+
+
+def _constant_groups(module: Any) -> None:
+    """With ``group_norm``, samples of a prompt that all have the same reward get the advantage 0.
+
+    The mean of n equal float32 numbers can differ from them by a rounding error, which the normalisation divides by
+    itself: eight rewards of 0.9 get an advantage of about 0.9 each. Normalising takes no notice of what is the same
+    for a group, so that such a group's rewards may as well be 0, of which all is exact.
+    """
+    original = module.apply_length_penalties
+
+    @functools.wraps(original)
+    def apply_length_penalties(experiences: list, args: Any) -> Any:
+        result = original(experiences, args)
+        if args.algo.advantage.estimator == "group_norm":
+            zero_constant_groups(experiences, args.rollout.n_samples_per_prompt)
+        return result
+
+    module.apply_length_penalties = apply_length_penalties
+
+
+def zero_constant_groups(experiences: list, size: int) -> None:
+    """Set the rewards of groups to 0 in which all are equal.
+
+    Args:
+        experiences: with ``rewards`` ``(B,)`` and ``index``, where each sample stood when the prompts were sampled.
+        size: samples of a prompt; ``index`` counts them one prompt after the other.
+    """
+    import torch
+
+    index = torch.tensor(list(itertools.chain.from_iterable(experience.index for experience in experiences)))
+    rewards = torch.cat([experience.rewards for experience in experiences])
+    groups = torch.empty_like(rewards)
+    groups[index] = rewards
+    groups = groups.reshape(-1, size)
+    groups[groups.amax(1) == groups.amin(1)] = 0
+    parts = groups.reshape(-1)[index].split([len(experience.index) for experience in experiences])
+    for experience, part in zip(experiences, parts, strict=True):
+        experience.rewards = part
+
+
+def install() -> None:
+    """Register both; each is done when its module is imported."""
+    on_import("openrlhf.models.model", _reward_statistics)
+    on_import("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)

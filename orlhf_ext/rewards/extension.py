@@ -1,0 +1,99 @@
+"""The extension that ``--ext.reward`` switches on: rewards are computed where OpenRLHF samples, and all that follows
+finds them there."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from ..errors import UserError
+from ..extensions import Extension
+from .selection import Chosen, add_flags, from_args
+
+_AGENT = Path(__file__).with_name("agent.py")
+
+
+class Rewards(Extension):
+    """Rewards of `orlhf_ext.rewards` in ``train_ppo_ray``.
+
+    Args:
+        chosen: what ``--ext.reward`` names.
+    """
+
+    name = "rewards"
+    launchers = ("train_ppo_ray",)
+    replacements = {  # noqa: RUF012
+        "openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator": "orlhf_ext.rewards.samples:RewardedSamples",
+        "openrlhf.trainer.ppo_trainer:PPOTrainer": "orlhf_ext.rewards.trainer:RewardedTrainer",
+        "openrlhf.trainer.ppo_trainer:compute_eval_metrics": "orlhf_ext.rewards.evaluation:compute_eval_metrics",
+        "openrlhf.trainer.ray.launcher:ReferenceModelActor": "orlhf_ext.rewards.reference:ScoringReference",
+    }
+
+    def __init__(self, chosen: Sequence[Chosen] = ()) -> None:
+        self.chosen = list(chosen)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """``--ext.`` and a prefix for each reward."""
+        return ("ext", *(item.cls.name for item in self.chosen))
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """How rewards are combined and computed, and the flags of each."""
+        add = parser.add_argument
+        add("--ext.reward_combine", choices=["sum", "min"], default="sum", help="of several rewards (%(default)s)")
+        add("--ext.reward_args", metavar="JSON", help='arguments of rewards, {"NAME": {"argument": value}}')
+        add(
+            "--ext.reward_actors",
+            type=int,
+            default=1,
+            metavar="N",
+            help="copies of each reward that holds a model, each on its part of a GPU (%(default)s)",
+        )
+        add(
+            "--ext.reference_batch_tokens",
+            type=int,
+            default=16384,
+            metavar="N",
+            help="padded tokens in a batch that the reference model scores for a reward (%(default)s)",
+        )
+        add("--ext.rollouts_dir", metavar="DIR", help="keep all rollouts with their rewards there, as JSON Lines")
+        add("--ext.eval_on_start", action="store_true", help="evaluate before the first step, too")
+        add("--ext.eval_top_p", type=float, default=1.0, metavar="P", help="of evaluation's sampling (%(default)s)")
+        add("--ext.eval_top_k", type=int, default=-1, metavar="K", help="of evaluation's sampling (all)")
+        add_flags(parser, self.chosen)
+
+    def check(self, args: SimpleNamespace) -> None:
+        """Refuse what cannot work, and let rollouts come without a reward of OpenRLHF's own.
+
+        Raises:
+            UserError: another source of rewards is given; a reward refuses its arguments or the run.
+        """
+        for flag, value in (
+            ("--reward.remote_url", args.reward.remote_url),
+            ("--train.agent_func_path", args.train.agent_func_path),
+        ):
+            if value:
+                raise UserError(f"--ext.reward and {flag} {value} both give rewards; leave one of them out")
+        if args.ext.reward_actors < 1 or args.ext.reference_batch_tokens < 2:
+            raise UserError("--ext.reward_actors is at least 1, and --ext.reference_batch_tokens at least 2")
+        if args.ext.eval_on_start and not args.eval.dataset:
+            raise UserError("--ext.eval_on_start has nothing to evaluate on; give --eval.dataset")
+        for reward in from_args(args).rewards:
+            if reward.needs_reference and args.train.async_enable:
+                raise UserError(
+                    f"reward {reward.name!r} needs the reference model, which the trainer uses while "
+                    "--train.async_enable samples; train without it"
+                )
+            if reward.needs_reference and not args.algo.kl.init_coef > 0:
+                raise UserError(
+                    f"reward {reward.name!r} needs the reference model, and with --algo.kl.init_coef "
+                    f"{args.algo.kl.init_coef:g} there is none; give more than 0 (1e-6, say)"
+                )
+            reward.check(args)
+        args.train.agent_func_path = str(_AGENT)
+
+    def extra_gpus(self, args: SimpleNamespace) -> float:
+        """The GPUs that copies of rewards with a model take."""
+        return args.ext.reward_actors * sum(reward.gpus for reward in from_args(args).rewards)

@@ -1,0 +1,146 @@
+"""Ray: a run's extensions and backends in every one of its worker processes.
+
+`start` connects to Ray before the launcher does, with a setup hook; Ray calls that hook, `setup`, first thing in each
+worker. The hook only registers what will happen when a module is imported, because idle workers pay for it, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import operator
+import os
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from . import backends, inject, mends
+from .actors import unwrap
+from .errors import UserError
+
+HOOK = "orlhf_ext.workers.setup"
+_USERS_HOOK = "ORLHF_EXT_USERS_HOOK"
+_RAYS_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # where Ray keeps the hook of a submitted job
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells the driver of its job
+_TRAINER = "openrlhf.trainer.ppo_trainer"
+
+_CPU = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",  # of several processes on few cores, each with threads of its own, all wait for each other
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TORCH_COMPILE_DISABLE": "1",  # vLLM's CPU sampler would be compiled at its first call, for nothing
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def setup() -> None:
+    """What each worker does first: register backends and swaps, then call the user's own hook, if there is one."""
+    backends.install()
+    mends.install()
+    if not backends.gpu_present():
+        from .backends import cpu_rollouts
+
+        cpu_rollouts.install()
+    swaps = inject.from_environment()
+    inject.install(swaps)
+    inject.on_import(_TRAINER, lambda _: inject.verify_loaded(swaps))
+    if hook := os.environ.get(_USERS_HOOK):
+        from ray._private.runtime_env.setup_hook import load_and_execute_setup_hook
+
+        if failure := load_and_execute_setup_hook(hook):
+            raise RuntimeError(failure)
+
+
+def runtime_environment(environ: Mapping[str, str], cpu: bool) -> dict[str, Any]:
+    """What ``ray.init`` is given as ``runtime_env``: OpenRLHF's own variables, ours, and our hook.
+
+    Variables that the job sets (``ray job submit --runtime-env-json``) or the user has in the environment stand, and
+    the job's own hook is called by ours.
+    """
+    upstream = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
+    wanted = {name: environ.get(name, value) for name, value in {**upstream, **(_CPU if cpu else {})}.items()}
+    path = [os.getcwd(), *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
+    wanted["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    job = (json.loads(environ.get(_JOB, "{}")).get("runtime_env") or {}) if environ.get(_JOB) else {}
+    theirs = job.get("env_vars") or {}
+    variables = {name: value for name, value in wanted.items() if name not in theirs}
+    variables[inject.ENVIRONMENT] = environ.get(inject.ENVIRONMENT, "[]")
+    variables[backends.GPUS_HIDDEN] = str(int(backends.gpus_hidden()))
+    if hook := theirs.get(_RAYS_HOOK) or job.get("worker_process_setup_hook"):
+        variables[_USERS_HOOK] = hook
+    if _RAYS_HOOK in theirs:
+        variables[_RAYS_HOOK] = HOOK
+    return {"env_vars": variables, "worker_process_setup_hook": HOOK}
+
+
+def logical_gpus(args: SimpleNamespace) -> int:
+    """How many GPUs the launcher's placement groups can ask for at most; on a CPU they are only numbers to Ray."""
+    groups = [args.actor, args.ref, args.critic, args.reward]
+    return sum(group.num_nodes * group.num_gpus_per_node for group in groups) + (
+        args.vllm.num_engines * args.vllm.tensor_parallel_size
+    )
+
+
+def start(swaps: list[inject.Swap], gpus: int) -> None:
+    """Connect to Ray (``RAY_ADDRESS``, the cluster of a submitted job, or a Ray of our own), with our hook.
+
+    Args:
+        swaps: which must be registered in every worker.
+        gpus: as many as the run can ask for, where there is none.
+
+    Raises:
+        UserError: Ray runs already without our hook, or a worker does not have the swaps.
+    """
+    import ray
+
+    if ray.is_initialized():
+        raise UserError(
+            "Ray was started before the launcher, so that its workers lack this run's extensions; do not call ray.init"
+        )
+    environment = runtime_environment(os.environ, cpu=not backends.gpu_present())
+    if _USERS_HOOK in environment["env_vars"]:
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # both are called, so that this is no conflict
+    settings: dict[str, Any] = {}
+    if not backends.gpu_present() and not os.environ.get("RAY_ADDRESS"):
+        settings = {"num_gpus": gpus, "num_cpus": gpus + 4, "include_dashboard": False}
+        inject.say(f"no CUDA device: Ray counts {gpus} GPUs that are none, for the launcher's placement groups")
+    ray.init(runtime_env=environment, **settings)
+    there = ray.get(ray.remote(num_cpus=0)(inject.from_environment).remote())
+    if there != swaps:
+        ray.shutdown()
+        raise UserError(
+            "Ray's workers do not have this run's extensions: their setup hook was replaced; "
+            "leave worker_process_setup_hook out of RAY_RUNTIME_ENV_HOOK"
+        )
+
+
+def standing(targets: list[str]) -> dict[str, str]:
+    """What stands at each ``module:attribute`` in this process, as ``module:attribute`` of where it comes from."""
+    found = {}
+    for target in targets:
+        module, _, attribute = target.partition(":")
+        try:
+            there = unwrap(operator.attrgetter(attribute)(importlib.import_module(module)))
+            found[target] = f"{there.__module__}:{there.__qualname__}"
+        except (ImportError, AttributeError) as error:
+            found[target] = f"missing: {error}"
+    return found
+
+
+def told(error: Exception) -> Exception:
+    """What to raise for an error that a launcher ended with: Ray's wrapping is taken off a user's mistake, and a worker
+    that died is told in one sentence."""
+    cause: Any = error
+    while (inner := getattr(cause, "cause", None)) is not None:
+        cause = inner
+    if isinstance(cause, UserError):
+        return UserError(str(cause))
+    if type(error).__module__.startswith("ray.exceptions"):
+        import ray
+
+        if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+            return UserError(
+                f"a Ray worker died ({' '.join(str(error).split())[:300]}); see its log above, and go on from the last "
+                "checkpoint with --ckpt.load_enable"
+            )
+    return error

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# From stories to a policy whose plans make the next chapter more likely (VR-CLI), through OpenRLHF's train_ppo_ray:
+# data -> baseline likelihoods -> plans before -> GRPO -> plans after -> their improvements -> table.
+#
+#   bash recipes/ncp_vrcli.sh                                  what fits this machine, on the bundled stories
+#   STORIES=/path/to/books PROFILE=cpu bash recipes/ncp_vrcli.sh      variables: recipes/README.md
+#   DRY_RUN=1 bash recipes/ncp_vrcli.sh                        only prints the commands
+RECIPE=ncp_vrcli
+PATH_VARIABLES=(STORIES MODEL)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+: "${STORIES:=sample}" "${SYSTEM:=keep}"
+choice SYSTEM keep drop merge
+case $PROFILE in
+    smoke)
+        default_model=models/tiny
+        : "${TRAIN_PROMPTS:=16}" "${VAL_PROMPTS:=2}" "${TEST_PROMPTS:=4}" "${TEST_COMPLETIONS:=1}" "${EPISODES:=1}"
+        : "${CONTEXT_WORDS:=40}" "${GOLD_WORDS:=20}" "${MAX_LEN:=1400}" "${MAX_NEW_TOKENS:=16}" "${MAX_SCORED:=1900}"
+        : "${ROLLOUT_BATCH:=8}" "${SAMPLES:=4}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=8}" "${EVAL_STEPS:=2}"
+        lr=1e-3 kl=1e-3 mapping=(--vrcli.reward positive --vrcli.cap 20)
+        ;;
+    cpu)
+        default_model=models/smollm2-135m-instruct
+        : "${TRAIN_PROMPTS:=48}" "${VAL_PROMPTS:=6}" "${TEST_PROMPTS:=24}" "${TEST_COMPLETIONS:=2}" "${EPISODES:=1}"
+        : "${CONTEXT_WORDS:=120}" "${GOLD_WORDS:=80}" "${MAX_LEN:=448}" "${MAX_NEW_TOKENS:=64}" "${MAX_SCORED:=640}"
+        : "${ROLLOUT_BATCH:=4}" "${SAMPLES:=4}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=4}" "${EVAL_STEPS:=6}"
+        # A gold text of a hundred tokens moves far more than a chapter of thousands, for which the tiers are made.
+        lr=2e-5 kl=1e-4 mapping=(--vrcli.reward positive --vrcli.cap 20)
+        ;;
+    gpu) # upstream's: 64 prompts x 8 samples, 8 optimizer steps a rollout, 20 episodes
+        default_model=Qwen/Qwen2.5-3B-Instruct
+        : "${TRAIN_PROMPTS:=all}" "${VAL_PROMPTS:=64}" "${TEST_PROMPTS:=all}" "${TEST_COMPLETIONS:=1}" "${EPISODES:=20}"
+        : "${CONTEXT_WORDS:=5000}" "${GOLD_WORDS:=5000}" "${MAX_LEN:=14048}" "${MAX_NEW_TOKENS:=2048}"
+        : "${MAX_SCORED:=24000}" "${ROLLOUT_BATCH:=64}" "${SAMPLES:=16}" "${BATCH_SIZE:=64}" "${MICRO_BATCH_SIZE:=1}"
+        : "${EVAL_STEPS:=8}"
+        lr=5e-7 kl=1e-6 mapping=(--vrcli.reward tiers)
+        ;;
+esac
+counts TEST_COMPLETIONS EPISODES CONTEXT_WORDS GOLD_WORDS MAX_LEN MAX_NEW_TOKENS MAX_SCORED ROLLOUT_BATCH SAMPLES \
+    BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS
+for name in TRAIN_PROMPTS VAL_PROMPTS TEST_PROMPTS; do
+    [[ ${!name} == all ]] || counts "$name"
+done
+((MAX_NEW_TOKENS < MAX_LEN)) || die "MAX_NEW_TOKENS=$MAX_NEW_TOKENS leaves no room for a prompt in MAX_LEN=$MAX_LEN"
+((SAMPLES > 1)) || die "SAMPLES=$SAMPLES leaves nothing to compare a sample with; give at least 2"
+split_words RL
+
+data=$OUT/data base=$OUT/baseline plans=$OUT/plans policy=$OUT/policy
+scoring=(--vrcli.system "$SYSTEM")
+gpu_words=() engines=()
+if [[ $PROFILE == gpu ]]; then
+    gpu_words=(--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload --vllm.enable_prefix_caching)
+    engines=(--num_engines "$NPROC")
+    zero=3
+else
+    zero=2
+fi
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED"
+echo "# $RECIPE: profile $PROFILE, stories $STORIES, output in $OUT"
+
+# 0. The model that training starts from, and that scores all plans
+: "${MODEL:=$default_model}"
+small_model
+
+# 1. Data: prompts that ask for a plan, with the next chapter's beginning in the label; split by story
+limits=()
+[[ $TRAIN_PROMPTS == all ]] || limits+=(--limit "$TRAIN_PROMPTS")
+[[ $VAL_PROMPTS == all ]] || limits+=(--limit_val "$VAL_PROMPTS")
+[[ $TEST_PROMPTS == all ]] || limits+=(--limit_test "$TEST_PROMPTS")
+((${#limits[@]} == 0)) || limits+=(--shuffle)
+stage data --source "$STORIES" "$MODEL" --out "$data" -- \
+    python -m orlhf_ext.build_data story "$STORIES" --out "$data" "${limits[@]}" --seed "$SEED" \
+    --context_words "$CONTEXT_WORDS" --gold_words "$GOLD_WORDS" --system "$SYSTEM" \
+    --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_SCORED"
+run_file data "$data"
+
+# 2. Baselines: how likely each gold text is without a plan
+stage baseline --in "$data"/{train,val,test}.jsonl --source "$MODEL" --out "$base"/{train,val,test}.jsonl -- \
+    python -m orlhf_ext.vrcli.baseline --model "$MODEL" --data "$data"/{train,val,test}.jsonl \
+    --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" "${scoring[@]}"
+
+# 3. GRPO: OpenRLHF's launcher, with VR-CLI as the reward
+set_logger policy
+stage train --in "$base/train.jsonl" "$base/val.jsonl" --source "$MODEL" --out "$policy/model" "$policy/checkpoints" -- \
+    python -m orlhf_ext.launch train_ppo_ray --ext.reward vrcli "${mapping[@]}" "${scoring[@]}" \
+    --actor.model_name_or_path "$MODEL" --actor.num_nodes 1 --actor.num_gpus_per_node "$NPROC" \
+    --ref.num_nodes 1 --ref.num_gpus_per_node "$NPROC" --train.colocate_actor_ref \
+    --vllm.num_engines 1 --vllm.tensor_parallel_size 1 --ds.zero_stage "$zero" "${gpu_words[@]}" \
+    --data.prompt_dataset "$base/train.jsonl" --data.input_key prompt --data.label_key label --data.apply_chat_template \
+    --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$MAX_NEW_TOKENS" --rollout.batch_size "$ROLLOUT_BATCH" \
+    --rollout.n_samples_per_prompt "$SAMPLES" --rollout.micro_batch_size "$MICRO_BATCH_SIZE" \
+    --train.batch_size "$BATCH_SIZE" --train.micro_batch_size "$MICRO_BATCH_SIZE" --train.num_episodes "$EPISODES" \
+    --train.max_epochs 1 --train.seed "$SEED" --actor.adam.lr "$lr" --actor.loss_agg_mode seq-mean-token-mean \
+    --algo.advantage.estimator group_norm --algo.kl.init_coef "$kl" --algo.kl.use_loss --algo.kl.estimator k3 \
+    --eval.dataset "$base/val.jsonl" --eval.steps "$EVAL_STEPS" --eval.temperature 0.7 --eval.n_samples_per_prompt 1 \
+    --ext.eval_on_start --ext.eval_top_p 0.8 --ext.eval_top_k 20 --ckpt.best_metric_key eval_vrcli/pct_improvements \
+    --ckpt.output_dir "$policy/model" --ckpt.path "$policy/checkpoints" --ckpt.save_steps "$EVAL_STEPS" --ckpt.save_hf \
+    --ckpt.max_num 2 --ckpt.load_enable "${logger[@]}" "${rl_args[@]}"
+
+# 4. Plans for held-out stories before and after, as upstream samples them
+for when in before after; do
+    writer=$MODEL
+    [[ $when == before ]] || writer=$policy/model
+    stage "sample/$when" --in "$base/test.jsonl" --source "$writer" --out "$plans/$when.jsonl" -- \
+        python -m orlhf_ext.generate --model "$writer" --data "$base/test.jsonl" --out "$plans/$when.jsonl" \
+        --num_completions "$TEST_COMPLETIONS" --temperature 0.7 --top_p 0.8 --top_k 20 \
+        --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${engines[@]}"
+    stage "score/$when" --in "$base/test.jsonl" "$plans/$when.jsonl" --source "$MODEL" \
+        --out "$plans/${when}_scored.jsonl" -- \
+        python -m orlhf_ext.vrcli.score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$when.jsonl" \
+        --out "$plans/${when}_scored.jsonl" "${mapping[@]}" "${scoring[@]}"
+done
+
+# 5. The table, three plans before and after, and where everything lies
+stage evaluate --in "$plans"/{before,after}_scored.jsonl -- \
+    python -m orlhf_ext.vrcli.evaluate --before "$plans/before_scored.jsonl" --after "$plans/after_scored.jsonl" \
+    --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
+run_file finish "$policy/summary.json"
+cat <<END
+# policy: $policy/model (by evaluation the best: the newest best_global_step*_hf under $policy/checkpoints)
+# numbers: $OUT/summary.json (also $policy/summary.json, .md, .csv, and .records.jsonl to plot), plans: $plans
+END

@@ -1,0 +1,96 @@
+"""What Ray is given: the runtime environment, the user's own settings kept, and what a dead worker is told as."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from orlhf_ext import inject, workers
+from orlhf_ext.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def job(**runtime_env: object) -> dict[str, str]:
+    """The environment of a driver that was submitted with this runtime_env."""
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": runtime_env})}
+
+
+def test_workers_get_upstreams_variables_and_ours() -> None:
+    found = workers.runtime_environment({"NCCL_DEBUG": "INFO", "PYTHONPATH": "/there"}, cpu=False)
+    variables = found["env_vars"]
+    assert variables["NCCL_DEBUG"] == "INFO"
+    assert variables["TOKENIZERS_PARALLELISM"] == "true" and variables["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] == "1"
+    assert variables["PYTHONPATH"].split(os.pathsep) == [os.getcwd(), "/there"]
+    assert found["worker_process_setup_hook"] == workers.HOOK
+    assert "OMP_NUM_THREADS" not in variables and "DS_ACCELERATOR" not in variables
+
+
+def test_on_a_cpu_the_users_threads_stand() -> None:
+    assert workers.runtime_environment({}, cpu=True)["env_vars"]["OMP_NUM_THREADS"] == "1"
+    assert workers.runtime_environment({"OMP_NUM_THREADS": "2"}, cpu=True)["env_vars"]["OMP_NUM_THREADS"] == "2"
+
+
+def test_variables_of_a_submitted_job_are_not_given_again() -> None:
+    """Ray refuses a key that job and driver both set."""
+    found = workers.runtime_environment(job(env_vars={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/x"}), cpu=False)
+    assert not {"NCCL_DEBUG", "PYTHONPATH"} & set(found["env_vars"])
+
+
+@pytest.mark.parametrize("env_vars", [{}, {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "mine.hook"}])
+def test_a_users_hook_is_called_by_ours(env_vars: dict[str, str]) -> None:
+    found = workers.runtime_environment(job(worker_process_setup_hook="mine.hook", env_vars=env_vars), cpu=False)
+    assert found["env_vars"]["ORLHF_EXT_USERS_HOOK"] == "mine.hook"
+    assert found["worker_process_setup_hook"] == workers.HOOK
+    assert set(env_vars) <= set(found["env_vars"])  # and says the same there, where Ray compares the two
+
+
+def test_the_hook_loads_nothing_heavy_and_calls_the_users(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def hook():\n    print('users hook')\n")
+    swaps = [{"seam": "openrlhf.trainer.ppo_trainer:PPOTrainer", "by": "mine:hook", "owner": "x"}]
+    code = (
+        "import sys; from orlhf_ext import workers; workers.setup()\n"
+        "heavy = {'torch', 'vllm', 'deepspeed', 'transformers', 'openrlhf', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)"
+    )
+    environment = {inject.ENVIRONMENT: json.dumps(swaps), "ORLHF_EXT_GPUS_HIDDEN": "1"}
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    for more, said in (({}, ""), ({"ORLHF_EXT_USERS_HOOK": "mine.hook"}, "users hook\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", code if not more else "from orlhf_ext import workers; workers.setup()"],
+            env={**os.environ, **environment, **more, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout) == (0, said), done.stderr
+
+
+def test_logical_gpus_are_enough_for_every_group() -> None:
+    group = SimpleNamespace(num_nodes=2, num_gpus_per_node=4)
+    vllm = SimpleNamespace(num_engines=3, tensor_parallel_size=2)
+    args = SimpleNamespace(actor=group, ref=group, critic=group, reward=group, vllm=vllm)
+    assert workers.logical_gpus(args) == 4 * 8 + 6
+
+
+def test_a_users_mistake_is_told_without_rays_wrapping() -> None:
+    import ray
+
+    inner = UserError("the file is missing; give another")
+    error = ray.exceptions.RayTaskError("fit", "a long traceback", ray.exceptions.RayTaskError("score", "more", inner))
+    found = workers.told(error)
+    assert isinstance(found, UserError) and str(found) == str(inner)
+    bug = ray.exceptions.RayTaskError("fit", "a long traceback", ZeroDivisionError("1/0"))
+    assert workers.told(bug) is bug
+
+
+def test_a_dead_worker_is_told_with_the_way_out() -> None:
+    import ray
+
+    found = workers.told(ray.exceptions.ActorDiedError())
+    assert isinstance(found, UserError) and "--ckpt.load_enable" in str(found)
