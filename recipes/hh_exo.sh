@@ -6,6 +6,7 @@
 #   PROFILE=smoke LOSS=exo-pref bash recipes/hh_exo.sh         variables: recipes/README.md
 #   DRY_RUN=1 bash recipes/hh_exo.sh                           only prints the commands
 RECIPE=${RECIPE:-hh_exo}
+PATH_VARIABLES=(HH_DATA MODEL SFT_MODEL REWARD_MODEL ALIGN_DATA)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${LOSS:=exo-rw}" "${NUM_CONTRASTIVE:=2}" "${NUM_COMPLETIONS:=2}"
@@ -52,15 +53,7 @@ if [[ $LOSS == *-rw && -z ${ALIGN_DATA:-} ]] && ((NUM_COMPLETIONS % NUM_CONTRAST
 fi
 [[ -z ${SFT_MODEL:-} || -z ${SFT_ARGS:-} ]] || die "SFT_ARGS has no effect with SFT_MODEL, which skips SFT; unset one"
 [[ -z ${REWARD_MODEL:-} || -z ${RM_ARGS:-} ]] || die "RM_ARGS has no effect with REWARD_MODEL; unset one"
-# Extra words for a stage: split as a shell splits words, quotes included, with nothing run or expanded.
-for name in SFT RM ALIGN; do
-    declare -n words=${name,,}_args text=${name}_ARGS
-    words=()
-    if [[ -n ${text:-} ]]; then
-        split=$(xargs -r -n 1 printf '%s\n' <<<"$text" 2>/dev/null) || die "${name}_ARGS=$text has an open quote; close it"
-        [[ -z $split ]] || mapfile -t words <<<"$split"
-    fi
-done
+split_words SFT RM ALIGN
 
 data=$OUT/data samples=$OUT/samples align=$OUT/align_${LOSS}_nc$NUM_CONTRASTIVE
 chat=() gpu_words=() engines=()
@@ -89,11 +82,7 @@ echo "# $RECIPE: profile $PROFILE, loss $LOSS, data $HH_DATA, output in $OUT"
 
 # 0. The model that training starts from
 : "${MODEL:=${SFT_MODEL:-$default_model}}"
-if [[ $MODEL == models/tiny ]]; then
-    stage model --keeps-outputs --out "$MODEL" -- python -m orlhf_ext.small_models tiny --out "$MODEL"
-elif [[ $MODEL == models/smollm2-135m-instruct ]]; then
-    stage model --keeps-outputs --out "$MODEL" -- python -m orlhf_ext.small_models smollm2 --out "$MODEL"
-fi
+small_model
 
 # 1. Data: pairs, and the same as K-wise records
 limit=()

@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 choice SYSTEM keep drop merge
 case $PROFILE in
     smoke)
-        default_model=models/tiny
+        default_model=models/tiny-2048
         : "${TRAIN_PROMPTS:=16}" "${VAL_PROMPTS:=2}" "${TEST_PROMPTS:=4}" "${TEST_COMPLETIONS:=1}" "${EPISODES:=1}"
         : "${CONTEXT_WORDS:=40}" "${GOLD_WORDS:=20}" "${MAX_LEN:=1400}" "${MAX_NEW_TOKENS:=16}" "${MAX_SCORED:=1900}"
         : "${ROLLOUT_BATCH:=8}" "${SAMPLES:=4}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=8}" "${EVAL_STEPS:=2}"

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from typing import Any
 
 import ray
 import torch
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+from ray_probe_hashes import as_vllm, engine_weights
 
 from orlhf_ext.actors import unwrap
-
-
-def digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().bfloat16().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def engine_weights(worker: Any) -> dict[str, str]:
-    """vLLM's name -> hash; rows that pad the vocabulary are left out."""
-    size = worker.model_config.get_vocab_size()
-    found = {}
-    for name, weight in worker.model_runner.model.named_parameters():
-        padded = "embed_tokens" in name or "lm_head" in name
-        found[name] = digest(weight[:size] if padded else weight)
-    return found
-
-
-def as_vllm(weights: Any) -> dict[str, str]:
-    """Hashes of a policy's weights under vLLM's names: q, k, v and gate, up are one tensor each there."""
-    merged: dict[str, list[torch.Tensor]] = {}
-    for name, weight in weights:
-        for parts, whole in ((("q_proj", "k_proj", "v_proj"), "qkv_proj"), (("gate_proj", "up_proj"), "gate_up_proj")):
-            for part in parts:
-                name = name.replace(part, whole)
-        merged.setdefault(name, []).append(weight)
-    return {name: digest(torch.cat(parts) if len(parts) > 1 else parts[0]) for name, parts in merged.items()}
 
 
 class Rollouts(unwrap(RolloutRayActor)):  # type: ignore[misc]

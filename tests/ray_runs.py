@@ -20,11 +20,11 @@ from orlhf_ext.rewards import Reward, RewardResult
 
 
 class Letters(Reward):
-    """The share of e in a response: easy to raise."""
+    """The share of small letters in a response: easy to raise."""
 
     def score(self, batch):
         return RewardResult(
-            [text.count("e") / max(1, len(text)) for text in batch.responses],
+            [sum("a" <= c <= "z" for c in text) / max(1, len(text)) for text in batch.responses],
             metrics={"characters": [float(len(text)) for text in batch.responses]},
         )
 
@@ -104,17 +104,23 @@ def flags(model: Path, **changes: Any) -> list[str]:
     return words
 
 
-def launch(folder: Path, *words: str, fails: bool = False, **environment: str) -> str:
-    """Run the launcher in ``folder``; what it printed comes back."""
-    done = subprocess.run(
-        [sys.executable, "-m", "orlhf_ext.launch", "train_ppo_ray", *words],
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in ``folder``."""
+    return subprocess.run(
+        [sys.executable, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "RAY_DEDUP_LOGS": "0", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=540,
+        check=False,
     )
+
+
+def launch(folder: Path, *words: str, fails: bool = False, **environment: str) -> str:
+    """Run the launcher in ``folder``; what it printed comes back."""
+    done = run(folder, "-m", "orlhf_ext.launch", "train_ppo_ray", *words, **environment)
     assert bool(done.returncode) == fails, done.stdout[-6000:]
     return done.stdout
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from ..errors import UserError
-from ..model_folder import find_model, load_tokenizer
+from ..model_folder import context_length, find_model, load_tokenizer
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
 from .fingerprint import digest, make_fingerprint
 from .labels import read_label
@@ -68,7 +68,7 @@ class VRCLI(Settings, Reward):
 
     def setup(self, context: RewardContext) -> None:
         """Make the encoder of the reference model, which is the policy's first state."""
-        from .sequences import Encoder, context_length
+        from .sequences import Encoder
 
         args = context.args
         folder = find_model(args.actor.model_name_or_path, "--actor.model_name_or_path")
