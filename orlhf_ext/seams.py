@@ -40,6 +40,7 @@ class Seam:
     by: str = "extension"
 
 
+_RAYS_OWN = "_ray_trace_ctx"  # a parameter that Ray adds to an actor's methods
 _RAY = RAY_LAUNCHERS
 _TRAIN = ("train_sft", "train_rm", "train_dpo", "train_ppo_ray")
 
@@ -222,7 +223,7 @@ def problems(seam: Seam) -> list[str]:
     except (ImportError, AttributeError) as error:
         return [f"{seam.target} is missing: {error}"]
     found = inspect.unwrap(unwrap(found))
-    parameters = " ".join(inspect.signature(found).parameters)
+    parameters = " ".join(name for name in inspect.signature(found).parameters if name != _RAYS_OWN)
     wrong = []
     if parameters != seam.parameters:
         wrong.append(f"{seam.target} takes ({parameters}), not ({seam.parameters})")

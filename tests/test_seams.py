@@ -53,7 +53,9 @@ def test_each_patch_of_the_cpu_backend_is_a_seam() -> None:
     import inspect
     import re
 
-    from orlhf_ext.backends import cpu
+    from orlhf_ext.backends import cpu, cpu_rollouts
 
-    patched = set(re.findall(r'on_import\("([\w.]+)"', inspect.getsource(cpu.install))) - {"torch"}
+    sources = inspect.getsource(cpu.install) + inspect.getsource(cpu_rollouts.install)
+    patched = set(re.findall(r'on_import\("([\w.]+)"', sources)) - {"torch"}
+    patched.add(cpu_rollouts._UPSTREAM.rpartition(".")[0])  # which vLLM is told by name
     assert patched == {seam.target.partition(":")[0] for seam in seams.SEAMS if seam.by == "cpu"}
