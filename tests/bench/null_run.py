@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import Run, ratio, run, side_by_side, spread, tiny_model, tiny_pairs
 
-STEPS = 64
+STEPS = 128
 
 
 def main() -> None:
