@@ -26,7 +26,7 @@ CODE = """
 import importlib, pkgutil, orlhf_ext, data_builders
 names = [m.name for p in (orlhf_ext, data_builders) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
 heavy = [f"orlhf_ext.exo.{name}" for name in ("losses", "dataset", "trainer", "reference_cache")]
-heavy.append("orlhf_ext.vrcli.scoring")
+heavy.append("orlhf_ext.likelihood")
 for name in names:
     if name not in heavy and not name.endswith("__main__"):
         importlib.import_module(name)

@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.story_prompts import from_chapter, from_messages
+from orlhf_ext import likelihood
 from orlhf_ext.errors import UserError
+from orlhf_ext.likelihood import make_scorer, score, span_logprobs
 from orlhf_ext.logprobs import load_model
 from orlhf_ext.model_folder import load_tokenizer
-from orlhf_ext.vrcli import scoring
+from orlhf_ext.spans import Span, find_groups, shared_length
 from orlhf_ext.vrcli.labels import Baseline, Label, read_label
 from orlhf_ext.vrcli.plans import result_rows, score_plans
 from orlhf_ext.vrcli.reward import improvement, map_reward
-from orlhf_ext.vrcli.scoring import find_groups, make_scorer, score, shared_length, span_logprobs
-from orlhf_ext.vrcli.sequences import Encoder, Span
+from orlhf_ext.vrcli.sequences import Encoder
 from orlhf_ext.vrcli.settings import Settings
 
 
@@ -122,14 +123,14 @@ def test_a_shared_context_is_computed_once(model: Any) -> None:
     assert computed(model, spans, [0, 0, 0]) == (100 + 3 * 20, 3 * 8 + 1)
     assert computed(model, spans, [0, 0, 0], budget=240) == (100 + 3 * 20, 3 * 8 + 1)  # in two batches, one prefix
     assert computed(model, spans, [0, 1, 2]) == (3 * 120, 3 * 8)
-    few = spans_of((0, 12, 8), (0, 12, 8), common=scoring._WORTH_SHARING - 1)
+    few = spans_of((0, 12, 8), (0, 12, 8), common=likelihood._WORTH_SHARING - 1)
     assert computed(model, few, [0, 0])[0] == sum(len(span.ids) for span in few)
 
 
 def test_a_sliding_window_is_not_shared() -> None:
     torch.manual_seed(0)
     gemma = other_models()["gemma2"]().eval()
-    assert scoring._compute_prefix(gemma, list(range(3, 60))) is None
+    assert likelihood._compute_prefix(gemma, list(range(3, 60))) is None
 
 
 def test_equal_sequences_share_all_but_what_predicts(model: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +14,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..actors import unwrap
 from ..batches import cut_batches
+from ..likelihood import span_logprobs
+from ..spans import Span, find_groups, rows_of_groups, shared_length
 
 
 class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
     """OpenRLHF's reference model, which also scores any tokens, at temperature 1."""
 
+    def score_spans(self, spans: list[Span], groups: list[int]) -> list[list[float]]:
+        """Log-probabilities of the scored tokens of each span, where this process holds all weights: what the spans of
+        a group begin with is computed once."""
+        model = self.model.model.module  # transformers' own, in DeepSpeed's engine, in OpenRLHF's Actor
+        found = span_logprobs(model, spans, groups, self.strategy.args.ext.reference_batch_tokens)
+        return [values.tolist() for values in found]
+
     def score_tokens(self, sequences: torch.Tensor, action_mask: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        """Log-probabilities ``(B, T-1)`` of the tokens behind the first.
+        """Log-probabilities ``(B, T-1)`` of the tokens behind the first, through OpenRLHF's own forward pass.
 
         Args:
             sequences: ``(B, T)`` token ids, padded on the right.
@@ -48,35 +57,79 @@ class GroupScorer:
         self._group, self._args, self._pad_id = group, args, pad_id
         self._copies = args.ds.ring_attn_size * args.ds.tensor_parallel_size
         self._ranks = len(group._actor_handlers) // self._copies
+        #: where weights or sequences are spread over processes, all of them take part in each of OpenRLHF's passes
+        self._spread = args.ds.zero_stage == 3 or self._copies > 1 or args.ds.packing_samples
 
     def __call__(self, token_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural log-probabilities of the tokens whose mask is 1, in order.
 
         Raises:
-            ValueError: a mask is not as long as its sequence, or counts the first token, which nothing predicts.
+            ValueError: a mask is not as long as its sequence, counts the first token, which nothing predicts, or none.
         """
-        for ids, mask in zip(token_ids, masks, strict=True):
-            if len(ids) != len(mask) or len(ids) < 2 or mask[0]:
-                raise ValueError("a mask is as long as its sequence (of two tokens or more), and begins with 0")
-        if not token_ids:
+        spans = [to_span(ids, mask) for ids, mask in zip(token_ids, masks, strict=True)]
+        if not spans:
             return []
-        batches = cut_batches([len(ids) for ids in token_ids], self._args.ext.reference_batch_tokens)
-        # every rank does as many forward passes, since under ZeRO-3 all take part in each
-        batches = pad_to_multiple(batches, self._ranks)
-        tensors = [_tensors([token_ids[i] for i in b], [masks[i] for i in b], self._pad_id) for b in batches]
-        columns = {
-            name: [row[place] for row in tensors]
-            for place, name in enumerate(("sequences", "action_mask", "attention_mask"))
-        }
-        found = ray.get(self._group.async_run_method_batch("score_tokens", **columns))
+        found = self._in_step(spans) if self._spread else self._apart(spans)
         if self._args.train.colocate_all or self._args.train.colocate_actor_ref:
             ray.get(self._group.async_run_method("empty_cache"))
-        values: list[list[float]] = [[] for _ in token_ids]
-        results = itertools.chain.from_iterable(found[:: self._copies])
-        for batch, (_, action_mask, _), result in zip(batches, tensors, results, strict=True):
-            for row, index in enumerate(batch):
-                values[index] = result[row][action_mask[row].bool()].double().tolist()
+        return [
+            list(itertools.compress(values, mask[span.start :]))
+            for values, span, mask in zip(found, spans, masks, strict=True)
+        ]
+
+    def _apart(self, spans: list[Span]) -> list[list[float]]:
+        """Each rank has groups of its own, and as many forward passes as they take."""
+        groups = find_groups(spans)
+        shares = share_out(spans, groups, self._ranks)
+        work = {"spans": [[spans[i] for i in rows] for rows in shares]}
+        work["groups"] = [[groups[i] for i in rows] for rows in shares]
+        found = ray.get(self._group.async_run_method_batch("score_spans", **work))
+        values: list[list[float]] = [[]] * len(spans)
+        for rows, result in zip(shares, itertools.chain.from_iterable(found), strict=True):
+            for row, value in zip(rows, result, strict=True):
+                values[row] = value
         return values
+
+    def _in_step(self, spans: list[Span]) -> list[list[float]]:
+        """Every rank does as many forward passes."""
+        batches = cut_batches([len(span.ids) for span in spans], self._args.ext.reference_batch_tokens)
+        batches = pad_to_multiple(batches, self._ranks)
+        tensors = [_tensors([spans[i] for i in batch], self._pad_id) for batch in batches]
+        columns = {name: [row[name] for row in tensors] for name in tensors[0]}
+        found = ray.get(self._group.async_run_method_batch("score_tokens", **columns))
+        values: list[list[float]] = [[]] * len(spans)
+        results = itertools.chain.from_iterable(found[:: self._copies])
+        for batch, columns_of, result in zip(batches, tensors, results, strict=True):
+            for row, index in enumerate(batch):
+                values[index] = result[row][columns_of["action_mask"][row].bool()].tolist()
+        return values
+
+
+def to_span(ids: Sequence[int], mask: Sequence[int]) -> Span:
+    """From the first token that counts to the last one.
+
+    Raises:
+        ValueError: as `GroupScorer`.
+    """
+    if len(ids) != len(mask) or 1 not in mask or mask[0]:
+        raise ValueError("a mask is as long as its sequence, begins with 0, and has a 1 for each token that counts")
+    end = len(mask) - list(reversed(mask)).index(1)
+    return Span(list(ids[:end]), list(mask).index(1))
+
+
+def share_out(spans: Sequence[Span], groups: Sequence[int], ranks: int) -> list[list[int]]:
+    """The rows of each rank: groups stay whole, and the tokens to compute are spread evenly, largest groups first."""
+    costs = []
+    for rows in rows_of_groups(groups):
+        shared = shared_length([spans[row] for row in rows])
+        costs.append((sum(len(spans[row].ids) for row in rows) - shared * (len(rows) - 1), rows))
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for cost, rows in sorted(costs, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += cost
+        shares[least] += rows
+    return shares
 
 
 def pad_to_multiple(batches: list[list[int]], ranks: int) -> list[list[int]]:
@@ -84,11 +137,11 @@ def pad_to_multiple(batches: list[list[int]], ranks: int) -> list[list[int]]:
     return [*batches, *itertools.repeat(batches[-1], -len(batches) % ranks)]
 
 
-def _tensors(
-    ids: Iterable[Sequence[int]], masks: Iterable[Sequence[int]], pad_id: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows = [torch.tensor(list(row)) for row in ids]
-    sequences = pad_sequence(rows, batch_first=True, padding_value=pad_id)
-    counted = pad_sequence([torch.tensor(list(mask)) for mask in masks], batch_first=True)
-    attention = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return sequences, counted[:, 1:].float(), attention
+def _tensors(spans: Sequence[Span], pad_id: int) -> dict[str, torch.Tensor]:
+    rows = [torch.tensor(span.ids) for span in spans]
+    counted = [torch.tensor([0] * span.start + [1] * span.scored) for span in spans]
+    return {
+        "sequences": pad_sequence(rows, batch_first=True, padding_value=pad_id),
+        "action_mask": pad_sequence(counted, batch_first=True)[:, 1:].float(),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+    }

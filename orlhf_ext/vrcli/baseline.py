@@ -27,10 +27,11 @@ from ..journal import Journal, meta_path
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..records import Record, read_records, sha256_file
 from ..samples import Sample
+from ..spans import Span
 from .fingerprint import differences, digest, make_fingerprint
 from .labels import AGAIN, Baseline, Label, baseline_of, read_label
 from .reward import improvement
-from .sequences import Encoder, Span
+from .sequences import Encoder
 from .settings import SCORING, add_flags
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _load(folder: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Compute:
+    from ..likelihood import make_scorer
     from ..logprobs import load_model
-    from .scoring import make_scorer
 
     model = load_model(folder, args.dtype, args.attn_implementation)
     scorer = make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]

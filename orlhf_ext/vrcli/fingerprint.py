@@ -42,7 +42,7 @@ def make_fingerprint(
         tail: see `sequences.Encoder`.
         device: ``cuda`` or ``cpu``; None: what this machine has (also where Ray hides it from a worker).
     """
-    from .scoring import VERSION
+    from ..likelihood import VERSION
 
     if device is None:
         import torch

@@ -13,7 +13,7 @@ from .sequences import Encoder
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .scoring import Scorer
+    from ..likelihood import Scorer
 
 
 class PlanScores(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..errors import UserError
 from ..model_folder import context_length, find_model, load_tokenizer
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
+from ..spans import mean_nll
 from .fingerprint import digest, make_fingerprint
 from .labels import read_label
 from .settings import Settings
@@ -90,7 +91,5 @@ class VRCLI(Settings, Reward):
         return RewardResult(found.rewards, metrics, found.scores)
 
     def _nlls(self, spans: Any, groups: Any) -> list[float]:
-        from .scoring import mean_nll
-
         masks = [[0] * span.start + [1] * span.scored for span in spans]
         return [mean_nll(values) for values in self._score_reference([span.ids for span in spans], masks)]

@@ -30,7 +30,7 @@ from .sequences import Encoder
 from .settings import Settings, add_flags
 
 if TYPE_CHECKING:
-    from .scoring import Scorer
+    from ..likelihood import Scorer
 
 PROMPTS_AT_ONCE = 16  # what is lost by a kill, at most
 
@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @cache
     def load() -> Scorer:
+        from ..likelihood import make_scorer
         from ..logprobs import load_model
-        from .scoring import make_scorer
 
         model = load_model(folder, args.dtype, args.attn_implementation)
         return make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from data_builders.story_prompts import with_system
 
 from ..errors import UserError
 from ..samples import Messages, encode
+from ..spans import Span
 from .labels import Label
 from .settings import System, Tail
 
@@ -24,18 +25,6 @@ if TYPE_CHECKING:
 
 #: two more tokens behind a chapter are nothing, behind a punchline they would be a fifth of what is scored
 _AUTO = {"ncp": "template", "generic": "eot"}
-
-
-class Span(NamedTuple):
-    """Token ids of which the last ones, from ``start`` (at least 1) on, are scored."""
-
-    ids: list[int]
-    start: int
-
-    @property
-    def scored(self) -> int:
-        """How many tokens are scored."""
-        return len(self.ids) - self.start
 
 
 class Encoder:

@@ -1,4 +1,4 @@
-"""The likelihood of gold texts under a frozen model: pure torch, for any causal model of transformers.
+"""Log-probabilities of spans of tokens under a frozen model: pure torch, for any causal model of transformers.
 
 Only the scored positions reach the output layer. Sequences of one group (the plans of one prompt) share the beginning
 of their context, up to the plan: its keys and values are computed once, and each sequence goes on from there.
@@ -6,17 +6,16 @@ of their context, up to the plan: its keys and values are computed once, and eac
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ..batches import cut_batches
-from ..logprobs import token_logprobs
-from .sequences import Span
+from .batches import cut_batches
+from .logprobs import token_logprobs
+from .spans import Span, mean_nll, rows_of_groups, shared_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +57,7 @@ def span_logprobs(
         raise ValueError("every sequence needs a scored token and one before it")
     out: dict[int, Tensor] = {}
     alone = []
-    for rows in _by_key(groups if groups is not None else range(len(spans))):
+    for rows in rows_of_groups(groups if groups is not None else range(len(spans))):
         length = shared_length([spans[row] for row in rows])
         prefix = _compute_prefix(model, spans[rows[0]].ids[:length]) if length >= _WORTH_SHARING else None
         if prefix is None:
@@ -97,23 +96,6 @@ def score(
     return torch.tensor([mean_nll(values.tolist()) for values in found])
 
 
-def mean_nll(logprobs: Sequence[float]) -> float:
-    """The mean negative log-likelihood of a token, summed in double precision."""
-    return -math.fsum(logprobs) / len(logprobs)
-
-
-def find_groups(spans: Sequence[Span]) -> list[int]:
-    """Groups for sequences that come without keys: two are of one group if they have at least half of a context in
-    common, as the plans of one prompt do and two prompts with the same preamble do not."""
-    order = sorted(range(len(spans)), key=lambda row: spans[row].ids)
-    groups = [0] * len(spans)
-    for place, row in enumerate(order[1:], 1):
-        before = order[place - 1]
-        same = 2 * shared_length([spans[before], spans[row]]) >= min(spans[before].start, spans[row].start)
-        groups[row] = groups[before] if same else place
-    return groups
-
-
 def make_scorer(model: PreTrainedModel, pad_id: int, batch_tokens: int) -> Scorer:
     """`score` for one model, as plain numbers in double precision."""
 
@@ -121,25 +103,6 @@ def make_scorer(model: PreTrainedModel, pad_id: int, batch_tokens: int) -> Score
         return [mean_nll(values.tolist()) for values in span_logprobs(model, spans, groups, batch_tokens, pad_id)]
 
     return scorer
-
-
-def shared_length(spans: Sequence[Span]) -> int:
-    """How many tokens all sequences begin with and none scores or needs to predict its first scored one; 0 for one
-    sequence alone."""
-    if len(spans) < 2:
-        return 0
-    # what lies between the smallest and the largest in order begins with whatever those two share
-    first, last = min(span.ids for span in spans), max(span.ids for span in spans)
-    most = min(span.start for span in spans) - 1
-    return next((i for i, (a, b) in enumerate(zip(first[:most], last[:most], strict=False)) if a != b), most)
-
-
-def _by_key(keys: Iterable[Hashable]) -> list[list[int]]:
-    """The rows of each key."""
-    found: dict[Hashable, list[int]] = {}
-    for row, key in enumerate(keys):
-        found.setdefault(key, []).append(row)
-    return list(found.values())
 
 
 class _Shared(DynamicLayer):
