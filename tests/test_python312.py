@@ -26,7 +26,8 @@ CODE = """
 import importlib, pkgutil, orlhf_ext, data_builders
 names = [m.name for p in (orlhf_ext, data_builders) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
 heavy = [f"orlhf_ext.exo.{name}" for name in ("losses", "dataset", "trainer", "reference_cache")]
-heavy.append("orlhf_ext.likelihood")
+heavy += [f"orlhf_ext.rewards.{name}" for name in ("agent", "evaluation", "reference", "samples", "trainer")]
+heavy += ["orlhf_ext.likelihood", "orlhf_ext.backends.cpu_engine"]
 for name in names:
     if name not in heavy and not name.endswith("__main__"):
         importlib.import_module(name)
