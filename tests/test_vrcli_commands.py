@@ -16,13 +16,13 @@ import torch
 from helpers import failing
 
 from data_builders.story_prompts import from_chapter, from_messages
-from orlhf_ext import logprobs
+from orlhf_ext import likelihood, logprobs
 from orlhf_ext.errors import UserError
 from orlhf_ext.journal import journal_path
 from orlhf_ext.logprobs import load_model
 from orlhf_ext.model_folder import load_tokenizer
 from orlhf_ext.records import read_records, write_jsonl
-from orlhf_ext.vrcli import baseline, scoring
+from orlhf_ext.vrcli import baseline
 from orlhf_ext.vrcli import score as score_command
 from orlhf_ext.vrcli.baseline import read_baselines, read_labelled
 from orlhf_ext.vrcli.fingerprint import digest, make_fingerprint
@@ -154,7 +154,7 @@ def test_a_run_that_was_cut_short_goes_on(
 ) -> None:
     line = ("--batch_tokens", "300")
     whole = run(model, data, tmp_path / "whole.jsonl", *line)
-    real, batches = scoring.span_logprobs, []
+    real, batches = likelihood.span_logprobs, []
 
     def stops_after_two(*args: Any, **kwargs: Any) -> Any:
         batches.append(len(args[1]))
@@ -164,11 +164,11 @@ def test_a_run_that_was_cut_short_goes_on(
 
     out = tmp_path / "cut.jsonl"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(scoring, "span_logprobs", stops_after_two)
+        patch.setattr(likelihood, "span_logprobs", stops_after_two)
         run(model, data, out, *line)
     assert not out.exists() and len(journal_path(out).read_text().splitlines()) == 3
     left: list[int] = []
-    monkeypatch.setattr(scoring, "span_logprobs", lambda *a, **k: left.append(len(a[1])) or real(*a, **k))
+    monkeypatch.setattr(likelihood, "span_logprobs", lambda *a, **k: left.append(len(a[1])) or real(*a, **k))
     assert run(model, data, out, *line) == whole
     assert sum(left) + sum(batches[:2]) == 6 and not journal_path(out).exists()
     # and is not done again, until something that it depends on is another
