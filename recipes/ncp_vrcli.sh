@@ -21,11 +21,13 @@ case $PROFILE in
         ;;
     cpu)
         default_model=models/smollm2-135m-instruct
-        : "${TRAIN_PROMPTS:=60}" "${VAL_PROMPTS:=8}" "${TEST_PROMPTS:=32}" "${TEST_COMPLETIONS:=2}" "${EPISODES:=1}"
-        : "${CONTEXT_WORDS:=60}" "${GOLD_WORDS:=60}" "${MAX_LEN:=320}" "${MAX_NEW_TOKENS:=48}" "${MAX_SCORED:=448}"
+        : "${TRAIN_PROMPTS:=40}" "${VAL_PROMPTS:=8}" "${TEST_PROMPTS:=30}" "${TEST_COMPLETIONS:=2}" "${EPISODES:=1}"
+        : "${CONTEXT_WORDS:=40}" "${GOLD_WORDS:=50}" "${MAX_LEN:=224}" "${MAX_NEW_TOKENS:=32}" "${MAX_SCORED:=320}"
         : "${ROLLOUT_BATCH:=4}" "${SAMPLES:=4}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=4}" "${EVAL_STEPS:=5}"
-        # A plan of a small model makes the next hundred tokens less likely at first: learning not to is a gain, too.
-        lr=5e-5 kl=1e-4 mapping=(--vrcli.reward raw)
+        # the builder's own words are a long prompt for a small model, and most of what a step computes
+        : "${INSTRUCTION:=Plan how the next chapter begins, in one short paragraph that starts with \"In summary:\".}"
+        # A small model's plans make the next sentences less likely at first, and learning not to do so is a gain, too.
+        lr=1e-4 kl=1e-4 mapping=(--vrcli.reward raw)
         ;;
     gpu) # upstream's: 64 prompts x 8 samples, 8 optimizer steps a rollout, 20 episodes
         default_model=Qwen/Qwen2.5-3B-Instruct
@@ -49,7 +51,7 @@ data=$OUT/data base=$OUT/baseline plans=$OUT/plans policy=$OUT/policy
 scoring=(--vrcli.system "$SYSTEM")
 gpu_words=() engines=()
 if [[ $PROFILE == gpu ]]; then
-    gpu_words=(--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload --vllm.enable_prefix_caching)
+    gpu_words=(--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload)
     engines=(--num_engines "$NPROC")
     zero=3
 else
@@ -64,12 +66,14 @@ small_model
 
 # 1. Data: prompts that ask for a plan, with the next chapter's beginning in the label; split by story
 limits=()
+words=()
+[[ -z ${INSTRUCTION:-} ]] || words=(--instruction "$INSTRUCTION")
 [[ $TRAIN_PROMPTS == all ]] || limits+=(--limit "$TRAIN_PROMPTS")
 [[ $VAL_PROMPTS == all ]] || limits+=(--limit_val "$VAL_PROMPTS")
 [[ $TEST_PROMPTS == all ]] || limits+=(--limit_test "$TEST_PROMPTS")
 ((${#limits[@]} == 0)) || limits+=(--shuffle)
 stage data --source "$STORIES" "$MODEL" --out "$data" -- \
-    python -m orlhf_ext.build_data story "$STORIES" --out "$data" "${limits[@]}" --seed "$SEED" \
+    python -m orlhf_ext.build_data story "$STORIES" --out "$data" "${limits[@]}" "${words[@]}" --seed "$SEED" \
     --context_words "$CONTEXT_WORDS" --gold_words "$GOLD_WORDS" --system "$SYSTEM" \
     --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_SCORED"
 run_file data "$data"
@@ -85,7 +89,7 @@ stage train --in "$base/train.jsonl" "$base/val.jsonl" --source "$MODEL" --out "
     python -m orlhf_ext.launch train_ppo_ray --ext.reward vrcli "${mapping[@]}" "${scoring[@]}" \
     --actor.model_name_or_path "$MODEL" --actor.num_nodes 1 --actor.num_gpus_per_node "$NPROC" \
     --ref.num_nodes 1 --ref.num_gpus_per_node "$NPROC" --train.colocate_actor_ref \
-    --vllm.num_engines 1 --vllm.tensor_parallel_size 1 --ds.zero_stage "$zero" "${gpu_words[@]}" \
+    --vllm.num_engines 1 --vllm.tensor_parallel_size 1 --vllm.enable_prefix_caching --ds.zero_stage "$zero" "${gpu_words[@]}" \
     --data.prompt_dataset "$base/train.jsonl" --data.input_key prompt --data.label_key label --data.apply_chat_template \
     --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$MAX_NEW_TOKENS" --rollout.batch_size "$ROLLOUT_BATCH" \
     --rollout.n_samples_per_prompt "$SAMPLES" --rollout.micro_batch_size "$MICRO_BATCH_SIZE" \
