@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,11 +49,22 @@ class Breaks(Reward):
 
 
 class Constant(Reward):
-    """Half of the prompts get one reward for all samples, and are filtered out."""
+    """Odd prompts get one reward for all samples, and are filtered out."""
 
     def score(self, batch):
-        odd = [int(rollout.label) % 2 for rollout in batch]
-        return [0.5 if one else 0.4 + 0.01 * len(r.response_ids) for one, r in zip(odd, batch)]
+        return [0.5 if int(one.label) % 2 else 0.2 + sum(one.response_ids) % 997 / 2000 for one in batch]
+
+
+class Likely(Reward):
+    """The mean log-probability of a response's tokens under the frozen reference model."""
+
+    needs_reference = True
+
+    def setup(self, context):
+        self.logprobs = context.score_reference
+
+    def score(self, batch):
+        return [sum(found) / len(found) for found in self.logprobs(batch.token_ids, batch.action_masks)]
 '''
 
 
@@ -104,12 +121,16 @@ def flags(model: Path, **changes: Any) -> list[str]:
     return words
 
 
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "RAY_DEDUP_LOGS": "0", **more}
+
+
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in ``folder``."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "RAY_DEDUP_LOGS": "0", **environment},
+        env=_environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -123,6 +144,95 @@ def launch(folder: Path, *words: str, fails: bool = False, **environment: str) -
     done = run(folder, "-m", "orlhf_ext.launch", "train_ppo_ray", *words, **environment)
     assert bool(done.returncode) == fails, done.stdout[-6000:]
     return done.stdout
+
+
+class Running:
+    """The launcher on its way, in a process group of its own; nothing of it is left when the block ends."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self._log = folder / "log.txt"
+        with self._log.open("w") as stream:
+            self._driver = psutil.Popen(
+                [sys.executable, "-m", "orlhf_ext.launch", "train_ppo_ray", *words],
+                cwd=folder,
+                env=_environment(),
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._seen: set[psutil.Process] = set()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in self.left(0):
+            process.kill()
+        self._driver.kill()
+        self._driver.wait()
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text()
+
+    @property
+    def steps(self) -> list[int]:
+        """The numbers of the global steps that it has done."""
+        return [int(number) for number in re.findall(r"Global step (\d+):", self.output)]
+
+    def until(self, so: Callable[[], bool]) -> None:
+        """Wait until something is so, for five minutes at most."""
+        end = time.monotonic() + 300
+        while not so():
+            assert self._driver.poll() is None and time.monotonic() < end, self.output[-6000:]
+            time.sleep(0.1)
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        self._look()
+        return self._driver.wait(300)
+
+    def kill_worker(self, name: str) -> None:
+        """SIGKILL for the first Ray worker of that name."""
+        self._look()
+        next(one for one in self._seen if " ".join(one.cmdline()).startswith(f"ray::{name}")).kill()
+
+    def kill(self) -> None:
+        """SIGKILL for the process group of the driver."""
+        self._look()
+        os.killpg(self._driver.pid, signal.SIGKILL)
+        self._driver.wait()
+
+    def left(self, seconds: float) -> list[psutil.Process]:
+        """What still runs of all that it had started, after a while of waiting."""
+        if self._driver.poll() is None:
+            self._look()
+        return psutil.wait_procs(self._seen, seconds)[1]
+
+    def _look(self) -> None:
+        self._seen.update(self._driver.children(recursive=True))
+
+
+def judge(model: Path) -> Callable[[Sequence[int], Sequence[int]], float]:
+    """The mean nll, in nats, of the tokens whose mask is 1, by transformers alone: one sequence, its whole logits.
+
+    Other rows in a batch change bf16 numbers a little: means over 60 tokens by up to 8e-5.
+    """
+    from orlhf_ext import backends
+
+    backends.install()  # matrices are multiplied as in the run
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+
+    def nll(ids: Sequence[int], mask: Sequence[int]) -> float:
+        labels = [token if counts else -100 for token, counts in zip(ids, mask, strict=True)]
+        with torch.inference_mode():
+            return loaded(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+
+    return nll
 
 
 def rollouts(folder: Path, what: str = "train") -> list[list[dict[str, Any]]]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ray_runs import ROOT, flags, launch, mean_reward, rollouts, run, scalars, synced, write_inputs
+from ray_runs import ROOT, flags, judge, launch, mean_reward, rollouts, run, scalars, synced, write_inputs
+
+from orlhf_ext.model_folder import load_tokenizer
+from orlhf_ext.small_models import make_tiny
 
 pytest.importorskip("openrlhf")
 pytest.importorskip("vllm")
@@ -77,3 +84,56 @@ def test_what_the_readme_says_about_a_reward_works(tiny_model: Path, tmp_path: P
     assert len(batches) == 2
     for row in (row for batch in batches for row in batch):
         assert row["reward"] == pytest.approx(min(1.0, 5 / max(1, len(row["response"].split()))))
+
+
+def scored_ids(tokenizer: Any, label: dict[str, Any], response: str | None) -> tuple[list[int], list[int]]:
+    """What VR-CLI scores, put together anew from a label: token ids, and a mask on the gold text and what the template
+    puts behind it. Without a response it is the baseline's sequence."""
+    chat, splice = copy.deepcopy(label["messages"]), label["plan"]
+    if response is not None:
+        for marker in ("In summary:", "In summary,", "Detailed Plan:"):
+            response = response.split(marker)[-1]
+        plan = response.strip()
+        text = chat[splice["message"]]["content"]
+        words = splice["before"] + plan + splice["after"] if plan else splice["empty"]
+        chat[splice["message"]]["content"] = text[: splice["start"]] + words + text[splice["end"] :]
+    before = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    answered = [*chat, {"role": "assistant", "content": label["gold"]}]
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    assert whole.startswith(before + label["gold"])
+    parts = [before, label["gold"], whole[len(before + label["gold"]) :]]
+    context, *scored = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+    ids = [*context, *scored[0], *scored[1]]
+    return ids, [0] * len(context) + [1] * (len(ids) - len(context))
+
+
+def test_likelihood_rewards_are_those_of_transformers(tmp_path: Path) -> None:
+    """VR-CLI, 16 samples a step: the likelihoods that the run computed, with the very model that training starts from,
+    equal those of transformers with the same dtype and attention, one whole sequence at a time."""
+    model = make_tiny(tmp_path / "model", positions=2048)
+    data = "story sample --out data --limit 12 --shuffle --context_words 40 --gold_words 80 --tokenizer model"
+    room = "--max_prompt_tokens 1384 --max_tokens 1900"
+    base = "--model model --data data/train.jsonl --out base/train.jsonl"
+    for words in (f"orlhf_ext.build_data {data} {room}", f"orlhf_ext.vrcli.baseline {base}"):
+        done = run(tmp_path, "-m", *words.split())
+        assert done.returncode == 0, done.stdout
+    reward = ("--ext.reward", "vrcli", "--vrcli.reward", "positive", "--vrcli.cap", "20")
+    sizes = {"data__max_len": 1400, "rollout__batch_size": 4, "train__batch_size": 16}
+    launch(
+        tmp_path,
+        *reward,
+        *flags(model, data__prompt_dataset="base/train.jsonl", data__apply_chat_template=True, **sizes),
+    )
+    rows = [row for batch in rollouts(tmp_path) for row in batch]
+    assert len(rows) == 48
+    tokenizer, nll = load_tokenizer(model), judge(model)
+    for row in rows:
+        label = json.loads(row["label"])
+        written = [token for token, ours in zip(row["token_ids"], row["action_mask"], strict=True) if ours]
+        assert row["response"] == tokenizer.decode(written, skip_special_tokens=True)
+        assert row["vrcli/base_nll"] == label["base"]["nll"]
+        assert row["vrcli/base_nll"] == pytest.approx(nll(*scored_ids(tokenizer, label, None)), abs=1e-4)
+        assert row["vrcli/nll"] == pytest.approx(nll(*scored_ids(tokenizer, label, row["response"])), abs=1e-4)
+        better = 100 * (1 - math.exp(row["vrcli/nll"]) / math.exp(row["vrcli/base_nll"]))
+        assert row["vrcli/pct_improvements"] == pytest.approx(better, abs=1e-4)
+        assert row["reward"] == pytest.approx(min(20, max(0, better)), abs=1e-4)

@@ -80,6 +80,12 @@ class Rewards(Extension):
             raise UserError("--ext.reward_actors is at least 1, and --ext.reference_batch_tokens at least 2")
         if args.ext.eval_on_start and not args.eval.dataset:
             raise UserError("--ext.eval_on_start has nothing to evaluate on; give --eval.dataset")
+        own_sampling = (args.ext.eval_top_p, args.ext.eval_top_k) != (1.0, -1)
+        if args.train.async_enable and (args.ext.eval_on_start or own_sampling):
+            raise UserError(
+                "--ext.eval_on_start, --ext.eval_top_p and --ext.eval_top_k have no effect with --train.async_enable, "
+                "whose evaluation is OpenRLHF's own; leave them out"
+            )
         for reward in from_args(args).rewards:
             if reward.needs_reference and args.train.async_enable:
                 raise UserError(

@@ -48,7 +48,7 @@ class RewardedSamples(SamplesGenerator):
         rewards.setup(RewardContext(self.tokenizer, self.args, device, score_reference))
         self._rewards = rewards
         self._numbers = {"train": itertools.count(1), "eval": itertools.count(1)}
-        self._batches = {"train": itertools.count(1), "eval": itertools.count(1)}
+        self._batches = {what: itertools.count(self._kept(what) + 1) for what in ("train", "eval")}
 
     def teardown_rewards(self) -> None:
         """Tear the rewards down, if they were ever set up."""
@@ -145,6 +145,13 @@ class RewardedSamples(SamplesGenerator):
             for i, rollout in enumerate(batch)
         ]
         write_jsonl(folder / f"{what}-{next(self._batches[what]):06d}.jsonl", records)
+
+    def _kept(self, what: str) -> int:
+        """The number of the last batch under ``--ext.rollouts_dir``: a run that is resumed goes on from there."""
+        if not self.args.ext.rollouts_dir:
+            return 0
+        names = (path.stem for path in Path(self.args.ext.rollouts_dir).glob(f"{what}-*.jsonl"))
+        return max((int(number) for name in names if (number := name.rpartition("-")[2]).isdecimal()), default=0)
 
     def _sleep(self) -> None:
         """With vLLM's sleep mode, its memory is free while rewards are computed."""
