@@ -73,21 +73,24 @@ def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[
     return rows
 
 
-def _in_a_worker(swaps: list[inject.Swap], targets: list[str]) -> dict[str, str]:
-    """What stands at the seams in a worker of a Ray that is started, and stopped, for this."""
+def _in_a_worker(swaps: list[inject.Swap], targets: list[str]) -> tuple[dict[str, str], list[str]]:
+    """What stands at the seams in a worker of a Ray that is started (or joined) for this, and the swaps that do not
+    stand there."""
     import ray
 
     inject.to_environment(swaps)
     workers.start(swaps, gpus=1)
     try:
-        return ray.get(ray.remote(workers.standing).remote(targets))
+        found = ray.get(ray.remote(workers.standing).remote([*targets, *(swap.by for swap in swaps)]))
     finally:
         ray.shutdown()
+    return found, [swap.seam for swap in swaps if found[swap.seam] != found[swap.by]]
 
 
 @command
 def main() -> None:
-    """Print versions, what is missing, extensions, and the table of seams; exit code 1 if a contract is broken."""
+    """Print versions, what is missing, extensions, and the table of seams; exit code 1 if a contract is broken, or a
+    replacement is not in a Ray worker."""
     parser = argparse.ArgumentParser(prog="orlhf-ext doctor", description=__doc__)
     parser.add_argument("--ext.use", dest="use", action="append", default=[], metavar="NAME")
     parser.add_argument("--ext.reward", dest="reward", action="append", default=[], metavar="SPEC")
@@ -112,8 +115,9 @@ def main() -> None:
         raise UserError("OpenRLHF is not installed, so there are no seams to look at; run `bash recipes/setup.sh`")
     rows = inspect_seams(swaps)
     table = Table()
-    worker = _in_a_worker(swaps, [seam.target for seam, *_ in rows]) if args.ray else {}
-    for title in ("seam", "launchers", "what stands there", *(["in a Ray worker"] if args.ray else []), "contract"):
+    worker, lost = _in_a_worker(swaps, [seam.target for seam, *_ in rows]) if args.ray else ({}, [])
+    titles = ["what stands in the driver", "in a Ray worker"] if args.ray else ["what stands there"]
+    for title in ("seam", "launchers", *titles, "contract"):
         table.add_column(title, overflow="fold")
     broken = 0
     for seam, standing, problems in rows:
@@ -123,6 +127,9 @@ def main() -> None:
     console.print(table)
     if broken:
         print(f"{broken} contract(s) broken: this OpenRLHF is not the one that the seams were written for")
+    for target in lost:
+        print(f"{target} is not replaced in a Ray worker: {worker[target]} stands there")
+    if broken or lost:
         raise SystemExit(1)
 
 

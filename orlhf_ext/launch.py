@@ -23,7 +23,8 @@ from .rewards.extension import Rewards
 from .rewards.selection import choose
 from .seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
 
-_CPU_RAY = ("--vllm.sync_backend gloo", "--vllm.enforce_eager", "--vllm.gpu_memory_utilization 0.1")
+#: arguments of vLLM in a Ray run without CUDA
+_CPU_VLLM = {"sync_backend": "gloo", "enforce_eager": True, "gpu_memory_utilization": 0.1}
 
 
 def _parser(extensions: list[Extension]) -> argparse.ArgumentParser:
@@ -141,24 +142,24 @@ def _single_process() -> None:
 
 def _machine_defaults(launcher: str, rest: list[str]) -> list[str]:
     """Flags and environment that follow from what this machine lacks; each is said, and a user's own choice stands."""
-    if not backends.gpu_present():
+    if not backends.gpu_present() and launcher not in RAY_LAUNCHERS:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
         # Threads that spin at barriers turn one busy neighbour into minutes of waiting; sleeping ones do not.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    missing: list[tuple[str, list[str]]] = []
-    if not backends.flash_attn_present():
-        missing.append(("flash-attn is not installed", ["--ds.attn_implementation", "sdpa"]))
-    if launcher in RAY_LAUNCHERS and not backends.gpu_present():
-        missing += [("no CUDA device", flag.split()) for flag in _CPU_RAY]
-    for why, flag in missing:
-        if not any(word.partition("=")[0] == flag[0] for word in rest):
-            inject.say(f"{why}: {' '.join(flag)}")
-            rest = [*rest, *flag]
+    if not backends.flash_attn_present() and not _gives(rest, "--ds.attn_implementation"):
+        inject.say("flash-attn is not installed: --ds.attn_implementation sdpa")
+        rest = [*rest, "--ds.attn_implementation", "sdpa"]
     return rest
 
 
-def _join_namespaces(own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str) -> None:
+def _gives(rest: list[str], flag: str) -> bool:
+    return any(word.partition("=")[0] == flag for word in rest)
+
+
+def _join_namespaces(
+    own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str, rest: list[str]
+) -> None:
     """Let the launcher's nested arguments hold ours too, and look at all of them before a model is loaded."""
 
     def patch(module: ModuleType) -> None:
@@ -176,13 +177,22 @@ def _join_namespaces(own: dict[str, Any], extensions: list[Extension], swaps: li
                 item.check(nested)
             if on_ray:
                 extra = sum(item.extra_gpus(nested) for item in extensions)
-                workers.start(swaps, workers.logical_gpus(nested) + math.ceil(extra))
+                if not workers.start(swaps, workers.logical_gpus(nested) + math.ceil(extra)):
+                    _without_cuda(nested, rest)
             return nested
 
         hierarchize.__wrapped__ = original  # type: ignore[attr-defined]
         module.hierarchize = hierarchize  # type: ignore[attr-defined]
 
     inject.on_import("openrlhf.utils.config", patch)
+
+
+def _without_cuda(args: SimpleNamespace, rest: list[str]) -> None:
+    """What vLLM needs in Ray without CUDA; only Ray knows whether a cluster has it. A user's own choice stands."""
+    for name, value in _CPU_VLLM.items():
+        if not _gives(rest, flag := f"--vllm.{name}"):
+            inject.say(f"no CUDA device: {flag} {value}")
+            setattr(args.vllm, name, value)
 
 
 def _all_extensions() -> list[Extension]:
@@ -221,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     mends.install()
     inject.install(swaps)
     inject.to_environment(swaps)
-    _join_namespaces(own, extensions, swaps, launcher)
+    _join_namespaces(own, extensions, swaps, launcher, rest)
     if launcher not in RAY_LAUNCHERS:
         _single_process()
     sys.argv = [LAUNCHERS[launcher], *rest]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 from . import backends
-from .errors import UserError
-from .records import read_records
+from .errors import UserError, suggest
+from .records import Line, read_records
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 _LARGE = 2**30
@@ -44,11 +45,11 @@ def check_model(flag: str, path: str) -> None:
         raise UserError(f"{flag} {path} holds no weights (*.safetensors); was its training or its copy cut short?")
 
 
-def count_rows(flag: str, source: str) -> int | None:
-    """How many records a local data file holds, after reading each one; None for hub names, folders and large files.
+def read_source(flag: str, source: str) -> Iterator[Line] | None:
+    """The records of a local data file; None for hub names, folders and large files.
 
     Raises:
-        UserError: the file is missing, empty or broken; the file and line are named.
+        UserError: the file is missing, or (while reading) broken; the file and line are named.
     """
     path = source.strip().partition("@")[0]
     if Path(path).suffix.lower() not in (".json", ".jsonl", ".parquet"):
@@ -57,17 +58,81 @@ def count_rows(flag: str, source: str) -> int | None:
         return None
     if os.path.exists(path) and os.path.getsize(path) > _LARGE:
         return None
-    count = sum(1 for _ in read_records(path))
-    if not count:
-        raise UserError(f"{flag} {path} holds no record; build the data again")
+    return read_records(path)
+
+
+def count_rows(flag: str, source: str) -> int | None:
+    """How many records a local data file holds, after reading each one; None as in `read_source`.
+
+    Raises:
+        UserError: as `read_source`, or there is no record.
+    """
+    records = read_source(flag, source)
+    if records is None:
+        return None
+    if not (count := sum(1 for _ in records)):
+        raise _no_record(flag, source)
     return count
+
+
+def _no_record(flag: str, source: str) -> UserError:
+    return UserError(f"{flag} {source.strip()} holds no record; build the data again")
+
+
+def _count_prompts(flag: str, source: str, data: SimpleNamespace) -> int | None:
+    """`count_rows`, with a look at the columns that ``train_ppo_ray`` reads.
+
+    Raises:
+        UserError: as `count_rows`; a record has no prompt, or a chat and no template; no record has the label.
+    """
+    records = read_source(flag, source)
+    if records is None:
+        return None
+    count, columns = 0, set[str]()
+    for line in records:
+        count += 1
+        prompt = line.record.get(data.input_key)
+        if prompt is None:
+            known = suggest(data.input_key, list(line.record))
+            raise UserError(f"{line.where} has no {data.input_key!r}, which --data.input_key names{known}")
+        if not isinstance(prompt, str) and not data.apply_chat_template:
+            raise UserError(f"{line.where} has a prompt that is no text; for chats add --data.apply_chat_template")
+        columns.update(line.record)
+    if not count:
+        raise _no_record(flag, source)
+    if data.label_key is not None and data.label_key not in columns:
+        known = suggest(data.label_key, list(columns))
+        raise UserError(f"{flag} {source.strip()} has no {data.label_key!r}, which --data.label_key names{known}")
+    return count
+
+
+def _check_prompts(args: SimpleNamespace) -> None:
+    """The data of ``train_ppo_ray``: all of it is readable, and makes a step."""
+    if not args.data.prompt_dataset:
+        raise UserError("train_ppo_ray needs --data.prompt_dataset")
+    sources = args.data.prompt_dataset.split(",")
+    counts = [_count_prompts("--data.prompt_dataset", source, args.data) for source in sources]
+    for source in args.eval.dataset.split(",") if args.eval.dataset else ():
+        _count_prompts("--eval.dataset", source, args.data)
+    if (new := args.rollout.max_new_tokens) is not None and not 0 < new < args.data.max_len:
+        raise UserError(
+            f"--rollout.max_new_tokens {new} leaves no room for a prompt in --data.max_len {args.data.max_len}; "
+            "change one"
+        )
+    rows, size = min(sum(count or 0 for count in counts), args.data.max_samples), args.rollout.n_samples_per_prompt
+    if None not in counts and rows * size < args.train.batch_size:
+        raise UserError(
+            f"--data.prompt_dataset {args.data.prompt_dataset} holds {rows} prompts, which make {rows * size} samples, "
+            f"fewer than --train.batch_size {args.train.batch_size}; lower the latter"
+        )
 
 
 def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     """Look at the launcher's nested arguments.
 
     Raises:
-        UserError: a model or data path that cannot work, packing without flash-attn, fewer rows than one batch.
+        UserError: a model or data path that cannot work, a record without what the launcher reads, packing without
+            flash-attn, fewer rows than one batch, no room to generate.
     """
     model_flags = [f"{role}.model_name_or_path" for role in ("model", "ref", "actor", "critic")]
     for flag in model_flags:
@@ -78,6 +143,8 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
         raise UserError(f"{launcher} needs --{required}")
     if _get(args, "ds.packing_samples") and not backends.flash_attn_present():
         raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
+    if launcher == "train_ppo_ray":
+        _check_prompts(args)
     if launcher not in ("train_sft", "train_rm", "train_dpo"):
         return
     if not (dataset := _get(args, "data.dataset")):

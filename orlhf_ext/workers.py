@@ -20,10 +20,11 @@ from .errors import UserError
 
 HOOK = "orlhf_ext.workers.setup"
 _USERS_HOOK = "ORLHF_EXT_USERS_HOOK"
+_FOLDER = "ORLHF_EXT_FOLDER"  # that the run was started in
 _RAYS_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # where Ray keeps the hook of a submitted job
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells the driver of its job
 _TRAINER = "openrlhf.trainer.ppo_trainer"
 
+#: environment of a worker without CUDA, where the user sets nothing else
 _CPU = {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",  # of several processes on few cores, each with threads of its own, all wait for each other
@@ -34,10 +35,18 @@ _CPU = {
 
 
 def setup() -> None:
-    """What each worker does first: register backends and swaps, then call the user's own hook, if there is one."""
+    """What each worker does first: register backends and swaps, then call the user's own hook, if there is one.
+
+    A worker of a Ray that ran before goes to the folder of the run, where there is such a folder, so that relative
+    paths mean the same in all processes.
+    """
+    if os.path.isdir(folder := os.environ.get(_FOLDER, "")):
+        os.chdir(folder)
     backends.install()
     mends.install()
     if not backends.gpu_present():
+        for name, value in _CPU.items():
+            os.environ.setdefault(name, value)
         from .backends import cpu_rollouts
 
         cpu_rollouts.install()
@@ -51,19 +60,20 @@ def setup() -> None:
             raise RuntimeError(failure)
 
 
-def runtime_environment(environ: Mapping[str, str], cpu: bool) -> dict[str, Any]:
+def runtime_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """What ``ray.init`` is given as ``runtime_env``: OpenRLHF's own variables, ours, and our hook.
 
     Variables that the job sets (``ray job submit --runtime-env-json``) or the user has in the environment stand, and
     the job's own hook is called by ours.
     """
     upstream = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
-    wanted = {name: environ.get(name, value) for name, value in {**upstream, **(_CPU if cpu else {})}.items()}
+    wanted = {name: environ.get(name, value) for name, value in upstream.items()}
     path = [os.getcwd(), *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     wanted["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
-    job = (json.loads(environ.get(_JOB, "{}")).get("runtime_env") or {}) if environ.get(_JOB) else {}
+    job = json.loads(environ.get(backends.RAY_JOB) or "{}").get("runtime_env") or {}
     theirs = job.get("env_vars") or {}
     variables = {name: value for name, value in wanted.items() if name not in theirs}
+    variables[_FOLDER] = os.getcwd()
     variables[inject.ENVIRONMENT] = environ.get(inject.ENVIRONMENT, "[]")
     variables[backends.GPUS_HIDDEN] = str(int(backends.gpus_hidden()))
     if hook := theirs.get(_RAYS_HOOK) or job.get("worker_process_setup_hook"):
@@ -77,19 +87,31 @@ def logical_gpus(args: SimpleNamespace) -> int:
     """How many GPUs the launcher's placement groups can ask for at most; on a CPU they are only numbers to Ray."""
     groups = [args.actor, args.ref, args.critic, args.reward]
     return sum(group.num_nodes * group.num_gpus_per_node for group in groups) + (
-        args.vllm.num_engines * args.vllm.tensor_parallel_size
+        (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
     )
 
 
-def start(swaps: list[inject.Swap], gpus: int) -> None:
+def joins_a_cluster() -> bool:
+    """Whether ``ray.init`` will find a Ray that runs already (``RAY_ADDRESS``, or ``ray start`` on this machine)."""
+    if "://" in os.environ.get("RAY_ADDRESS", ""):
+        return True
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]
+
+
+def start(swaps: list[inject.Swap], gpus: int) -> bool:
     """Connect to Ray (``RAY_ADDRESS``, the cluster of a submitted job, or a Ray of our own), with our hook.
 
     Args:
         swaps: which must be registered in every worker.
         gpus: as many as the run can ask for, where there is none.
 
+    Returns:
+        whether the run has CUDA devices; of a cluster, the driver's own machine need have none.
+
     Raises:
-        UserError: Ray runs already without our hook, or a worker does not have the swaps.
+        UserError: no Ray answers, it counts no GPU, it runs already without our hook, or a worker lacks the swaps.
     """
     import ray
 
@@ -97,14 +119,18 @@ def start(swaps: list[inject.Swap], gpus: int) -> None:
         raise UserError(
             "Ray was started before the launcher, so that its workers lack this run's extensions; do not call ray.init"
         )
-    environment = runtime_environment(os.environ, cpu=not backends.gpu_present())
+    environment = runtime_environment(os.environ)
     if _USERS_HOOK in environment["env_vars"]:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # both are called, so that this is no conflict
     settings: dict[str, Any] = {}
-    if not backends.gpu_present() and not os.environ.get("RAY_ADDRESS"):
+    joins = joins_a_cluster()
+    if not backends.gpu_present() and not joins:
         settings = {"num_gpus": gpus, "num_cpus": gpus + 4, "include_dashboard": False}
         inject.say(f"no CUDA device: Ray counts {gpus} GPUs that are none, for the launcher's placement groups")
-    ray.init(runtime_env=environment, **settings)
+    try:
+        ray.init(runtime_env=environment, **settings)
+    except ConnectionError as error:
+        raise UserError(f"no Ray answers ({error}); start it or set RAY_ADDRESS; if it is gone, ray stop") from error
     there = ray.get(ray.remote(num_cpus=0)(inject.from_environment).remote())
     if there != swaps:
         ray.shutdown()
@@ -112,16 +138,28 @@ def start(swaps: list[inject.Swap], gpus: int) -> None:
             "Ray's workers do not have this run's extensions: their setup hook was replaced; "
             "leave worker_process_setup_hook out of RAY_RUNTIME_ENV_HOOK"
         )
+    if backends.gpu_present() or not joins:
+        return backends.gpu_present()
+    if ray.cluster_resources().get("GPU", 0) < 1:
+        ray.shutdown()
+        raise UserError(
+            "this Ray counts no GPU, and the launcher asks for some; give it some with ray start --num-gpus N (without "
+            "CUDA they are only numbers)"
+        )
+    return ray.get(ray.remote(num_cpus=0, num_gpus=0.01)(backends.gpu_present).remote())
 
 
 def standing(targets: list[str]) -> dict[str, str]:
-    """What stands at each ``module:attribute`` in this process, as ``module:attribute`` of where it comes from."""
+    """What stands at each ``module:attribute`` in this process, as ``module:attribute`` of where it was written."""
     found = {}
     for target in targets:
         module, _, attribute = target.partition(":")
         try:
             there = unwrap(operator.attrgetter(attribute)(importlib.import_module(module)))
-            found[target] = f"{there.__module__}:{there.__qualname__}"
+            if code := getattr(there, "__code__", None):  # a patch bears the name of the function that it wraps
+                found[target] = f"{there.__globals__['__name__']}:{code.co_qualname}"
+            else:
+                found[target] = f"{there.__module__}:{there.__qualname__}"
         except (ImportError, AttributeError) as error:
             found[target] = f"missing: {error}"
     return found

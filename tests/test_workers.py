@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import run_python
 
-from orlhf_ext import inject, workers
+from orlhf_ext import backends, inject, workers
 from orlhf_ext.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ def job(**runtime_env: object) -> dict[str, str]:
 
 
 def test_workers_get_upstreams_variables_and_ours() -> None:
-    found = workers.runtime_environment({"NCCL_DEBUG": "INFO", "PYTHONPATH": "/there"}, cpu=False)
+    found = workers.runtime_environment({"NCCL_DEBUG": "INFO", "PYTHONPATH": "/there"})
     variables = found["env_vars"]
     assert variables["NCCL_DEBUG"] == "INFO"
     assert variables["TOKENIZERS_PARALLELISM"] == "true" and variables["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] == "1"
@@ -32,20 +33,39 @@ def test_workers_get_upstreams_variables_and_ours() -> None:
     assert "OMP_NUM_THREADS" not in variables and "DS_ACCELERATOR" not in variables
 
 
-def test_on_a_cpu_the_users_threads_stand() -> None:
-    assert workers.runtime_environment({}, cpu=True)["env_vars"]["OMP_NUM_THREADS"] == "1"
-    assert workers.runtime_environment({"OMP_NUM_THREADS": "2"}, cpu=True)["env_vars"]["OMP_NUM_THREADS"] == "2"
+@pytest.mark.parametrize(("given", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")])
+def test_in_a_worker_without_cuda_the_users_threads_stand(given: dict[str, str], threads: str) -> None:
+    code = "import os; from orlhf_ext.workers import setup; setup(); print(os.environ['OMP_NUM_THREADS'])"
+    others = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment = {**others, "ORLHF_EXT_GPUS_HIDDEN": "1", "PYTHONPATH": str(ROOT), **given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{threads}\n"), done.stderr
+
+
+def test_a_worker_goes_to_the_folder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables = workers.runtime_environment({})["env_vars"]
+    code = "import os; from orlhf_ext.workers import setup; setup(); print(os.getcwd())"
+    for folder, there in ((variables["ORLHF_EXT_FOLDER"], tmp_path), (str(tmp_path / "of another node"), ROOT)):
+        done = run_python("-c", code, ORLHF_EXT_FOLDER=folder)
+        assert Path(done.stdout.strip()) == there, done.stderr
+
+
+@pytest.mark.parametrize(("address", "joins"), [("local", False), ("10.0.0.1:6379", True), ("ray://head:10001", True)])
+def test_a_cluster_is_told_from_a_ray_of_our_own(monkeypatch: pytest.MonkeyPatch, address: str, joins: bool) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert workers.joins_a_cluster() == joins
 
 
 def test_variables_of_a_submitted_job_are_not_given_again() -> None:
     """Ray refuses a key that job and driver both set."""
-    found = workers.runtime_environment(job(env_vars={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/x"}), cpu=False)
+    found = workers.runtime_environment(job(env_vars={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/x"}))
     assert not {"NCCL_DEBUG", "PYTHONPATH"} & set(found["env_vars"])
 
 
 @pytest.mark.parametrize("env_vars", [{}, {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "mine.hook"}])
 def test_a_users_hook_is_called_by_ours(env_vars: dict[str, str]) -> None:
-    found = workers.runtime_environment(job(worker_process_setup_hook="mine.hook", env_vars=env_vars), cpu=False)
+    found = workers.runtime_environment(job(worker_process_setup_hook="mine.hook", env_vars=env_vars))
     assert found["env_vars"]["ORLHF_EXT_USERS_HOOK"] == "mine.hook"
     assert found["worker_process_setup_hook"] == workers.HOOK
     assert set(env_vars) <= set(found["env_vars"])  # and says the same there, where Ray compares the two
@@ -76,6 +96,35 @@ def test_logical_gpus_are_enough_for_every_group() -> None:
     vllm = SimpleNamespace(num_engines=3, tensor_parallel_size=2)
     args = SimpleNamespace(actor=group, ref=group, critic=group, reward=group, vllm=vllm)
     assert workers.logical_gpus(args) == 4 * 8 + 6
+
+
+def test_what_stands_in_a_process() -> None:
+    """A patch is told as what it is, also where it bears the name of what it wraps."""
+    backends.install()
+    targets = ["deepspeed.comm.torch:build_shm_op", "orlhf_ext.inject:Swap", "json:gone"]
+    patched, own, gone = workers.standing(targets).values()
+    if not backends.gpu_present():
+        assert patched == "orlhf_ext.backends.cpu:_shared_memory_operator.<locals>.<lambda>"
+    assert own == "orlhf_ext.inject:Swap" and gone.startswith("missing: ")
+
+
+@pytest.mark.launcher
+def test_the_doctor_looks_into_a_worker() -> None:
+    done = run_python("-m", "orlhf_ext.doctor", "--ray", "--ext.reward", "length", "--ext.use", "exo", COLUMNS="500")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    found = {seam: (driver, worker) for seam, _, driver, worker, _ in rows}
+    for seam, by, owner in (
+        ("openrlhf.trainer.dpo_trainer:DPOTrainer", "orlhf_ext.exo.trainer:KwiseTrainer", "exo"),
+        ("openrlhf.trainer.ppo_trainer:PPOTrainer", "orlhf_ext.rewards.trainer:RewardedTrainer", "rewards"),
+    ):
+        assert found[seam] == (f"{by} (extension {owner})", by)
+    maker = "openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker"
+    assert found[maker] == ("OpenRLHF's own", maker)
+    group = "openrlhf.utils.distributed_util:stateless_init_process_group"
+    if not backends.gpu_present():
+        assert found[group][1].startswith("orlhf_ext.backends.cpu_rollouts:")
+    assert "missing" not in " ".join(worker for _, worker in found.values())
 
 
 def test_a_users_mistake_is_told_without_rays_wrapping() -> None:

@@ -15,10 +15,16 @@ GPUS_HIDDEN = "ORLHF_EXT_GPUS_HIDDEN"
 """In Ray workers, whether the user has hidden the GPUs from the run ("1" or "0")."""
 
 
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What ``ray job submit`` tells the driver of its job."""
+
+
 def gpus_hidden() -> bool:
     """Whether the user hides the GPUs with an empty CUDA_VISIBLE_DEVICES. Ray empties it in workers that ask for no GPU
-    of those that there are, so that a worker has to be told."""
-    return os.environ.get(GPUS_HIDDEN, "1" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "0") == "1"
+    of those that there are, so that a worker has to be told, and in the driver of a job that was submitted with
+    ``--entrypoint-num-cpus``."""
+    empty = os.environ.get("CUDA_VISIBLE_DEVICES") == "" and RAY_JOB not in os.environ
+    return os.environ.get(GPUS_HIDDEN, str(int(empty))) == "1"
 
 
 def gpu_present() -> bool:

@@ -128,6 +128,10 @@ class RewardResult:
 class ScoreReference(Protocol):
     """Log-probabilities under the frozen reference model, at temperature 1."""
 
+    @property
+    def device(self) -> str:
+        """Where they are computed, ``cpu`` or ``cuda``."""
+
     def __call__(self, token_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural log-probabilities of the tokens whose mask is 1, in order.
 

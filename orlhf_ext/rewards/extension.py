@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from ..errors import UserError
 from ..extensions import Extension
+from ..preflight import read_source
 from .selection import Chosen, add_flags, from_args
 
 _AGENT = Path(__file__).with_name("agent.py")
@@ -86,7 +87,10 @@ class Rewards(Extension):
                 "--ext.eval_on_start, --ext.eval_top_p and --ext.eval_top_k have no effect with --train.async_enable, "
                 "whose evaluation is OpenRLHF's own; leave them out"
             )
-        for reward in from_args(args).rewards:
+        rewards = from_args(args).rewards
+        if blind := next((reward for reward in rewards if not reward.reads_images), None):
+            _refuse_images(blind.name, args)
+        for reward in rewards:
             if reward.needs_reference and args.train.async_enable:
                 raise UserError(
                     f"reward {reward.name!r} needs the reference model, which the trainer uses while "
@@ -103,3 +107,16 @@ class Rewards(Extension):
     def extra_gpus(self, args: SimpleNamespace) -> float:
         """The GPUs that copies of rewards with a model take."""
         return args.ext.reward_actors * sum(reward.gpus for reward in from_args(args).rewards)
+
+
+def _refuse_images(name: str, args: SimpleNamespace) -> None:
+    """Raises UserError for the first prompt with images."""
+    key = getattr(args.data, "image_key", "images")
+    for flag, value in (("--data.prompt_dataset", args.data.prompt_dataset), ("--eval.dataset", args.eval.dataset)):
+        for source in value.split(",") if value else ():
+            for line in read_source(flag, source) or ():
+                if line.record.get(key):
+                    raise UserError(
+                        f"reward {name!r} reads text only, and {line.where} has {key!r}; remove such records, or set "
+                        "reads_images = True in its class if it may pass over them"
+                    )

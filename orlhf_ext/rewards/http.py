@@ -8,10 +8,12 @@ if the server has them, each as long as the query (for a single query, plain num
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -19,6 +21,8 @@ from ..errors import UserError
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
 _LONGEST_PAUSE = 30.0  # seconds
+_CONNECT = 5.0
+_PORTS = {"http": 80, "https": 443}
 _JSON = {"Content-Type": "application/json"}
 _BUSY = (408, 425, 429)  # and every 5xx: try again
 
@@ -50,6 +54,28 @@ class HTTP(Reward):
         if not self.url or min(self.batch_size, self.threads, self.tries) < 1 or self.timeout <= 0 or self.pause < 0:
             raise ValueError("--http.url is empty, or a number is not positive")
         self._decode: Any = None
+
+    def check(self, args: SimpleNamespace) -> None:
+        """Refuse a run whose servers are all down. What a cluster reaches cannot be told from here.
+
+        Raises:
+            UserError: no server listens.
+        """
+        from ..workers import joins_a_cluster
+
+        if joins_a_cluster():
+            return
+        for url in self.url:
+            parts = urlsplit(url)
+            try:
+                socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), _CONNECT).close()
+                return
+            except OSError as error:
+                reason = error.strerror or str(error)
+        raise UserError(
+            f"reward 'http': no server listens at {', '.join(map(_shown, self.url))} ({reason}); start it, or give "
+            "another --http.url"
+        )
 
     def setup(self, context: RewardContext) -> None:
         """Keep the policy's tokenizer, which writes the queries."""

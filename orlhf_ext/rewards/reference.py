@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -20,6 +21,10 @@ from ..spans import Span, find_groups, rows_of_groups, shared_length
 
 class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
     """OpenRLHF's reference model, which also scores any tokens, at temperature 1."""
+
+    def device_type(self) -> str:
+        """Where this process computes."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def score_spans(self, spans: list[Span], groups: list[int]) -> list[list[float]]:
         """Log-probabilities of the scored tokens of each span, where this process holds all weights: what the spans of
@@ -59,6 +64,11 @@ class GroupScorer:
         self._ranks = len(group._actor_handlers) // self._copies
         #: where weights or sequences are spread over processes, all of them take part in each of OpenRLHF's passes
         self._spread = args.ds.zero_stage == 3 or self._copies > 1 or args.ds.packing_samples
+
+    @functools.cached_property
+    def device(self) -> str:
+        """Where the actors compute; the controller, in which this is, may run where there is no GPU."""
+        return ray.get(self._group._actor_handlers[0].device_type.remote())
 
     def __call__(self, token_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural log-probabilities of the tokens whose mask is 1, in order.

@@ -75,17 +75,26 @@ def read_baselines(path: str | Path, fingerprint: Mapping[str, str]) -> dict[str
     return {label.id: baseline_of(label, wanted) for _, label in read_labelled(path)}
 
 
+def read_fingerprint(path: str | Path) -> dict[str, str]:
+    """What a file's baselines depend on, from its sidecar.
+
+    Raises:
+        UserError: there are none.
+    """
+    sidecar = meta_path(path)
+    try:
+        return dict(json.loads(sidecar.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} has no baselines ({sidecar} tells of none); {AGAIN}") from error
+
+
 def check_fingerprint(path: str | Path, fingerprint: Mapping[str, str]) -> None:
     """Compare a file's sidecar with the run that wants to use its baselines.
 
     Raises:
         UserError: as `read_baselines`.
     """
-    sidecar = meta_path(path)
-    try:
-        found = json.loads(sidecar.read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} has no baselines ({sidecar} tells of none); {AGAIN}") from error
+    found = read_fingerprint(path)
     if found != dict(fingerprint):
         raise UserError(f"{path} has baselines with another {differences(found, fingerprint)}; {AGAIN} again")
 
@@ -105,14 +114,8 @@ def make_rows(labels: Sequence[Label], encoder: Encoder, plan_tokens: int = 0) -
     changed = [i for i, label in enumerate(labels) if label.messages("") != label.messages()]
     empty = encoder.encode([labels[i] for i in changed], [""] * len(changed))
     rows += [Row(i, 1, *span) for i, span in zip(changed, empty, strict=True)]
-    if plan_tokens and encoder.context is not None:
-        for label, span in zip(labels, encoder.encode(labels, ["-"] * len(labels)), strict=True):
-            if len(span.ids) - 1 + plan_tokens > encoder.context:
-                raise UserError(
-                    f"{label.name} takes {len(span.ids) - 1} tokens without its plan, and leaves no room for "
-                    f"--plan_tokens {plan_tokens} in the {encoder.context} that the model reads; leave longer records "
-                    f"out with build_data story --tokenizer DIR --max_tokens {encoder.context - plan_tokens}"
-                )
+    if plan_tokens:
+        encoder.check_room(labels, [plan_tokens] * len(labels), "--plan_tokens")
     return rows
 
 

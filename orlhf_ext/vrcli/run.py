@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from ..backends import gpu_present
 from ..errors import UserError
 from ..model_folder import context_length, find_model, load_tokenizer
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
 from ..spans import mean_nll
+from ..workers import joins_a_cluster
 from .fingerprint import digest, make_fingerprint
-from .labels import read_label
+from .labels import Label, baseline_of, read_label
 from .settings import Settings
+
+_MODEL = "--actor.model_name_or_path"
 
 
 @dataclass
@@ -25,57 +29,71 @@ class VRCLI(Settings, Reward):
         """Refuse labels and baselines that this run cannot use, before a model is loaded.
 
         Raises:
-            UserError: a label cannot be read or has no baseline, baselines have another fingerprint, or a prompt leaves
-                no room to generate; file and line are named.
+            UserError: a label cannot be read or has no baseline, baselines have another fingerprint, a prompt leaves no
+                room to generate, or a plan none in the model's context; file and line are named.
         """
-        if not args.data.label_key:
-            raise UserError("reward 'vrcli' reads labels; give --data.label_key label")
-        folder = find_model(args.actor.model_name_or_path, "--actor.model_name_or_path")
-        tokenizer = load_tokenizer(folder, "--actor.model_name_or_path")
-        parts = self._fingerprint(args, folder, tokenizer)
-        for flag, path in (("--data.prompt_dataset", args.data.prompt_dataset), ("--eval.dataset", args.eval.dataset)):
-            if path:
-                self._check_records(flag, path, args, tokenizer, parts)
-
-    def _fingerprint(self, args: SimpleNamespace, folder: Any, tokenizer: Any) -> dict[str, str]:
-        return make_fingerprint(
-            folder, tokenizer, args.ds.param_dtype, args.ds.attn_implementation, self.system, self.tail
-        )
-
-    def _check_records(
-        self, flag: str, path: str, args: SimpleNamespace, tokenizer: Any, parts: dict[str, str]
-    ) -> None:
-        from .baseline import check_fingerprint, read_labelled
-        from .labels import baseline_of
         from .sequences import Encoder
 
+        if args.data.label_key != "label":
+            raise UserError("reward 'vrcli' reads the column 'label'; give --data.label_key label")
+        folder = find_model(args.actor.model_name_or_path, _MODEL)
+        tokenizer = load_tokenizer(folder, _MODEL)
+        parts = self._fingerprint(args, folder, tokenizer)
+        encoder = Encoder(tokenizer, self.system, self.tail, context_length(folder))
+        for value in (args.data.prompt_dataset, args.eval.dataset):
+            for path in value.split(",") if value else ():
+                self._check_records(path.strip(), args, encoder, parts)
+
+    def _fingerprint(
+        self, args: SimpleNamespace, folder: Any, tokenizer: Any, device: str | None = None
+    ) -> dict[str, str]:
+        attention = args.ds.attn_implementation
+        return make_fingerprint(folder, tokenizer, args.ds.param_dtype, attention, self.system, self.tail, device)
+
+    def _check_records(self, path: str, args: SimpleNamespace, encoder: Any, parts: dict[str, str]) -> None:
+        from .baseline import check_fingerprint, read_fingerprint, read_labelled
+
+        if not gpu_present() and joins_a_cluster():  # whose workers may have GPUs; `setup` knows
+            parts = {**parts, "device": read_fingerprint(path)["device"]}
         check_fingerprint(path, parts)
-        Encoder(tokenizer, self.system, self.tail)
         wanted = digest(parts)
-        room = args.data.max_len - args.rollout.max_new_tokens
+        labels, plans = [], []
         for record, label in read_labelled(path):
             baseline_of(label, wanted)
-            prompt = record.get(args.data.input_key)
-            if prompt is None:
-                raise UserError(f"{label.name} has no {args.data.input_key!r}; give --data.input_key prompt")
-            if not isinstance(prompt, str):
-                prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            if (tokens := len(tokenizer(prompt, add_special_tokens=False)["input_ids"])) > room:
-                raise UserError(
-                    f"{label.name} has a prompt of {tokens} tokens, and --data.max_len {args.data.max_len} less "
-                    f"--rollout.max_new_tokens {args.rollout.max_new_tokens} leaves {room}; raise the former, or leave "
-                    "longer records out with build_data story --tokenizer DIR --max_tokens N"
-                )
+            labels.append(label)
+            plans.append(self._plan_tokens(record, label, args, encoder.tokenizer))
+        encoder.check_room(labels, plans, "--rollout.max_new_tokens")
+
+    def _plan_tokens(self, record: dict[str, Any], label: Label, args: SimpleNamespace, tokenizer: Any) -> int:
+        """How many tokens a response to a record's prompt can have."""
+        data, new = args.data, args.rollout.max_new_tokens
+        prompt = record[data.input_key]
+        if data.apply_chat_template:
+            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        elif data.input_template:
+            prompt = data.input_template.format(prompt)
+        tokens = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        room = data.max_len - tokens
+        if room < (new or 1):
+            wanted = f", not --rollout.max_new_tokens {new}" if new else ""
+            raise UserError(
+                f"{label.name} has a prompt of {tokens} tokens, which leaves {max(0, room)} of --data.max_len "
+                f"{data.max_len} to generate{wanted}; raise --data.max_len, or leave longer records out with "
+                "build_data story --tokenizer DIR --max_prompt_tokens N"
+            )
+        return new or room
 
     def setup(self, context: RewardContext) -> None:
         """Make the encoder of the reference model, which is the policy's first state."""
         from .sequences import Encoder
 
-        args = context.args
-        folder = find_model(args.actor.model_name_or_path, "--actor.model_name_or_path")
-        self._digest = digest(self._fingerprint(args, folder, context.tokenizer))
+        assert context.score_reference is not None  # `needs_reference`
+        self._score_reference = context.score_reference
+        folder = find_model(context.args.actor.model_name_or_path, _MODEL)
+        parts = self._fingerprint(context.args, folder, context.tokenizer, self._score_reference.device)
+        self._digest = digest(parts)
         self._encoder = Encoder(context.tokenizer, self.system, self.tail, context_length(folder))  # type: ignore[arg-type]
-        self._score_reference: Any = context.score_reference
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Rewards, and what is logged with them.

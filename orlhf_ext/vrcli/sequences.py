@@ -99,6 +99,28 @@ class Encoder:
             self._check(label, plan, span)
         return spans
 
+    def check_room(self, labels: Sequence[Label], plan_tokens: Sequence[int], flag: str) -> None:
+        """Make sure that a plan of so many tokens has room in the sequence of each label.
+
+        Args:
+            labels: of records.
+            plan_tokens: the longest plan of each.
+            flag: what these follow from, for messages.
+
+        Raises:
+            UserError: as `encode`, or a plan has no room; the record is named.
+        """
+        if self.context is None:
+            return
+        spans = self.encode(labels, ["-"] * len(labels))
+        for label, span, tokens in zip(labels, spans, plan_tokens, strict=True):
+            if len(span.ids) - 1 + tokens > self.context:
+                raise UserError(
+                    f"{label.name} takes {len(span.ids) - 1} tokens without its plan, and leaves no room for {flag} "
+                    f"{tokens} in the {self.context} that the model reads; lower it, or leave longer records out with "
+                    f"build_data story --tokenizer DIR --max_tokens {self.context - tokens}"
+                )
+
     def _check(self, label: Label, plan: str | None, span: Span) -> None:
         if self.context is None or len(span.ids) <= self.context:
             return

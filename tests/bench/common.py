@@ -66,9 +66,9 @@ def _mib(usage: resource.struct_rusage) -> float:
     return usage.ru_maxrss / 1024
 
 
-def step_seconds(folder: Path) -> list[float]:
+def step_seconds(folder: Path, tag: str = "train/loss") -> list[float]:
     """Seconds between the logged steps of a run, from the wall times of its TensorBoard events."""
-    times = [event.wall_time for event in scalar_events(folder, "train/loss")]
+    times = [event.wall_time for event in scalar_events(folder, tag)]
     return [later - earlier for earlier, later in pairwise(times)]
 
 
@@ -84,11 +84,13 @@ def scalar_events(folder: Path, tag: str) -> list:
     return []
 
 
-def interleave(a: Callable[[Path], Run], b: Callable[[Path], Run], pairs: int) -> list[tuple[Run, Run]]:
+def interleave(
+    a: Callable[[Path], Run], b: Callable[[Path], Run], pairs: int, warm_up: bool = True
+) -> list[tuple[Run, Run]]:
     """Run the two sides in turn, one warm-up pair first that does not count."""
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(pairs + 1):
+        for number in range(0 if warm_up else 1, pairs + 1):
             # every second pair runs the other side first, so that neither always comes after the other
             order = ((a, "a"), (b, "b")) if number % 2 == 0 else ((b, "b"), (a, "a"))
             done = {name: side(Path(folder) / f"{number}{name}") for side, name in order}
