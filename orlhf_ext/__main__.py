@@ -17,6 +17,7 @@ COMMANDS = {
     "logprobs": "log-probabilities of completions",
     "evaluate": "rewards, win rates and KL from scored files",
     "small_models": "models that need no download from a hub",
+    "export": "a DeepSpeed checkpoint into a Hugging Face folder",
 }
 
 

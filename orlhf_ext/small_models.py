@@ -10,15 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import UserError, command
-from .records import sha256_file, write_json
+from .records import atomic_folder, sha256_file, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -187,27 +185,12 @@ def _make_once(
     with FileLock(out.parent / f".{out.name}.lock"):
         if _holds(out, description):
             return out
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
+        with atomic_folder(out) as temporary:
             model, tokenizer = build()
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             write_json(temporary / DESCRIPTION, {**description, "made_by": f"orlhf-ext {__version__}"})
-            _open_permissions(temporary)
-            temporary.replace(out)  # replaces an empty folder, too
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
     return out
-
-
-def _open_permissions(folder: Path) -> None:
-    """Undo the private modes of temporary folders and of safetensors' files, as far as the user's umask allows."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
 
 
 def _holds(out: Path, description: dict[str, Any]) -> bool:

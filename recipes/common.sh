@@ -49,14 +49,27 @@ choice PROMPT_FORMAT hh chat
 OUT=${OUT%/}
 export DRY_RUN
 
+# count_gpus: how many NVIDIA GPUs a recipe may use on this machine.
+count_gpus() {
+    local count=0
+    if has_gpu; then
+        count=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
+        [[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+        ((count > 0)) || count=1
+    fi
+    echo "$count"
+}
+
+# Whether stages will find flash-attn; a dry run looks where it is called.
+has_flash_attn() {
+    python -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("flash_attn") is None)' 2>/dev/null
+}
+
 # Processes of a training stage, and threads of each: a single process takes all cores, several share them.
 if [[ -z ${NPROC:-} ]]; then
     NPROC=1
-    if [[ $PROFILE == gpu ]] && has_gpu; then
-        NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
-        [[ -n ${CUDA_VISIBLE_DEVICES:-} ]] && NPROC=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
-        ((NPROC > 0)) || NPROC=1
-    fi
+    [[ $PROFILE != gpu ]] || NPROC=$(count_gpus)
+    ((NPROC > 0)) || NPROC=1
 fi
 counts NPROC
 if ! has_gpu; then

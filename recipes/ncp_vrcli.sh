@@ -7,10 +7,12 @@
 #   DRY_RUN=1 bash recipes/ncp_vrcli.sh                        only prints the commands
 RECIPE=ncp_vrcli
 PATH_VARIABLES=(STORIES MODEL)
+given_nproc=${NPROC:-}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${STORIES:=sample}" "${SYSTEM:=keep}"
 choice SYSTEM keep drop merge
+instruction=()
 case $PROFILE in
     smoke)
         default_model=models/tiny-2048
@@ -24,72 +26,113 @@ case $PROFILE in
         : "${TRAIN_PROMPTS:=40}" "${VAL_PROMPTS:=8}" "${TEST_PROMPTS:=30}" "${TEST_COMPLETIONS:=2}" "${EPISODES:=1}"
         : "${CONTEXT_WORDS:=40}" "${GOLD_WORDS:=50}" "${MAX_LEN:=224}" "${MAX_NEW_TOKENS:=32}" "${MAX_SCORED:=320}"
         : "${ROLLOUT_BATCH:=4}" "${SAMPLES:=4}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=4}" "${EVAL_STEPS:=5}"
-        # the builder's own words are a long prompt for a small model, and most of what a step computes
-        : "${INSTRUCTION:=Plan how the next chapter begins, in one short paragraph that starts with \"In summary:\".}"
+        # the builder's own words are long for a small model, and every sample computes them again
+        instruction=(--instruction 'Plan how the next chapter begins, in one short paragraph that starts with "In summary:".')
         # A small model's plans make the next sentences less likely at first, and learning not to do so is a gain, too.
         lr=1e-4 kl=1e-4 mapping=(--vrcli.reward raw)
         ;;
-    gpu) # upstream's: 64 prompts x 8 samples, 8 optimizer steps a rollout, 20 episodes
+    gpu) # upstream's for 3B: 64 prompts x 16 samples, 16 optimizer steps a rollout, 20 episodes (7B: SAMPLES=8)
         default_model=Qwen/Qwen2.5-3B-Instruct
         : "${TRAIN_PROMPTS:=all}" "${VAL_PROMPTS:=64}" "${TEST_PROMPTS:=all}" "${TEST_COMPLETIONS:=1}" "${EPISODES:=20}"
         : "${CONTEXT_WORDS:=5000}" "${GOLD_WORDS:=5000}" "${MAX_LEN:=14048}" "${MAX_NEW_TOKENS:=2048}"
         : "${MAX_SCORED:=24000}" "${ROLLOUT_BATCH:=64}" "${SAMPLES:=16}" "${BATCH_SIZE:=64}" "${MICRO_BATCH_SIZE:=1}"
         : "${EVAL_STEPS:=8}"
-        lr=5e-7 kl=1e-6 mapping=(--vrcli.reward tiers)
+        lr=5e-7 kl=1e-6 mapping=(--vrcli.reward tiers) save_steps=16
         ;;
 esac
+
+# Who trains and who samples: this machine's GPUs, half for each, a single one doing both in turn; on a cluster, or where
+# there are none to count, upstream's four beside two engines of two.
+here=$(count_gpus) gpus=0
+[[ -n ${RAY_ADDRESS:-} ]] || gpus=$here
+if [[ $PROFILE == gpu ]]; then
+    total=$((gpus ? gpus : 8))
+    : "${TP:=$((total < 4 ? 1 : 2))}"
+    counts TP
+    : "${ENGINES:=$((total / 2 / TP ? total / 2 / TP : 1))}"
+    counts ENGINES
+    NPROC=${given_nproc:-$((total > ENGINES * TP ? total - ENGINES * TP : 1))}
+fi
+: "${NUM_NODES:=1}" "${ENGINES:=1}" "${TP:=1}"
 counts TEST_COMPLETIONS EPISODES CONTEXT_WORDS GOLD_WORDS MAX_LEN MAX_NEW_TOKENS MAX_SCORED ROLLOUT_BATCH SAMPLES \
-    BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS
+    BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS NUM_NODES ENGINES TP
 for name in TRAIN_PROMPTS VAL_PROMPTS TEST_PROMPTS; do
     [[ ${!name} == all ]] || counts "$name"
 done
 ((MAX_NEW_TOKENS < MAX_LEN)) || die "MAX_NEW_TOKENS=$MAX_NEW_TOKENS leaves no room for a prompt in MAX_LEN=$MAX_LEN"
 ((SAMPLES > 1)) || die "SAMPLES=$SAMPLES leaves nothing to compare a sample with; give at least 2"
-split_words RL
+((ROLLOUT_BATCH * SAMPLES % BATCH_SIZE == 0)) ||
+    die "ROLLOUT_BATCH=$ROLLOUT_BATCH times SAMPLES=$SAMPLES is no multiple of BATCH_SIZE=$BATCH_SIZE; change one"
+ranks=$((NPROC * NUM_NODES))
+((BATCH_SIZE % (MICRO_BATCH_SIZE * ranks) == 0)) ||
+    die "BATCH_SIZE=$BATCH_SIZE is no multiple of MICRO_BATCH_SIZE=$MICRO_BATCH_SIZE times $ranks training processes; change one"
+[[ $NUM_NODES == 1 || -n ${RAY_ADDRESS:-} ]] ||
+    die "NUM_NODES=$NUM_NODES needs a Ray cluster; set RAY_ADDRESS (auto on its head node), or leave NUM_NODES out"
+split_words DATA REWARD RL
+[[ -z ${REWARD_ARGS:-} ]] || mapping=("${reward_args[@]}")
 
-data=$OUT/data base=$OUT/baseline plans=$OUT/plans policy=$OUT/policy
 scoring=(--vrcli.system "$SYSTEM")
-gpu_words=() engines=()
+# Baselines hold for one kind of attention only, so that all stages have the same.
+if [[ -z ${ATTENTION:-} ]]; then
+    ATTENTION=sdpa
+    [[ $PROFILE != gpu ]] || ! has_flash_attn || ATTENTION=flash_attention_2
+fi
+gpu_words=() engines=() zero=2
 if [[ $PROFILE == gpu ]]; then
     gpu_words=(--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload)
-    engines=(--num_engines "$NPROC")
+    engines=(--num_engines "$((here ? here : 1))")
     zero=3
-else
-    zero=2
 fi
+if ((gpus && NPROC + ENGINES * TP > gpus)); then
+    ((NPROC == ENGINES * TP && NPROC <= gpus)) ||
+        die "NPROC=$NPROC and ENGINES=$ENGINES x TP=$TP need $((NPROC + ENGINES * TP)) GPUs, and there are $gpus; lower them"
+    gpu_words+=(--train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.gpu_memory_utilization 0.6)
+elif [[ $PROFILE == gpu ]]; then
+    gpu_words+=(--vllm.gpu_memory_utilization 0.9)
+fi
+# A cluster's workers start in folders of their own.
+[[ -z ${RAY_ADDRESS:-} || $OUT == /* ]] || OUT=$PWD/$OUT
+data=$OUT/data base=$OUT/baseline plans=$OUT/plans policy=$OUT/policy
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED"
 echo "# $RECIPE: profile $PROFILE, stories $STORIES, output in $OUT"
 
 # 0. The model that training starts from, and that scores all plans
 : "${MODEL:=$default_model}"
 small_model
+[[ -z ${RAY_ADDRESS:-} || $MODEL == /* || ! -d $MODEL ]] || MODEL=$PWD/$MODEL
 
 # 1. Data: prompts that ask for a plan, with the next chapter's beginning in the label; split by story
-limits=()
-words=()
-[[ -z ${INSTRUCTION:-} ]] || words=(--instruction "$INSTRUCTION")
+limits=() lengths=()
 [[ $TRAIN_PROMPTS == all ]] || limits+=(--limit "$TRAIN_PROMPTS")
 [[ $VAL_PROMPTS == all ]] || limits+=(--limit_val "$VAL_PROMPTS")
 [[ $TEST_PROMPTS == all ]] || limits+=(--limit_test "$TEST_PROMPTS")
 ((${#limits[@]} == 0)) || limits+=(--shuffle)
+# Rows have their chapters ready, books are cut.
+[[ $STORIES != sample ]] && ! compgen -G "$STORIES/*.txt" >/dev/null ||
+    lengths=(--context_words "$CONTEXT_WORDS" --gold_words "$GOLD_WORDS")
 stage data --source "$STORIES" "$MODEL" --out "$data" -- \
-    python -m orlhf_ext.build_data story "$STORIES" --out "$data" "${limits[@]}" "${words[@]}" --seed "$SEED" \
-    --context_words "$CONTEXT_WORDS" --gold_words "$GOLD_WORDS" --system "$SYSTEM" \
-    --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_SCORED"
+    python -m orlhf_ext.build_data story "$STORIES" --out "$data" "${limits[@]}" --seed "$SEED" \
+    "${instruction[@]}" "${lengths[@]}" --system "$SYSTEM" --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) \
+    --max_tokens "$MAX_SCORED" "${data_args[@]}"
 run_file data "$data"
 
 # 2. Baselines: how likely each gold text is without a plan
 stage baseline --in "$data"/{train,val,test}.jsonl --source "$MODEL" --out "$base"/{train,val,test}.jsonl -- \
     python -m orlhf_ext.vrcli.baseline --model "$MODEL" --data "$data"/{train,val,test}.jsonl \
-    --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" "${scoring[@]}"
+    --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" \
+    --attn_implementation "$ATTENTION" "${scoring[@]}"
+records=$(rows "$base/train.jsonl" "$BATCH_SIZE")
+((records * SAMPLES >= BATCH_SIZE)) ||
+    die "$records training prompts with SAMPLES=$SAMPLES are fewer than BATCH_SIZE=$BATCH_SIZE; lower it, or give more STORIES"
 
 # 3. GRPO: OpenRLHF's launcher, with VR-CLI as the reward
 set_logger policy
 stage train --in "$base/train.jsonl" "$base/val.jsonl" --source "$MODEL" --out "$policy/model" "$policy/checkpoints" -- \
     python -m orlhf_ext.launch train_ppo_ray --ext.reward vrcli "${mapping[@]}" "${scoring[@]}" \
-    --actor.model_name_or_path "$MODEL" --actor.num_nodes 1 --actor.num_gpus_per_node "$NPROC" \
-    --ref.num_nodes 1 --ref.num_gpus_per_node "$NPROC" --train.colocate_actor_ref \
-    --vllm.num_engines 1 --vllm.tensor_parallel_size 1 --vllm.enable_prefix_caching --ds.zero_stage "$zero" "${gpu_words[@]}" \
+    --actor.model_name_or_path "$MODEL" --actor.num_nodes "$NUM_NODES" --actor.num_gpus_per_node "$NPROC" \
+    --ref.num_nodes "$NUM_NODES" --ref.num_gpus_per_node "$NPROC" --train.colocate_actor_ref \
+    --vllm.num_engines "$ENGINES" --vllm.tensor_parallel_size "$TP" --vllm.enable_prefix_caching \
+    --ds.zero_stage "$zero" --ds.param_dtype bf16 --ds.attn_implementation "$ATTENTION" "${gpu_words[@]}" \
     --data.prompt_dataset "$base/train.jsonl" --data.input_key prompt --data.label_key label --data.apply_chat_template \
     --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$MAX_NEW_TOKENS" --rollout.batch_size "$ROLLOUT_BATCH" \
     --rollout.n_samples_per_prompt "$SAMPLES" --rollout.micro_batch_size "$MICRO_BATCH_SIZE" \
@@ -98,8 +141,16 @@ stage train --in "$base/train.jsonl" "$base/val.jsonl" --source "$MODEL" --out "
     --algo.advantage.estimator group_norm --algo.kl.init_coef "$kl" --algo.kl.use_loss --algo.kl.estimator k3 \
     --eval.dataset "$base/val.jsonl" --eval.steps "$EVAL_STEPS" --eval.temperature 0.7 --eval.n_samples_per_prompt 1 \
     --ext.eval_on_start --ext.eval_top_p 0.8 --ext.eval_top_k 20 --ckpt.best_metric_key eval_vrcli/pct_improvements \
-    --ckpt.output_dir "$policy/model" --ckpt.path "$policy/checkpoints" --ckpt.save_steps "$EVAL_STEPS" --ckpt.save_hf \
-    --ckpt.max_num 2 --ckpt.load_enable "${logger[@]}" "${rl_args[@]}"
+    --ckpt.output_dir "$policy/model" --ckpt.path "$policy/checkpoints" --ckpt.save_steps "${save_steps:-$EVAL_STEPS}" \
+    --ckpt.save_hf --ckpt.max_num 2 --ckpt.load_enable "${logger[@]}" "${rl_args[@]}"
+
+# The best policy by evaluation, under a name of its own: the newest that was saved whole (its tokenizer comes last)
+best=checkpoints/best_global_stepN_hf
+if [[ $DRY_RUN == 0 ]]; then
+    best=$(cd "$policy" && find checkpoints -path '*/best_global_step*_hf/tokenizer_config.json' -printf '%h\n' |
+        sort -V | tail -n 1)
+    ln -sfnT "${best:=model}" "$policy/best" || die "$policy/best is no link of this recipe's; move it away"
+fi
 
 # 4. Plans for held-out stories before and after, as upstream samples them
 for when in before after; do
@@ -112,7 +163,7 @@ for when in before after; do
     stage "score/$when" --in "$base/test.jsonl" "$plans/$when.jsonl" --source "$MODEL" \
         --out "$plans/${when}_scored.jsonl" -- \
         python -m orlhf_ext.vrcli.score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$when.jsonl" \
-        --out "$plans/${when}_scored.jsonl" "${mapping[@]}" "${scoring[@]}"
+        --out "$plans/${when}_scored.jsonl" "${mapping[@]}" --attn_implementation "$ATTENTION" "${scoring[@]}"
 done
 
 # 5. The table, three plans before and after, and where everything lies
@@ -121,6 +172,6 @@ stage evaluate --in "$plans"/{before,after}_scored.jsonl -- \
     --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
 run_file finish "$policy/summary.json"
 cat <<END
-# policy: $policy/model (by evaluation the best: the newest best_global_step*_hf under $policy/checkpoints)
+# policy: $policy/model; the best by evaluation: $policy/best -> $best
 # numbers: $OUT/summary.json (also $policy/summary.json, .md, .csv, and .records.jsonl to plot), plans: $plans
 END

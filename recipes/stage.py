@@ -296,7 +296,10 @@ def begin(args: argparse.Namespace) -> None:
 
 def count_data(args: argparse.Namespace) -> None:
     """The command ``data``: enter source, kept and dropped rows from the data's sidecars into ``run.json``."""
-    meta = {split: read_json(Path(args.folder) / f"{split}.meta.json") for split in ("train", "test")}
+    files = {split: Path(args.folder) / f"{split}.meta.json" for split in ("train", "val", "test")}
+    if not files["val"].exists():
+        del files["val"]
+    meta = {split: read_json(path) for split, path in files.items()}
     counts = {split: value.get("counts", {}) for split, value in meta.items()}
     run_file = Path(args.base) / "run.json"
     data = {

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recipe_runs
 from helpers import ROOT
+from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
 
 from orlhf_ext.records import read_records
 
@@ -24,39 +22,9 @@ LOSSES = ("exo-rw", "dpo-rw", "exo-pref", "dpo-pref")
 SHARED = ("model", "data", "sft", "rm", "sample_train", "label", "sample_test/sft", "score/sft")
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """This environment without anything that a recipe reads, and with ``variables``."""
-    recipe = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+)", (ROOT / "recipes/README.md").read_text(), flags=re.M)
-    known = {name for names in recipe for name in re.findall(r"[A-Z_]+", names)}
-    assert {"PROFILE", "LOSS", "OUT", "SFT_ARGS", "DRY_RUN"} <= known
-    return {
-        **{name: value for name, value in os.environ.items() if name not in known},
-        "ORLHF_EXT_PYTHON": sys.executable,
-        **variables,
-    }
-
-
-def recipe(name: str = "hh_exo", root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(root / "recipes" / f"{name}.sh")],
-        env=environment(**variables), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/",
-    )  # fmt: skip
-
-
-def commands(output: str) -> dict[str, list[str]]:
-    """Stage -> its command, from what a recipe printed."""
-    found = re.findall(r"^# --- (\S+)\n(.*)$", output, flags=re.M)
-    return {stage: shlex.split(command) for stage, command in found}
-
-
-def dry(**variables: str) -> dict[str, list[str]]:
-    result = recipe(DRY_RUN="1", **variables)
-    assert result.returncode == 0, result.stderr
-    return commands(result.stdout)
-
-
-def following(command: list[str], flag: str) -> str:
-    return command[command.index(flag) + 1]
+recipe = functools.partial(recipe_runs.recipe, "hh_exo")
+finished = functools.partial(recipe_runs.finished, "hh_exo")
+dry = functools.partial(recipe_runs.dry, "hh_exo")
 
 
 # --- what it prints and refuses
@@ -81,10 +49,8 @@ def following(command: list[str], flag: str) -> str:
     ],
 )
 def test_a_wrong_variable_is_one_sentence(variables: dict[str, str], words: list[str]):
-    result = recipe(**{"PROFILE": "smoke", "DRY_RUN": "1", **variables})
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("recipe: error: ") and all(word in line for word in words)
+    line = refused("hh_exo", variables)
+    assert all(word in line for word in words)
 
 
 def test_a_dry_run_needs_neither_set_up_nor_data(tmp_path: Path):
@@ -161,19 +127,13 @@ def test_the_chat_format_and_wandb_reach_the_trainings():
 
 
 def test_hh_dpo_is_dpo_rw_in_a_folder_of_its_own():
-    result = recipe("hh_dpo", PROFILE="smoke", DRY_RUN="1")
-    align = commands(result.stdout)["align"]
+    align = recipe_runs.dry("hh_dpo", PROFILE="smoke")["align"]
     assert following(align, "--exo.loss_type") == "dpo-rw"
     assert following(align, "--ckpt.output_dir") == "outputs/hh_dpo-smoke/align_dpo-rw_nc2/model"
 
 
 def test_the_readme_has_every_variable_and_stage():
-    text = (ROOT / "recipes/README.md").read_text()
-    script = (ROOT / "recipes/hh_exo.sh").read_text() + (ROOT / "recipes/common.sh").read_text()
-    for name in set(re.findall(r'"\$\{([A-Z_]+):=', script)) - {"TORCH_COMPILE_DISABLE", "OMP_WAIT_POLICY"}:
-        assert f"`{name}`" in text, name
-    for stage in dry(PROFILE="smoke"):
-        assert f"`{re.sub('step[0-9]+', 'stepN', stage)}`" in text, stage
+    check_pages("hh_exo", dry(PROFILE="smoke"))
 
 
 # --- whole runs
@@ -182,30 +142,13 @@ def test_the_readme_has_every_variable_and_stage():
 @pytest.mark.recipe
 def test_every_flag_of_every_command_exists():
     """The commands of all profiles against the help of what they start."""
-    seen: dict[str, set[str]] = {}
-    for profile in ("smoke", "cpu", "gpu"):
-        for loss in ("exo-rw", "exo-pref"):
-            for command in dry(PROFILE=profile, LOSS=loss, NPROC="1", WANDB_API_KEY="x").values():
-                words = (
-                    command[2:4] if command[2].endswith((".launch", ".build_data", ".small_models")) else command[2:3]
-                )
-                seen.setdefault(" ".join(words), set()).update(word for word in command if word.startswith("--"))
-    assert len(seen) >= 9
-    for words, flags in seen.items():
-        extra = ["--ext.use", "exo"] if words.endswith("train_dpo") else []
-        help_text = subprocess.run(
-            [sys.executable, "-m", *words.split(), *extra, "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        known = set(re.findall(r"--[\w.]+", help_text))
-        assert not flags - known, f"{words}: {flags - known}"
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
+    found = [
+        command
+        for profile in ("smoke", "cpu", "gpu")
+        for loss in ("exo-rw", "exo-pref")
+        for command in dry(PROFILE=profile, LOSS=loss, NPROC="1", WANDB_API_KEY="x").values()
+    ]
+    assert check_flags(found) >= 9
 
 
 def check_summary(summary: dict[str, Any], loss: str, stages: dict[str, list[str]], steps: list[int]) -> None:
@@ -234,30 +177,25 @@ def test_the_four_losses_share_what_comes_before(tmp_path: Path):
     summaries = {}
     for number, loss in enumerate(LOSSES):
         checkpoints = "1" if number else "2"
-        result = recipe(PROFILE="smoke", LOSS=loss, OUT=str(out), NUM_CHECKPOINTS=checkpoints)
-        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-        stages = commands(result.stdout)
-        skipped = set(re.findall(r"^# (\S+): already done", result.stdout, flags=re.M))
+        output = finished(PROFILE="smoke", LOSS=loss, OUT=str(out), NUM_CHECKPOINTS=checkpoints)
+        stages = commands(output)
         wanted = set(SHARED) & set(stages)
-        assert skipped - {"model"} == (wanted - {"model"} if number else set()), loss
+        assert skipped(output) - {"model"} == (wanted - {"model"} if number else set()), loss
         folder = out / f"align_{loss}_nc2"
         summaries[loss] = read(folder / "summary.json")
         assert read(out / "summary.json") == summaries[loss]
         check_summary(summaries[loss], loss, stages, [3] if number else [2, 3])
-        assert str(folder) in result.stdout  # where the outputs lie
+        assert str(folder) in output  # where the outputs lie
         if not number:
             first = time.monotonic() - start
     print(f"first run {first:.0f} s, four losses {time.monotonic() - start:.0f} s")
     assert len({summary["metrics"]["policy"]["kl"] for summary in summaries.values()}) == 4
 
-    again = recipe(PROFILE="smoke", LOSS="dpo-pref", OUT=str(out))
-    redone = set(re.findall(r"^# (\S+): done in", again.stdout, flags=re.M))
-    assert again.returncode == 0 and redone == {"evaluate"}
+    assert redone(finished(PROFILE="smoke", LOSS="dpo-pref", OUT=str(out))) == {"evaluate"}
     assert read(out / "summary.json")["metrics"] == summaries["dpo-pref"]["metrics"]
 
-    changed = recipe(PROFILE="smoke", LOSS="dpo-pref", OUT=str(out), ALIGN_ARGS="--adam.lr 3e-3")
-    redone = set(re.findall(r"^# (\S+): done in", changed.stdout, flags=re.M))
-    assert changed.returncode == 0 and "align" in redone and not redone & set(SHARED)
+    changed = redone(finished(PROFILE="smoke", LOSS="dpo-pref", OUT=str(out), ALIGN_ARGS="--adam.lr 3e-3"))
+    assert "align" in changed and not changed & set(SHARED)
     assert read(out / "summary.json")["metrics"]["policy"] != summaries["dpo-pref"]["metrics"]["policy"]
 
 
@@ -273,14 +211,13 @@ def test_chat_format_two_processes_and_own_data(tmp_path: Path):
     ]
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = recipe(
+    output = finished(
         PROFILE="smoke", OUT=str(tmp_path / "out"), HH_DATA=str(data), PROMPT_FORMAT="chat", NPROC="2",
         TEST_PROMPTS="4",
     )  # fmt: skip
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     summary = read(tmp_path / "out" / "summary.json")
     assert summary["metrics"]["policy"]["reward_mean"] is not None
-    assert "torchrun" in commands(result.stdout)["align"]
+    assert "torchrun" in commands(output)["align"]
 
 
 @pytest.mark.recipe
@@ -301,52 +238,28 @@ def test_a_mistake_in_the_data_is_the_last_line(tmp_path: Path, tiny_model: Path
 # --- kills
 
 
-def end_everything(process: subprocess.Popen[str]) -> None:
-    """kill -9 of the recipe's shell alone: what it started must go with it."""
-    process.kill()
-    process.wait()
-
-
-def wait_for_release(out: Path) -> None:
-    """Until no process of a killed recipe holds its output folder."""
-    deadline = time.monotonic() + 60
-    while subprocess.run(["flock", "-n", str(out / ".lock"), "true"]).returncode:
-        assert time.monotonic() < deadline, "a killed recipe left a process that holds its output folder"
-        time.sleep(0.1)
-
-
-def weights(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
 @pytest.mark.slow
 @pytest.mark.recipe
 def test_a_recipe_killed_in_every_stage_ends_as_an_uninterrupted_one(tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # Longer than smoke, so that there is something to interrupt in each stage.
     variables = {"PROFILE": "smoke", "TRAIN_PROMPTS": "64", "TEST_PROMPTS": "16"}
-    result = recipe(OUT=str(whole), **variables)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    output = finished(OUT=str(whole), **variables)
     seconds = read(whole / "run.json")["seconds"]
-    stages = [stage for stage in commands(result.stdout) if stage != "model"]
+    stages = [stage for stage in commands(output) if stage != "model"]
     interrupted = []
     for stage in stages:
-        process = subprocess.Popen(
-            ["bash", str(ROOT / "recipes/hh_exo.sh")], env=environment(OUT=str(killed), **variables),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
-        )  # fmt: skip
+        process = recipe_runs.started("hh_exo", OUT=str(killed), **variables)
         assert process.stdout is not None
         for line in process.stdout:
             if line.rstrip() == f"# --- {stage}":
                 break
         # Well into the stage's work: most of its time is imports.
         time.sleep(max(0.1, 0.8 * seconds[stage]))
-        end_everything(process)
-        wait_for_release(killed)
+        recipe_runs.kill(process, killed)
         if stage not in read(killed / "run.json")["seconds"]:
             interrupted.append(stage)
-    result = recipe(OUT=str(killed), **variables)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    finished(OUT=str(killed), **variables)
     assert len(interrupted) >= 0.7 * len(stages), interrupted
 
     for name in ("data/train.jsonl", "data/test.jsonl", "data/train_kwise.jsonl"):

@@ -263,3 +263,21 @@ def test_a_stage_without_output_always_runs(folder: Path):
 def test_a_command_that_is_not_there_is_told(folder: Path):
     result = stage("run", "x", "--base", "o", "--out", "o/x", "--", "no-such-program")
     assert result.returncode == 127 and "stage x failed" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_counts_of_all_splits_are_entered(folder: Path):
+    os.makedirs("data")
+    for split, kept in (("train", 9), ("test", 3)):
+        counts = {"read": kept + 1, "kept": kept, "dropped": {"too long": 1}}
+        Path(f"data/{split}.meta.json").write_text(json.dumps({"source": "books", "counts": counts}))
+
+    def entered() -> dict:
+        assert stage("data", "--base", "o", "data").returncode == 0
+        return json.loads(Path("o/run.json").read_text())["data"]
+
+    dropped = {"too long": 1}
+    assert entered() == {"source": "books", "train": 9, "test": 3, "dropped": {"train": dropped, "test": dropped}}
+    Path("data/val.meta.json").write_text(json.dumps({"counts": {"kept": 2, "dropped": {}}}))
+    found = entered()
+    assert list(found) == ["source", "train", "val", "test", "dropped"] and found["val"] == 2
+    assert found["dropped"] == {"train": dropped, "val": {}, "test": dropped}

@@ -1,0 +1,142 @@
+"""How the tests run recipes: without a user's own variables, killed when asked to, and what is read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from helpers import ROOT
+
+#: set by recipes for the machine, not for a user to choose
+_INTERNAL = {"TORCH_COMPILE_DISABLE", "OMP_WAIT_POLICY"}
+
+
+def pages(*names: str) -> str:
+    """What the documentation says about all recipes, and about those that are named."""
+    return "".join((ROOT / "recipes" / f"{name}.md").read_text() for name in ("README", *names))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This environment without anything that a recipe reads, and with ``variables``."""
+    rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+)", pages("hh_exo", "ncp_vrcli"), flags=re.M)
+    known = {name for names in rows for name in re.findall(r"[A-Z_]+", names)}
+    assert {"PROFILE", "LOSS", "STORIES", "OUT", "SFT_ARGS", "RL_ARGS", "DRY_RUN"} <= known
+    return {
+        **{name: value for name, value in os.environ.items() if name not in known},
+        "ORLHF_EXT_PYTHON": sys.executable,
+        **variables,
+    }
+
+
+def recipe(name: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe to its end."""
+    return subprocess.run(
+        ["bash", str(root / "recipes" / f"{name}.sh")],
+        env=environment(**variables), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+
+
+def finished(name: str, **variables: str) -> str:
+    """What a recipe printed that ended well."""
+    result = recipe(name, **variables)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return result.stdout
+
+
+def started(name: str, **variables: str) -> subprocess.Popen[str]:
+    """A recipe that runs, with its output in a pipe."""
+    return subprocess.Popen(
+        ["bash", str(ROOT / "recipes" / f"{name}.sh")], env=environment(**variables),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
+    )  # fmt: skip
+
+
+def commands(output: str) -> dict[str, list[str]]:
+    """Stage -> its command, from what a recipe printed."""
+    found = re.findall(r"^# --- (\S+)\n(.*)$", output, flags=re.M)
+    return {stage: shlex.split(command) for stage, command in found}
+
+
+def redone(output: str) -> set[str]:
+    """The stages that were run."""
+    return set(re.findall(r"^# (\S+): done in", output, flags=re.M))
+
+
+def skipped(output: str) -> set[str]:
+    """The stages that were done already."""
+    return set(re.findall(r"^# (\S+): already done", output, flags=re.M))
+
+
+def dry(name: str, **variables: str) -> dict[str, list[str]]:
+    """The commands that a recipe would run."""
+    return commands(finished(name, DRY_RUN="1", **variables))
+
+
+def refused(name: str, variables: dict[str, str], root: Path = ROOT) -> str:
+    """The one sentence that a recipe ends with."""
+    result = recipe(name, root, **{"PROFILE": "smoke", "DRY_RUN": "1", **variables})
+    assert result.returncode == 2, result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("recipe: error: ")
+    return line
+
+
+def following(command: list[str], flag: str) -> str:
+    """The word behind a flag."""
+    return command[command.index(flag) + 1]
+
+
+def check_flags(found: Iterable[list[str]]) -> int:
+    """Every flag of the commands stands in the help of what they start; returns how many programs there are."""
+    seen: dict[tuple[str, ...], set[str]] = {}
+    for command in found:
+        words = command[2:4] if command[2].endswith((".launch", ".build_data", ".small_models")) else command[2:3]
+        for flag in ("--ext.use", "--ext.reward"):
+            words += [flag, following(command, flag)] if flag in command else []
+        seen.setdefault(tuple(words), set()).update(word for word in command if word.startswith("--"))
+    for program, flags in seen.items():
+        done = subprocess.run(
+            [sys.executable, "-m", *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        unknown = flags - set(re.findall(r"--[\w.]+", done.stdout))
+        assert not unknown, f"{program}: {unknown}"
+    return len(seen)
+
+
+def check_pages(name: str, stages: Iterable[str]) -> None:
+    """Every variable of a recipe, and every stage, stands in its documentation."""
+    text = pages(name)
+    script = "".join((ROOT / "recipes" / file).read_text() for file in (f"{name}.sh", "common.sh"))
+    for variable in set(re.findall(r'"\$\{([A-Z_]+):=', script)) - _INTERNAL:
+        assert f"`{variable}`" in text, variable
+    for stage in stages:
+        assert f"`{re.sub('step[0-9]+', 'stepN', stage)}`" in text, stage
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text())
+
+
+def weights(folder: Path) -> str:
+    """A hash of a model's weights."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def kill(process: subprocess.Popen[str], out: Path) -> None:
+    """kill -9 of the recipe's shell alone: what it started must go with it, and let its output folder go."""
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while subprocess.run(["flock", "-n", str(out / ".lock"), "true"]).returncode:
+        assert time.monotonic() < deadline, "a killed recipe left a process that holds its output folder"
+        time.sleep(0.1)
