@@ -51,6 +51,8 @@ def nested(model: Path, **changes: Any) -> SimpleNamespace:
         "ext.reward_actors": 1,
         "ext.reference_batch_tokens": 1000,
         "ext.eval_on_start": False,
+        "ext.eval_top_k": -1,
+        "ext.eval_top_p": 1.0,
         "reward.remote_url": None,
         "rollout.max_new_tokens": 16,
         "rollout.n_samples_per_prompt": 2,
@@ -144,6 +146,7 @@ def test_images_and_a_text_reward(tiny_model: Path, folder: Path) -> None:
     [
         ({"train__async_enable": True}, "the trainer uses while --train.async_enable samples; train without it"),
         ({"algo__kl__init_coef": 0.0}, "with --algo.kl.init_coef 0 there is none; give more than 0"),
+        ({"train__async_enable": True, "ext__eval_top_k": 20}, "have no effect with --train.async_enable"),
         ({"reward__remote_url": "http://x"}, "--ext.reward and --reward.remote_url http://x both give rewards"),
     ],
 )
@@ -151,6 +154,10 @@ def test_runs_that_a_reward_cannot_be_used_in(tiny_model: Path, folder: Path, ch
     with pytest.raises(UserError) as told:
         check(tiny_model, "vrcli", **changes)
     assert said in str(told.value)
+
+
+def test_rewards_without_a_model_work_with_asynchronous_training(tiny_model: Path, folder: Path) -> None:
+    check(tiny_model, "length", length__target="5", train__async_enable=True)
 
 
 def test_a_server_that_is_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ class GroupScorer:
         """Each rank has groups of its own, and as many forward passes as they take."""
         groups = find_groups(spans)
         shares = share_out(spans, groups, self._ranks)
-        work = {"spans": [[spans[i] for i in rows] for rows in shares]}
+        work: dict[str, list[Any]] = {"spans": [[spans[i] for i in rows] for rows in shares]}
         work["groups"] = [[groups[i] for i in rows] for rows in shares]
         found = ray.get(self._group.async_run_method_batch("score_spans", **work))
         values: list[list[float]] = [[]] * len(spans)
