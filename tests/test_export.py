@@ -129,9 +129,13 @@ def tie(tiny_model: Path, out: Path) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, Any]:
+    """A model's weights; tied embeddings count once, and OpenRLHF saves them under both names."""
     from safetensors.torch import load_file
 
-    return load_file(folder / "model.safetensors")
+    found = load_file(folder / "model.safetensors")
+    if HEAD in found and (found[HEAD] == found[EMBEDDINGS]).all():
+        del found[HEAD]
+    return found
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -159,7 +159,7 @@ def check_summary(summary: dict[str, Any], stages: dict[str, list[str]]) -> None
         metrics = summary["metrics"][when]
         assert {"pct_improvement_mean", "pct_improvement_se", "reward_mean", "marker_share"} <= set(metrics)
         assert isinstance(metrics["pct_improvement_mean"], float) and metrics["pct_improvement_se"] > 0
-        assert 0 < metrics["plan_tokens_mean"] <= 16
+        assert metrics["plan_tokens_mean"] > 0
     assert set(summary["seconds"]) == set(stages) and all(value > 0 for value in summary["seconds"].values())
     assert summary["versions"]["openrlhf"] == "0.11.2"
 
