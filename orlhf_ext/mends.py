@@ -1,4 +1,5 @@
-"""Mistakes of OpenRLHF 0.11.2 that would spoil a run in silence, mended where they happen; ``patches/`` has the diffs.
+"""Mistakes of OpenRLHF 0.11.2 and of libraries under it that would spoil a run in silence, mended where they happen;
+``patches/`` has the diffs of OpenRLHF's.
 
 Each is registered for every launcher, and changes nothing where the mistake does not show.
 """
@@ -70,7 +71,29 @@ def zero_constant_groups(experiences: list, size: int) -> None:
         experience.rewards = part
 
 
+def _rotary_frequencies(module: Any) -> None:
+    """What transformers computes from a float ``arange`` stays float32 while ZeRO-3 makes a model, as everywhere.
+
+    DeepSpeed rounds all that is made there to the model's dtype. transformers 5 computes the frequencies of rotary
+    embeddings from such numbers, and with those in bf16 a model reads other positions, the more so the longer a text
+    is: others than vLLM reads, and than itself when it is loaded again.
+    """
+    wrappers = module.InsertPostInitMethodToModuleSubClasses
+    original = wrappers._add_tensor_creation_wrappers
+
+    @functools.wraps(original)
+    def _add_tensor_creation_wrappers(self: Any) -> None:
+        import torch
+
+        original(self)
+        device = self.local_device if module.DeepSpeedTensorOverride.device in self.tensor_overrides else None
+        torch.arange = module.zero_wrapper_for_fp_tensor_constructor(module._orig_torch_arange, None, device)
+
+    wrappers._add_tensor_creation_wrappers = _add_tensor_creation_wrappers
+
+
 def install() -> None:
-    """Register both; each is done when its module is imported."""
+    """Register all; each is done when its module is imported."""
+    on_import("deepspeed.runtime.zero.partition_parameters", _rotary_frequencies)
     on_import("openrlhf.models.model", _reward_statistics)
     on_import("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)

@@ -179,6 +179,17 @@ SEAMS = (
         by="mend",
     ),
     Seam(
+        "deepspeed.runtime.zero.partition_parameters:InsertPostInitMethodToModuleSubClasses._add_tensor_creation_wrappers",
+        _TRAIN,
+        "self",
+        "ZeRO-3 rounds what a model is made from, and with it the frequencies of transformers 5's rotary embeddings",
+        (
+            "torch.arange = zero_wrapper_for_fp_tensor_constructor(_orig_torch_arange",
+            "DeepSpeedTensorOverride.device in self.",
+        ),
+        by="mend",
+    ),
+    Seam(
         "openrlhf.utils.distributed_util:stateless_init_process_group",
         _RAY,
         "master_address master_port rank world_size device",

@@ -10,6 +10,7 @@ import importlib
 import json
 import operator
 import os
+import socket
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ HOOK = "orlhf_ext.workers.setup"
 _USERS_HOOK = "ORLHF_EXT_USERS_HOOK"
 _FOLDER = "ORLHF_EXT_FOLDER"  # that the run was started in
 _RAYS_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # where Ray keeps the hook of a submitted job
+_CONNECT = 10.0  # seconds
 _TRAINER = "openrlhf.trainer.ppo_trainer"
 
 #: environment of a worker without CUDA, where the user sets nothing else
@@ -91,13 +93,25 @@ def logical_gpus(args: SimpleNamespace) -> int:
     )
 
 
-def joins_a_cluster() -> bool:
-    """Whether ``ray.init`` will find a Ray that runs already (``RAY_ADDRESS``, or ``ray start`` on this machine)."""
-    if "://" in os.environ.get("RAY_ADDRESS", ""):
-        return True
+def cluster_address() -> str | None:
+    """The Ray that ``ray.init`` will join (``RAY_ADDRESS``, or ``ray start`` on this machine); None: it starts one."""
+    if "://" in (given := os.environ.get("RAY_ADDRESS", "")):
+        return given
     from ray._private.services import canonicalize_bootstrap_address
 
-    return canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]
+    return canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+
+
+def _knock(address: str) -> None:
+    """Raises UserError where nobody listens; Ray itself would try for twenty minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray listens at {address} ({error.strerror or error}); start it, correct or unset RAY_ADDRESS, or run "
+            "ray stop, which forgets a Ray that is gone"
+        ) from error
 
 
 def start(swaps: list[inject.Swap], gpus: int) -> bool:
@@ -111,7 +125,7 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
         whether the run has CUDA devices; of a cluster, the driver's own machine need have none.
 
     Raises:
-        UserError: no Ray answers, it counts no GPU, it runs already without our hook, or a worker lacks the swaps.
+        UserError: no Ray listens, it counts no GPU, it runs already without our hook, or a worker lacks the swaps.
     """
     import ray
 
@@ -123,14 +137,13 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
     if _USERS_HOOK in environment["env_vars"]:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # both are called, so that this is no conflict
     settings: dict[str, Any] = {}
-    joins = joins_a_cluster()
-    if not backends.gpu_present() and not joins:
+    if address := cluster_address():
+        if "://" not in address:
+            _knock(address)
+    elif not backends.gpu_present():
         settings = {"num_gpus": gpus, "num_cpus": gpus + 4, "include_dashboard": False}
         inject.say(f"no CUDA device: Ray counts {gpus} GPUs that are none, for the launcher's placement groups")
-    try:
-        ray.init(runtime_env=environment, **settings)
-    except ConnectionError as error:
-        raise UserError(f"no Ray answers ({error}); start it or set RAY_ADDRESS; if it is gone, ray stop") from error
+    ray.init(runtime_env=environment, **settings)
     there = ray.get(ray.remote(num_cpus=0)(inject.from_environment).remote())
     if there != swaps:
         ray.shutdown()
@@ -138,7 +151,7 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
             "Ray's workers do not have this run's extensions: their setup hook was replaced; "
             "leave worker_process_setup_hook out of RAY_RUNTIME_ENV_HOOK"
         )
-    if backends.gpu_present() or not joins:
+    if backends.gpu_present() or address is None:
         return backends.gpu_present()
     if ray.cluster_resources().get("GPU", 0) < 1:
         ray.shutdown()

@@ -60,3 +60,28 @@ def test_reward_statistics_are_those_of_the_config(tiny_model: Path, tmp_path: P
     again = get_llm_for_sequence_regression(str(tmp_path), "reward", attn_implementation="sdpa", normalize_reward=True)
     assert (again.mean.item(), again.std.item()) == (5.0, 3.0)
     assert torch.isfinite(model.mean).all() and (model.mean.item(), model.std.item()) == (0.0, 1.0)
+
+
+def test_rotary_frequencies_are_float32_under_zero_3(tiny_model: Path, strategy: Any) -> None:
+    """And all else that a model is made from there has its dtype."""
+    mends.install()
+    import deepspeed
+    import torch
+    from transformers import AutoConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = AutoConfig.from_pretrained(tiny_model)
+    wanted = LlamaRotaryEmbedding(config).inv_freq
+    zero = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
+    with deepspeed.zero.Init(config_dict_or_path=zero):
+        found = LlamaRotaryEmbedding(config).inv_freq
+        assert torch.ones(1).dtype is torch.bfloat16
+    assert found.dtype is torch.float32 and torch.equal(found, wanted)
+
+
+def test_zero_3_needs_it() -> None:
+    """If this fails, DeepSpeed asks what a number is for, and the mend can go."""
+    import torch
+    from deepspeed.runtime.zero import partition_parameters as zero
+
+    assert zero.zero_wrapper_for_fp_tensor_constructor(torch.arange, torch.bfloat16, None)(3.0).dtype is torch.bfloat16

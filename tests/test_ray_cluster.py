@@ -134,4 +134,4 @@ def test_nobody_at_the_address(tiny_model: Path, folder: Path) -> None:
     done = run(folder, "-m", "orlhf_ext.launch", "train_ppo_ray", *words, RAY_ADDRESS=f"127.0.0.1:{free_ports(1)[0]}")
     assert done.returncode == 2
     told = [line for line in done.stdout.splitlines() if line.startswith("orlhf-ext: error:")]
-    assert len(told) == 1 and "no Ray answers" in told[0]
+    assert len(told) == 1 and "no Ray listens at " in told[0] and "(Connection refused)" in told[0]

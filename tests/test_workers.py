@@ -51,10 +51,12 @@ def test_a_worker_goes_to_the_folder_of_the_run(tmp_path: Path, monkeypatch: pyt
         assert Path(done.stdout.strip()) == there, done.stderr
 
 
-@pytest.mark.parametrize(("address", "joins"), [("local", False), ("10.0.0.1:6379", True), ("ray://head:10001", True)])
-def test_a_cluster_is_told_from_a_ray_of_our_own(monkeypatch: pytest.MonkeyPatch, address: str, joins: bool) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    assert workers.joins_a_cluster() == joins
+@pytest.mark.parametrize(("given", "address"), [("local", None), ("10.0.0.1:6379",) * 2, ("ray://head:10001",) * 2])
+def test_a_cluster_is_told_from_a_ray_of_our_own(
+    monkeypatch: pytest.MonkeyPatch, given: str, address: str | None
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    assert workers.cluster_address() == address
 
 
 def test_variables_of_a_submitted_job_are_not_given_again() -> None:

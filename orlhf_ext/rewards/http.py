@@ -61,9 +61,9 @@ class HTTP(Reward):
         Raises:
             UserError: no server listens.
         """
-        from ..workers import joins_a_cluster
+        from ..workers import cluster_address
 
-        if joins_a_cluster():
+        if cluster_address():
             return
         for url in self.url:
             parts = urlsplit(url)

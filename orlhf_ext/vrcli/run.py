@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..model_folder import context_length, find_model, load_tokenizer
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
 from ..spans import mean_nll
-from ..workers import joins_a_cluster
+from ..workers import cluster_address
 from .fingerprint import digest, make_fingerprint
 from .labels import Label, baseline_of, read_label
 from .settings import Settings
@@ -53,7 +53,7 @@ class VRCLI(Settings, Reward):
     def _check_records(self, path: str, args: SimpleNamespace, encoder: Any, parts: dict[str, str]) -> None:
         from .baseline import check_fingerprint, read_fingerprint, read_labelled
 
-        if not gpu_present() and joins_a_cluster():  # whose workers may have GPUs; `setup` knows
+        if not gpu_present() and cluster_address():  # whose workers may have GPUs; `setup` knows
             parts = {**parts, "device": read_fingerprint(path)["device"]}
         check_fingerprint(path, parts)
         wanted = digest(parts)
