@@ -35,7 +35,7 @@ def test_a_reward_of_ones_own_is_learned(tiny_model: Path, folder: Path) -> None
         *flags(
             tiny_model,
             train__num_episodes=4,
-            actor__adam__lr=2e-3,
+            actor__adam__lr=1e-3,
             data__max_samples=60,
             rollout__batch_size=8,
             algo__advantage__is_correction_level="token",
