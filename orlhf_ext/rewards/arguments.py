@@ -57,9 +57,10 @@ def arguments(cls: type[Reward]) -> dict[str, Argument]:
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type[Reward]) -> None:
-    """Add ``--NAME.ARGUMENT`` for every argument of a reward's class; a flag that is not given stays None."""
-    described = (inspect.getdoc(cls) or "").partition("\n")[0]
-    section = parser.add_argument_group(f"reward {cls.name}", described.replace("%", "%%"))
+    """Add ``--NAME.ARGUMENT`` for every argument of a reward's class; a flag that is not given stays None.
+
+    Into the parser itself, or a group of it: a group within a group does not show in the help.
+    """
     for argument in arguments(cls).values():
         kind = getattr(argument.type, "__name__", None) if isinstance(argument.type, type) else None
         default = "required" if argument.default is REQUIRED else f"default {argument.default!r}"
@@ -67,7 +68,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[Reward]) -> None:
         settings: dict[str, Any] = {"nargs": "+"} if argument.is_list else {}
         if argument.type is bool:
             settings = {"nargs": "?", "const": "true"}
-        section.add_argument(
+        parser.add_argument(
             f"--{cls.name}.{argument.name}",
             metavar=(kind or argument.name).upper(),
             help="; ".join(filter(None, words)).replace("%", "%%"),

@@ -8,12 +8,13 @@ reward's context has no tokenizer. Ends with exit code 1 if something is wrong.
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import UserError, command, suggest
 from ..extensions import REWARDS, names
@@ -184,7 +185,9 @@ def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
     add("--random_ok", action="store_true", help="two calls may give different rewards")
     add("--ext.reward_args", metavar="JSON", help='the reward\'s arguments, as in a run: \'{"NAME": {"ARG": 1}}\'')
     if cls is not None:
-        arguments.add_flags(parser, cls)
+        described = (inspect.getdoc(cls) or "").partition("\n")[0].replace("%", "%%")
+        group: Any = parser.add_argument_group(f"reward {cls.name}", described)
+        arguments.add_flags(group, cls)
     args, strays = parser.parse_known_args(argv)
     if strays:
         raise UserError(f"unknown: {strays[0]}{suggest(strays[0], list(parser._option_string_actions))}")
