@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -166,9 +167,9 @@ class Running:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for process in self.left(0):
-            process.kill()
-        self._driver.kill()
+        for process in [*self.left(0), self._driver]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._driver.wait()
 
     @property
