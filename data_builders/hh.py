@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.groups.render import Style, answer_text, prompt_text
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 from orlhf_ext.samples import reply_text
 
@@ -39,6 +40,9 @@ SAMPLE = Path(__file__).parent / "samples" / "hh"
 #: where a hub data set keeps the files that the paper uses
 HUB_FOLDERS = {"Anthropic/hh-rlhf": "helpful-base"}
 LICENCES = {"sample": "Apache-2.0", "Anthropic/hh-rlhf": "MIT"}
+
+#: formats whose prompts are text that `orlhf_ext.groups.render` makes of message lists
+STYLES: dict[str, Style] = {"legacy": "legacy", "template": "chat"}
 
 NO_TEXT = Reject("no chosen or rejected text", bad=True)
 NO_PAIR = Reject("no prompt, chosen and rejected that are all text or all message lists", bad=True)
@@ -118,7 +122,11 @@ class Builder:
         parser.add_argument(
             "--test_size", type=share, help="share of prompts for the test file when SOURCE is one file (0.1)"
         )
-        parser.add_argument("--format", choices=("hh", "chat"), help="HH text (the default), or message lists")
+        parser.add_argument(
+            "--format",
+            choices=("hh", "chat", *STYLES),
+            help="HH text (the default), message lists, SharedRep's tagged text, or text by the tokenizer's template",
+        )
         parser.add_argument("--compat", action="store_true", help="upstream's exact rules, defects included")
         parser.add_argument("--kwise", action="store_true", help="also write K-wise records made from the pairs")
         parser.add_argument(
@@ -203,10 +211,15 @@ def check(args: argparse.Namespace) -> None:
             if getattr(args, name):
                 flag = "SOURCE" if name == "positional_source" else f"--{name}"
                 raise UserError(f"{flag} has no effect with --from_pairs, which only converts; leave it out")
-    if args.compat and args.format == "chat":
-        raise UserError("--compat has upstream's rules, which know no chat format; leave out --compat or --format chat")
+    if args.compat and args.format not in (None, "hh"):
+        raise UserError(
+            f"--compat has upstream's rules, which know no chat format; leave out --compat or --format {args.format}"
+        )
     check_options(args, args.limit, args.limit_test)
-    if args.tokenizer and not (args.max_prompt_tokens or args.max_tokens):
+    if args.format == "template":
+        if not args.tokenizer:
+            raise UserError("--format template renders a tokenizer's own chat template; add --tokenizer PATH_OR_NAME")
+    elif args.tokenizer and not (args.max_prompt_tokens or args.max_tokens):
         raise UserError("--tokenizer has no effect alone; add --max_prompt_tokens N or --max_tokens N")
 
 
@@ -235,7 +248,7 @@ class Pipeline:
             LengthFilter(args.tokenizer, args.max_prompt_tokens, args.max_tokens) if args.tokenizer else None
         )
         self.render: Callable[[Messages, bool], str] | None = None
-        if self.too_long and self.chat:
+        if self.too_long and (self.chat or args.format == "template"):
             self.render = self.too_long.chat_template()
 
     def build(self, split: str) -> Built:
@@ -308,6 +321,29 @@ class Pipeline:
                     texts = [self.render(chat["prompt"], True), *whole]
                 except jinja2.TemplateError:
                     return TEMPLATE
+        elif self.args.format in STYLES:
+            styled = self.styled(pair, STYLES[self.args.format])
+            if isinstance(styled, Reject):
+                return styled
+            columns = styled
+            texts = [styled["prompt"], *(styled["prompt"] + styled[side] for side in ("chosen", "rejected"))]
         if self.too_long and (reject := self.too_long(texts[0], texts[1:])):
             return reject
         return {"id": f"{split}-{line.number:06d}", **columns}
+
+    def styled(self, pair: Pair, style: Style) -> Record | Reject:
+        """A pair as text in a style of group preferences."""
+        import jinja2
+
+        chat = as_chat(pair)
+        if isinstance(chat, Reject):
+            return chat
+        try:
+            prompt = prompt_text(chat["prompt"], style, self.render)
+        except jinja2.TemplateError:
+            return TEMPLATE
+        return {
+            "prompt": prompt,
+            "chosen": answer_text(pair.chosen, style),
+            "rejected": answer_text(pair.rejected, style),
+        }

@@ -19,13 +19,26 @@ BUILDERS = "orlhf_ext.builders"
 
 #: ready-made, found without an installed entry point
 _READY_MADE = {
+    EXTENSIONS: {
+        "batch-min": "orlhf_ext.groups.batch_min:BatchMin",
+        "exo": "orlhf_ext.exo:EXO",
+        "group-reward": "orlhf_ext.groups:GroupReward",
+        "group-rm": "orlhf_ext.groups:GroupRM",
+    },
+    BUILDERS: {
+        "hh": "data_builders.hh:Builder",
+        "hh-groups": "data_builders.hh_groups:Builder",
+        "hh-prompts": "data_builders.hh_prompts:Builder",
+        "story": "data_builders.story:Builder",
+    },
     REWARDS: {
         "format": "orlhf_ext.rewards.format:Format",
+        "groups": "orlhf_ext.groups.reward:Groups",
         "http": "orlhf_ext.rewards.http:HTTP",
         "length": "orlhf_ext.rewards.length:Length",
         "model": "orlhf_ext.rewards.model:Model",
         "vrcli": "orlhf_ext.vrcli.run:VRCLI",
-    }
+    },
 }
 
 

@@ -57,7 +57,8 @@ def _parser(extensions: list[Extension]) -> argparse.ArgumentParser:
             raise UserError(f"extension {item.name!r} has a flag that another one has too: {error}") from error
         for flag in sorted(set(parser._option_string_actions) - before):
             if flag[2:].partition(".")[0] not in item.prefixes:
-                raise UserError(f"extension {item.name!r} adds the flag {flag}; its flags begin with --{item.name}.")
+                known = " or ".join(f"--{prefix}." for prefix in item.prefixes)
+                raise UserError(f"extension {item.name!r} adds the flag {flag}; its flags begin with {known}")
     return parser
 
 
@@ -88,7 +89,7 @@ def _switched_on(rest: list[str]) -> list[Extension]:
 def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions: list[Extension]) -> None:
     """Flags of ours that nobody took: a typo, or an extension that was not switched on."""
     on = {prefix for item in extensions for prefix in item.prefixes}
-    known = names(EXTENSIONS)
+    known = {prefix: name for name in names(EXTENSIONS) for prefix in extension(name).prefixes}
     for word in rest:
         flag = word.partition("=")[0]
         prefix = flag[2:].partition(".")[0] if flag.startswith("--") and "." in flag else ""
@@ -97,7 +98,7 @@ def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions:
         if prefix == "ext" or prefix in on:
             raise UserError(f"unknown flag {flag}{suggest(flag, list(parser._option_string_actions))}")
         if prefix in known:
-            raise UserError(f"{flag} belongs to the extension {prefix!r}; add --ext.use {prefix}")
+            raise UserError(f"{flag} belongs to the extension {known[prefix]!r}; add --ext.use {known[prefix]}")
 
 
 def _reward_flags() -> list[str]:

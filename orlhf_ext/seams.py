@@ -70,6 +70,22 @@ SEAMS = (
         ),
     ),
     Seam(
+        "openrlhf.trainer.rm_trainer:RewardModelTrainer",
+        ("train_rm",),
+        "model strategy optim train_dataloader eval_dataloader scheduler tokenizer max_norm max_epochs loss "
+        "disable_ds_ckpt save_hf_ckpt",
+        "the reward model's trainer; groups change its forward pass, its loss and what it logs, not its fit()",
+        (
+            "fit",
+            "evaluate",
+            "concatenated_forward",
+            "concatenated_inputs",
+            "save_logs_and_checkpoints",
+            "chosen_ids, c_mask, reject_ids, r_mask, margin = data",
+            "self.loss_fn(chosen_reward, reject_reward, margin)",
+        ),
+    ),
+    Seam(
         "openrlhf.utils.config:hierarchize",
         tuple(LAUNCHERS),
         "args",

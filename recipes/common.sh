@@ -60,6 +60,35 @@ count_gpus() {
     echo "$count"
 }
 
+# share_gpus [SPARE]: who trains and who samples in train_ppo_ray. This machine's GPUs (less SPARE, if there are more than
+# one), half for each, a single one doing both in turn; on a cluster, or where there are none to count, four beside two
+# engines of two. Sets NPROC, ENGINES and TP where they are not given, and `here` and `gpus`, how many there are to use.
+# `given_nproc` is NPROC as it was before this file was sourced.
+share_gpus() {
+    local total
+    here=$(count_gpus) gpus=0
+    [[ -n ${RAY_ADDRESS:-} ]] || gpus=$((here > 1 ? here - ${1:-0} : here))
+    [[ $PROFILE == gpu ]] || return 0
+    total=$((gpus ? gpus : 8))
+    : "${TP:=$((total < 4 ? 1 : 2))}"
+    counts TP
+    : "${ENGINES:=$((total / 2 / TP ? total / 2 / TP : 1))}"
+    counts ENGINES
+    NPROC=${given_nproc:-$((total > ENGINES * TP ? total - ENGINES * TP : 1))}
+}
+
+# place_on_gpus: the launcher's words for that, as the array `placement`.
+place_on_gpus() {
+    placement=()
+    if ((gpus && NPROC + ENGINES * TP > gpus)); then
+        ((NPROC == ENGINES * TP && NPROC <= gpus)) ||
+            die "NPROC=$NPROC and ENGINES=$ENGINES x TP=$TP need $((NPROC + ENGINES * TP)) GPUs, and there are $gpus; lower them"
+        placement=(--train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.gpu_memory_utilization 0.6)
+    elif [[ $PROFILE == gpu ]]; then
+        placement=(--vllm.gpu_memory_utilization 0.9)
+    fi
+}
+
 # Whether stages will find flash-attn; a dry run looks where it is called.
 has_flash_attn() {
     python -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("flash_attn") is None)' 2>/dev/null
@@ -107,7 +136,7 @@ stage() {
     printf '%q\n' "${@: -1}"
 }
 
-# run_file begin KEY=VALUE... | data FOLDER | finish SUMMARY: what $OUT/run.json collects beside the stages' seconds.
+# run_file begin KEY=VALUE... | cell FILE KEY=VALUE... | data FOLDER | finish SUMMARY: what $OUT/run.json collects beside the stages' seconds.
 run_file() {
     [[ $DRY_RUN == 1 ]] || python recipes/stage.py "$1" --base "$OUT" "${@:2}"
 }

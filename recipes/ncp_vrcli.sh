@@ -41,18 +41,7 @@ case $PROFILE in
         ;;
 esac
 
-# Who trains and who samples: this machine's GPUs, half for each, a single one doing both in turn; on a cluster, or where
-# there are none to count, upstream's four beside two engines of two.
-here=$(count_gpus) gpus=0
-[[ -n ${RAY_ADDRESS:-} ]] || gpus=$here
-if [[ $PROFILE == gpu ]]; then
-    total=$((gpus ? gpus : 8))
-    : "${TP:=$((total < 4 ? 1 : 2))}"
-    counts TP
-    : "${ENGINES:=$((total / 2 / TP ? total / 2 / TP : 1))}"
-    counts ENGINES
-    NPROC=${given_nproc:-$((total > ENGINES * TP ? total - ENGINES * TP : 1))}
-fi
+share_gpus
 : "${NUM_NODES:=1}" "${ENGINES:=1}" "${TP:=1}"
 counts TEST_COMPLETIONS EPISODES CONTEXT_WORDS GOLD_WORDS MAX_LEN MAX_NEW_TOKENS MAX_SCORED ROLLOUT_BATCH SAMPLES \
     BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS NUM_NODES ENGINES TP
@@ -77,19 +66,14 @@ if [[ -z ${ATTENTION:-} ]]; then
     ATTENTION=sdpa
     [[ $PROFILE != gpu ]] || ! has_flash_attn || ATTENTION=flash_attention_2
 fi
+place_on_gpus
 gpu_words=() engines=() zero=2
 if [[ $PROFILE == gpu ]]; then
     gpu_words=(--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload)
     engines=(--num_engines "$((here ? here : 1))")
     zero=3
 fi
-if ((gpus && NPROC + ENGINES * TP > gpus)); then
-    ((NPROC == ENGINES * TP && NPROC <= gpus)) ||
-        die "NPROC=$NPROC and ENGINES=$ENGINES x TP=$TP need $((NPROC + ENGINES * TP)) GPUs, and there are $gpus; lower them"
-    gpu_words+=(--train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.gpu_memory_utilization 0.6)
-elif [[ $PROFILE == gpu ]]; then
-    gpu_words+=(--vllm.gpu_memory_utilization 0.9)
-fi
+gpu_words+=("${placement[@]}")
 # A cluster's workers start in folders of their own.
 [[ -z ${RAY_ADDRESS:-} || $OUT == /* ]] || OUT=$PWD/$OUT
 data=$OUT/data base=$OUT/baseline plans=$OUT/plans policy=$OUT/policy

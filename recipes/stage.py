@@ -290,8 +290,21 @@ def begin(args: argparse.Namespace) -> None:
     values: dict[str, Any] = {}
     for item in args.values:
         key, _, text = item.partition("=")
-        values[key] = int(text) if re.fullmatch(r"-?\d+", text) else text
+        values[key] = number(text)
     write_json(Path(args.base) / "run.json", {**values, "versions": versions(), "seconds": {}})
+
+
+def number(text: str) -> int | float | str | None:
+    """A value of KEY=VALUE: a number where it is one, None where it is empty."""
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?\d*\.\d+", text) else text or None
+
+
+def cell(args: argparse.Namespace) -> None:
+    """The command ``cell``: ``run.json`` with more keys, for one of several results of a run."""
+    values = {key: number(text) for key, _, text in (item.partition("=") for item in args.values)}
+    write_json(Path(args.file), {**read_json(Path(args.base) / "run.json"), **values})
 
 
 def count_data(args: argparse.Namespace) -> None:
@@ -327,6 +340,9 @@ def main(argv: list[str] | None = None) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     beginning = actions.add_parser("begin", help="start OUT/run.json")
     beginning.add_argument("values", nargs="*", metavar="KEY=VALUE")
+    joining = actions.add_parser("cell", help="write OUT/run.json with more keys into a file")
+    joining.add_argument("file")
+    joining.add_argument("values", nargs="*", metavar="KEY=VALUE")
     running = actions.add_parser("run", help="run one stage")
     running.add_argument("name")
     running.add_argument("--in", dest="inputs", nargs="*", default=[], metavar="PATH", help="what the command reads")
@@ -340,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     counting.add_argument("folder")
     finishing = actions.add_parser("finish", help="complete a summary and copy it to OUT")
     finishing.add_argument("summary")
-    for sub in (beginning, running, counting, finishing):
+    for sub in (beginning, joining, running, counting, finishing):
         sub.add_argument("--base", required=True, metavar="OUT", help="the recipe's output folder")
     args = parser.parse_args(own)
     if args.action == "run" and not command:
@@ -349,7 +365,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.action == "run":
             run(args, command)
         else:
-            {"begin": begin, "data": count_data, "finish": finish}[args.action](args)
+            {"begin": begin, "cell": cell, "data": count_data, "finish": finish}[args.action](args)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror or error}{where}; mend that and run the same command again: finished stages are kept", 1)

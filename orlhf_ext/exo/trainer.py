@@ -10,6 +10,7 @@ from openrlhf.models.utils import log_probs_from_logits
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 
 from ..errors import UserError
+from ..tally import Tally
 from . import reference_cache
 from .dataset import Rows
 from .losses import kwise_loss
@@ -22,26 +23,6 @@ reward ``beta_pi * h``. margin: its implicit reward minus the highest of the oth
 completion. entropy: that of ``p`` in nats. response_tokens: tokens a completion. Groups whose labels are all equal have
 no best completion and count for neither ranking_acc nor margin.
 """
-
-
-class Tally:
-    """Sums and counts of `METRICS`; they stay on the device until the means are asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-
-    def add(self, name: str, values: torch.Tensor, where: torch.Tensor | None = None) -> None:
-        """Add the elements of ``values`` to the metric ``name``; only those that ``where``, of its shape, marks."""
-        values = values.detach().double()
-        where = torch.ones_like(values, dtype=torch.bool) if where is None else where
-        pair = torch.stack([values.where(where, 0).sum(), where.sum().double()])
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-
-    def means(self, strategy: Any) -> dict[str, float]:
-        """Means over all ranks, as ``kwise/NAME``; every rank must call it. Metrics without any value are left out."""
-        rows = [self._sums.get(name, torch.zeros(2)).double().cpu() for name in METRICS]
-        totals = strategy.all_reduce(torch.stack(rows), op="sum").tolist()
-        return {f"kwise/{name}": s / n for name, (s, n) in zip(METRICS, totals, strict=True) if n}
 
 
 class KwiseTrainer(DPOTrainer):
@@ -63,7 +44,7 @@ class KwiseTrainer(DPOTrainer):
         # Actor divides its float32 logits by this.
         self.model.temperature = self.ref_model.temperature = exo.temperature
         self.loss_fn = self._kwise_loss
-        self.tally = Tally()
+        self.tally = Tally(METRICS, "kwise")
         self._check_vocabulary()
         if exo.cache_reference:
             loaders = [self.train_dataloader, self.eval_dataloader]
@@ -156,13 +137,12 @@ class KwiseTrainer(DPOTrainer):
     ) -> None:
         """As the parent's, with the K-wise metrics of the step among its logs."""
         logs = {**(logs_dict or {}), **self.tally.means(self.strategy)}
-        self.tally = Tally()
         step_bar.set_postfix(logs)
         super().save_logs_and_checkpoints(args, global_step, step_bar, logs, client_states)
 
     def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
         """As the parent's, with the K-wise metrics of the whole evaluation, printed and logged."""
-        training, self.tally = self.tally, Tally()
+        training, self.tally = self.tally, Tally(METRICS, "kwise")
         try:
             super().evaluate(eval_dataloader, steps)
             means = self.tally.means(self.strategy)

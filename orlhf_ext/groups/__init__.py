@@ -1,0 +1,245 @@
+"""Group preferences (MaxMin-RLHF, SharedRep-RLHF): ``--ext.use group-rm`` with ``train_rm``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ..errors import UserError, suggest
+from ..extensions import Extension
+from ..model_folder import read_config
+from ..preflight import read_source
+from ..records import Line
+from . import training
+from .aggregate import HOW
+from .render import EOS, STYLES
+from .settings import HEADS, KEY, SQUASHES, HeadSettings, from_config
+
+CACHE = "~/.cache/orlhf_ext/features"
+DEFAULT_K = 16
+
+_BUILDER = "openrlhf.models.model:get_llm_for_sequence_regression"
+_GROUP_BUILDER = "orlhf_ext.groups.model:get_llm_for_sequence_regression"
+
+
+class GroupRM(Extension):
+    """A reward model with one score for each group, trained by OpenRLHF's ``train_rm``."""
+
+    name = "group-rm"
+    launchers = ("train_rm",)
+    replacements = {  # noqa: RUF012
+        _BUILDER: _GROUP_BUILDER,
+        "openrlhf.datasets.reward_dataset:RewardDataset": "orlhf_ext.groups.dataset:GroupDataset",
+        "openrlhf.trainer.rm_trainer:RewardModelTrainer": "orlhf_ext.groups.trainer:GroupTrainer",
+    }
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """``--groups.``"""
+        return ("groups",)
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """The ``--groups.*`` flags of training."""
+        add = parser.add_argument
+        add("--groups.head", choices=HEADS, default="shared", help="shared: SharedRep; independent: MaxMin (shared)")
+        add("--groups.k", type=int, metavar="K", help=f"width of the shared layer ({DEFAULT_K})")
+        add("--groups.squash", choices=SQUASHES, default="tanh", help="of scores in the loss (%(default)s)")
+        add(
+            "--groups.weighting",
+            choices=["proportional", "balanced"],
+            default="proportional",
+            help="of groups in the loss: by their pairs, or each alike (%(default)s)",
+        )
+        add("--groups.centering", type=float, default=0.0, metavar="C", help="pulls a pair's scores to a sum of 0 (0)")
+        add("--groups.train_backbone", action="store_true", help="train all weights; otherwise the head alone")
+        add("--groups.only", metavar="NAME", help="train one group's model on its pairs alone")
+        add(
+            "--groups.names", nargs="+", metavar="NAME", help="of all groups by id, if the pairs have no column 'group'"
+        )
+        add("--groups.style", choices=STYLES, help="how the prompts are written (the pairs' column 'style', or hh)")
+        add("--groups.eos", choices=EOS, default="append", help="append: a space and EOS end a text (%(default)s)")
+        add("--groups.aggregate", choices=HOW[:2], default="min", help="where one reward is asked for (%(default)s)")
+        add(
+            "--groups.cache_features",
+            nargs="?",
+            const=CACHE,
+            metavar="DIR",
+            help="compute the frozen backbone's hidden states once, and keep them in DIR for other runs on these texts "
+            f"(DIR is {CACHE} unless given)",
+        )
+
+    def check(self, args: SimpleNamespace) -> None:
+        """Refuse what cannot be trained before a model is loaded, and note what is.
+
+        Raises:
+            UserError: one sentence that names the flag, or the file and line.
+        """
+        _check_flags(args)
+        names, style = _look_at_pairs(args)
+        groups = args.groups
+        if groups.only is not None and groups.only not in names:
+            raise UserError(f"--groups.only {groups.only} is no group of the pairs{suggest(groups.only, list(names))}")
+        shared = groups.head == "shared" and groups.only is None
+        settings = HeadSettings(
+            names=[groups.only] if groups.only else list(names),
+            head="shared" if shared else "independent",
+            k=(groups.k or DEFAULT_K) if shared else None,
+            squash=groups.squash,
+            style=style,
+            eos=groups.eos,
+            aggregate=groups.aggregate,
+        )
+        _check_checkpoint(args, settings)
+        training.current = training.Training(settings, groups.train_backbone, names)
+
+
+class GroupReward(Extension):
+    """A reward model of groups as ``--reward.model_name_or_path`` of ``train_ppo_ray``: the policy's own token ids, and
+    the aggregate that its config names."""
+
+    name = "group-reward"
+    launchers = ("train_ppo_ray",)
+    replacements = {_BUILDER: _GROUP_BUILDER}  # noqa: RUF012
+
+    def check(self, args: SimpleNamespace) -> None:
+        """The reward model is one of groups, and reads the policy's token ids.
+
+        Raises:
+            UserError: it is not, or has another vocabulary.
+        """
+        path = args.reward.model_name_or_path
+        if not path:
+            raise UserError("--ext.use group-reward has no effect without --reward.model_name_or_path; add it")
+        folder, policy = Path(path), Path(args.actor.model_name_or_path)
+        if not folder.is_dir():
+            return  # a hub name: seen when it is loaded
+        if KEY not in read_config(folder):
+            raise UserError(
+                f"--reward.model_name_or_path {path} is no reward model of groups; leave --ext.use group-reward out"
+            )
+        if policy.is_dir() and _vocabulary(folder) != _vocabulary(policy):
+            raise UserError(
+                f"--reward.model_name_or_path {path} has another vocabulary than the policy {policy}, whose ids "
+                "it would read; use --ext.reward groups --groups.kind group_rm, which reads text"
+            )
+
+
+def _vocabulary(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    return Tokenizer.from_file(str(file)).get_vocab() if file.is_file() else None
+
+
+def _check_flags(args: SimpleNamespace) -> None:
+    groups = args.groups
+    if groups.k is not None and (groups.head == "independent" or groups.only):
+        raise UserError("--groups.k is the width of a shared layer; leave it out, or give --groups.head shared")
+    if groups.k is not None and groups.k < 1:
+        raise UserError(f"--groups.k {groups.k} is too small; give at least 1")
+    if not groups.centering >= 0:
+        raise UserError(f"--groups.centering {groups.centering:g} is not at least 0")
+    if groups.only and groups.weighting == "balanced":
+        raise UserError("--groups.weighting balanced has no effect with --groups.only; leave it out")
+    lora = args.ds.lora.rank > 0
+    if lora and groups.train_backbone:
+        raise UserError("--ds.lora.rank trains adapters, --groups.train_backbone all weights; leave one out")
+    if groups.cache_features and (lora or groups.train_backbone):
+        other = "--ds.lora.rank" if lora else "--groups.train_backbone"
+        raise UserError(f"--groups.cache_features needs a backbone that does not change; leave it or {other} out")
+    if args.ds.load_in_4bit:
+        raise UserError(
+            "--ds.load_in_4bit does not go with --ext.use group-rm, which saves whole weights; leave it out"
+        )
+    if args.ds.packing_samples:
+        raise UserError(
+            "--ds.packing_samples does not go with --ext.use group-rm, whose heads read one hidden state of each text; "
+            "leave it out"
+        )
+    if args.model.loss_type != "sigmoid":
+        raise UserError(f"--model.loss_type {args.model.loss_type} has no effect with --ext.use group-rm; leave it out")
+
+
+def _pairs(args: SimpleNamespace) -> Iterator[tuple[str, Line]]:
+    """Every record of local files, with the flag that names its file."""
+    for flag, value in (("--data.dataset", args.data.dataset), ("--eval.dataset", getattr(args.eval, "dataset", None))):
+        for source in (value or "").split(","):
+            for line in read_source(flag, source) or () if source else ():
+                yield flag, line
+
+
+def _look_at_pairs(args: SimpleNamespace) -> tuple[tuple[str, ...], str]:
+    """The groups' names by id, and the style that the prompts are written in."""
+    given = args.groups.names
+    if given and (len(set(given)) < len(given) or len(given) < 2):
+        raise UserError(f"--groups.names {' '.join(given)}: give two names or more, all different")
+    named: dict[int, str] = {}
+    highest, style, trained = -1, args.groups.style, set[int]()
+    for flag, line in _pairs(args):
+        record = line.record
+        number, name = record.get("group_id"), record.get("group")
+        known = isinstance(number, int) and isinstance(name, str) and not given
+        if known and named.setdefault(number, name) != name:
+            raise UserError(f"{line.where} calls group {number} {name!r}, and others call it {named[number]!r}")
+        if isinstance(number, int):
+            highest = max(highest, number)
+        if flag == "--data.dataset":
+            trained.add(number if isinstance(number, int) else -1)
+        if (own := record.get("style")) is not None:
+            style = style or own
+            if own != style:
+                raise UserError(
+                    f"{line.where} has the style {own!r}, and the reward model is to be of style {style!r}; "
+                    "make all pairs with one style, or give --groups.style as they have it"
+                )
+    if given:
+        names = tuple(given)
+    elif highest >= 0:
+        names = tuple(named.get(number, str(number)) for number in range(highest + 1))
+    else:
+        raise UserError(
+            f"{args.data.dataset} has no pairs with a group_id; make them with build_data hh-groups, or give "
+            "--groups.names"
+        )
+    _check_pairs(args, names)
+    return names, style or "hh"
+
+
+def _check_pairs(args: SimpleNamespace, names: tuple[str, ...]) -> None:
+    """Every pair has a known group, and every group that is trained has pairs."""
+    if os.environ.get("RANK", "0") != "0":  # one process says it; the others are ended with it
+        return
+    counts = dict.fromkeys(names, 0)
+    local = False
+    for flag, line in _pairs(args):
+        name = training.group_name(line.record, names, line.where)
+        if flag == "--data.dataset":
+            local = True
+            counts[name] += 1
+    wanted = [args.groups.only] if args.groups.only in counts else list(names)
+    if local and (empty := [name for name in wanted if not counts[name]]):
+        raise UserError(
+            f"--data.dataset {args.data.dataset} has no pair of group {empty[0]!r}; raise its proportion, take another "
+            "seed, or more prompts"
+        )
+
+
+def _check_checkpoint(args: SimpleNamespace, settings: HeadSettings) -> None:
+    """A model that has groups already goes on with the same ones."""
+    folder = Path(args.model.model_name_or_path)
+    value = read_config(folder).get(KEY) if (folder / "config.json").is_file() else None
+    if value is None:
+        return
+    found = from_config(value, f"--model.model_name_or_path {folder}")
+    wanted = replace(settings, squash=found.squash, aggregate=found.aggregate, norm=found.norm)
+    for name in ("names", "head", "k", "style", "eos"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise UserError(
+                f"--model.model_name_or_path {folder} is a reward model of groups with {name} "
+                f"{getattr(found, name)!r}, not {getattr(wanted, name)!r}; change the flags, or start from its base model"
+            )

@@ -1,0 +1,379 @@
+"""Compare policies for each group: ``python -m orlhf_ext.groups.evaluate --groups G --sft S --policy gold=P --out O``
+
+Every file holds samples of the same prompts with gold ``traits`` (``orlhf_ext.groups.score``), joined by id. A group's
+gold score of a response is its weighted sum of traits; of several samples of a prompt the scores' mean counts, and all
+pairs for a win rate, where a tie is one half (in a strict rate, none). Intervals are 95 % bootstrap intervals over
+prompts. Beside --out O.json stands the table, as O.md and O.csv.
+
+``--grid SUMMARY.json ... --out GRID.json`` joins the summaries of several runs, which have proportion, k and seed in
+them by --run: a row for each proportion, k, method and group, with the mean over seeds and Student's 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError, command
+from ..evaluate import Interval, Lists, bootstrap, mean_and_error, prompt_means, read_run, t_interval, win_rates
+from ..flags import make_parser
+from ..records import Record, atomic_write, write_json
+from ..report import print_examples
+from ..samples import Sample, read_samples
+from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OVERLAP = 0.9  # of each file's prompts
+WORST = ("worst_group", "worst_group_name")
+RUN = ("proportion", "k", "seed")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One file's samples by id, and for each group and id a gold score for each completion."""
+
+    path: str
+    samples: dict[str, Sample]
+    scores: dict[str, dict[str, list[float]]]
+
+    def of(self, group: str, ids: Sequence[str]) -> Lists:
+        """A group's scores in the order of ids."""
+        found = self.scores[group]
+        return [found[identifier] for identifier in ids]
+
+
+def read_scored(path: str, groups: Sequence[Group]) -> Scored:
+    """Read samples with traits.
+
+    Raises:
+        UserError: a record lacks traits, or one that a group weighs, or a value is no finite number; it is named.
+    """
+    samples = {sample.id: sample for sample in read_samples(path)}
+    scores: dict[str, dict[str, list[float]]] = {group.name: {} for group in groups}
+    for identifier, sample in samples.items():
+        traits = sample.record.get("traits")
+        if fault := trait_fault(traits, wanted_traits(groups), len(sample.completions)):
+            raise UserError(f"{sample.name} has {fault}; score the whole file with orlhf_ext.groups.score")
+        rows = group_scores(groups, traits, sample.name)  # type: ignore[arg-type]
+        for place, group in enumerate(groups):
+            scores[group.name][identifier] = [row[place] for row in rows]
+    return Scored(path, samples, scores)
+
+
+def common_ids(files: Sequence[Scored], force: bool = False) -> list[str]:
+    """The ids that all files have, in the first one's order.
+
+    Raises:
+        UserError: a file has less than 90 % of its prompts in common with the others (unless ``force``) or none, or
+            an id stands with another prompt.
+    """
+    first, *others = files
+    ids = [identifier for identifier in first.samples if all(identifier in other.samples for other in others)]
+    largest = max(files, key=lambda one: len(one.samples))
+    share = len(ids) / len(largest.samples)
+    if not ids or (share < OVERLAP and not force):
+        smallest = min(files, key=lambda one: len(one.samples))
+        way = "" if not ids else ", or compare what is common with --force"
+        raise UserError(
+            f"only {len(ids)} of the {len(largest.samples)} prompts of {largest.path} stand in every file "
+            f"({smallest.path} has {len(smallest.samples)}); give files that were sampled on the same prompts{way}"
+        )
+    for other in others:
+        for identifier in ids:
+            if other.samples[identifier].prompt != first.samples[identifier].prompt:
+                raise UserError(
+                    f"{other.samples[identifier].name} has another prompt than {first.samples[identifier].where}; "
+                    "give files that were sampled on the same prompts, in one style"
+                )
+    return ids
+
+
+def strict_rates(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """For each prompt, how often one of ours is above one of theirs, over all pairs; a tie counts nothing."""
+    pairs = zip(ours, theirs, strict=True)
+    return np.array([np.greater.outer(np.asarray(a, float), np.asarray(b, float)).mean() for a, b in pairs])
+
+
+def measure(ours: Lists, against: Mapping[str, Lists], seed: int) -> dict[str, Any]:
+    """The numbers of one method for one group.
+
+    Args:
+        ours: gold scores, for each prompt one for each completion.
+        against: the same of the methods to compare with.
+        seed: of the bootstrap.
+
+    Returns:
+        ``gold_mean``, ``gold_se`` (sample deviation of the prompts' means / sqrt n; None for one prompt), ``gold_low``
+        and ``gold_high``; for each other method ``win_rate_vs_NAME`` with ``_low`` and ``_high``, and ``_strict``
+        (the last three are None against itself).
+    """
+    means = prompt_means(ours)
+    mean, error = mean_and_error(means)
+    interval = bootstrap(means, seed)
+    out: dict[str, Any] = {"gold_mean": mean, "gold_se": error, "gold_low": interval.low, "gold_high": interval.high}
+    for name, theirs in against.items():
+        key, rates = f"win_rate_vs_{name}", win_rates(ours, theirs)
+        # a method against itself ties with itself: nothing to tell about prompts
+        same = ours is theirs
+        interval = Interval(None, None) if same else bootstrap(rates, seed)
+        out |= {key: float(rates.mean()), f"{key}_low": interval.low, f"{key}_high": interval.high}
+        out[f"{key}_strict"] = None if same else float(strict_rates(ours, theirs).mean())
+    return out
+
+
+def compare(
+    methods: Mapping[str, Scored], groups: Sequence[str], baseline: str, ids: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """``{method: {group: see `measure`, "worst_group": least of the groups' means, "worst_group_name": its name}}``."""
+    scores = {name: {group: scored.of(group, ids) for group in groups} for name, scored in methods.items()}
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, own in scores.items():
+        rows = {
+            group: measure(own[group], {other: scores[other][group] for other in (baseline, "sft")}, seed)
+            for group in groups
+        }
+        worst = min(groups, key=lambda group: rows[group]["gold_mean"])
+        metrics[name] = {**rows, "worst_group": rows[worst]["gold_mean"], "worst_group_name": worst}
+    return metrics
+
+
+def join_summaries(paths: Sequence[str]) -> dict[str, Any]:
+    """One table of several runs.
+
+    Returns:
+        ``runs``, how many; ``baseline``; ``rows`` with ``proportion, k, method, group, seeds`` and the means over seeds
+        of `measure`'s ``gold_mean`` and win rates, with ``gold_low``, ``..._low`` and so on from Student's interval
+        (None for one seed). The group ``worst_group`` is the least group's gold score of each run.
+
+    Raises:
+        UserError: one is no such summary, two are of one run, or their baselines differ.
+    """
+    found: dict[tuple[Any, ...], dict[int, Record]] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    baselines: dict[str, str] = {}
+    for path in paths:
+        summary = _read_summary(path)
+        run = tuple(summary[key] for key in RUN)
+        if run in seen:
+            raise UserError(f"--grid {path} has the proportion, k and seed of {seen[run]}; give each run once")
+        seen[run] = path
+        baselines.setdefault(summary["baseline"], path)
+        for method, metrics in summary["metrics"].items():
+            for group, value in metrics.items():
+                if group != WORST[1]:
+                    numbers = {"gold_mean": value} if group == WORST[0] else value
+                    found.setdefault((*run[:2], method, group), {})[run[2]] = numbers
+    if len(baselines) > 1:
+        (one, a), (two, b) = list(baselines.items())[:2]
+        raise UserError(f"--grid {a} compares with {one} and {b} with {two}; evaluate both with one --baseline")
+    baseline = next(iter(baselines))
+    cells = sorted(found, key=lambda cell: [(value is not None, value or 0) for value in cell[:2]])  # stable
+    rows = []
+    for cell in cells:
+        of_seed = found[cell]
+        row: Record = dict(zip(("proportion", "k", "method", "group"), cell, strict=True)) | {"seeds": list(of_seed)}
+        for key in ("gold", *rates(baseline)):
+            for suffix in ("_mean",) if key == "gold" else ("", "_strict"):
+                values = [one[key + suffix] for one in of_seed.values() if one.get(key + suffix) is not None]
+                if values:
+                    row[key + suffix] = float(np.mean(values))
+                    if suffix != "_strict":
+                        row[f"{key}_low"], row[f"{key}_high"] = t_interval(np.array(values, dtype=np.float64))
+        rows.append(row)
+    return {"runs": len(paths), "baseline": baseline, "rows": rows}
+
+
+def _read_summary(path: str) -> dict[str, Any]:
+    try:
+        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--grid {path} cannot be read as JSON ({error})") from error
+    metrics = summary.get("metrics") if isinstance(summary, dict) else None
+    if not isinstance(metrics, dict) or not all(isinstance(m, dict) and WORST[0] in m for m in metrics.values()):
+        raise UserError(f"--grid {path} is no summary of groups; give what orlhf_ext.groups.evaluate wrote")
+    if lost := [key for key in ("baseline", *RUN) if key not in summary]:
+        raise UserError(f"--grid {path} has no {lost[0]}; put it into the JSON file of --run and evaluate again")
+    for key in RUN:
+        if not isinstance(summary[key], int | float) and not (key == "k" and summary[key] is None):
+            raise UserError(f"--grid {path} has {summary[key]!r} as {key}, which is no number; mend it")
+    return summary
+
+
+def rates(baseline: str) -> list[str]:
+    """The names of the win rates."""
+    return [f"win_rate_vs_{name}" for name in dict.fromkeys((baseline, "sft"))]
+
+
+def _cells(row: Mapping[str, Any], baseline: str, gap: str = " ") -> list[str]:
+    """A row's numbers, with their errors and, behind ``gap``, their intervals."""
+
+    def interval(key: str, form: str) -> str:
+        ends = [row.get(f"{key}_{end}") for end in ("low", "high")]
+        return "" if None in ends else f"{gap}[{form.format(ends[0])}, {form.format(ends[1])}]"
+
+    error = "" if row.get("gold_se") is None else f" ± {row['gold_se']:.3f}"
+    cells = [f"{row['gold_mean']:z.3f}{error}{interval('gold', '{:z.3f}')}"]
+    for key in rates(baseline):
+        if key not in row:
+            cells.append("")
+            continue
+        strict = row.get(f"{key}_strict")
+        more = "" if strict is None else f"{gap}strict {strict:.1%}"
+        cells.append(f"{row[key]:.1%}{interval(key, '{:.1%}')}{more}")
+    return cells
+
+
+def _names(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """What a row is of; the worst of a method's groups is marked."""
+    names = ["" if row[key] is None else str(row[key]) for key in keys]
+    return [*names[:-1], f"{names[-1]} (worst)" if row.get("worst") else names[-1]]
+
+
+def _head(baseline: str, keys: Sequence[str]) -> list[str]:
+    titles = [name.replace("win_rate_vs_", "wins vs ").replace("sft", "SFT") for name in rates(baseline)]
+    return [*keys, "gold score", *titles]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], baseline: str, keys: Sequence[str]) -> str:
+    """The table in Markdown."""
+    head = _head(baseline, keys)
+    lines = [head, [*["---"] * len(keys), *["---:"] * (len(head) - len(keys))]]
+    lines += [[*_names(row, keys), *_cells(row, baseline)] for row in rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as CSV, every number of it."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
+        )
+    return out.getvalue()
+
+
+def write(out: str, summary: Mapping[str, Any], rows: Sequence[Record], baseline: str, keys: Sequence[str]) -> None:
+    """Write the summary, and the table beside it, in Markdown and as CSV."""
+    write_json(out, dict(summary))
+    for suffix, text in ((".md", markdown(rows, baseline, keys)), (".csv", comma_separated(rows))):
+        with atomic_write(Path(out).with_suffix(suffix)) as stream:
+            stream.write(text)
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]], baseline: str, keys: Sequence[str]) -> None:
+    """The table on the terminal; a name stands where it changes."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns are enough
+    for number, name in enumerate(_head(baseline, keys)):
+        table.add_column(name, justify="left" if number < len(keys) else "right", overflow="fold")
+    before: list[str] = []
+    for row in rows:
+        names = _names(row, keys)
+        start = next((i for i, name in enumerate(names) if before[i : i + 1] != [name]), 0)
+        table.add_row(*[""] * start, *names[start:], *_cells(row, baseline, gap="\n"))
+        before = names
+    Console(highlight=False, markup=False).print(table)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("python -m orlhf_ext.groups.evaluate", __doc__)
+    add = parser.add_argument
+    add("--groups", metavar="FILE", help="groups and their trait weights, YAML")
+    add("--sft", metavar="FILE", help="scored samples of the SFT model")
+    add("--policy", action="append", default=[], metavar="METHOD=FILE", help="scored samples of a policy; repeatable")
+    add("--out", required=True, metavar="FILE", help="summary, a .json file")
+    add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
+    add("--baseline", default="gold", metavar="METHOD", help="whose responses win rates are against (%(default)s)")
+    add("--proportion", type=float, help="of the first of two groups, not the file's")
+    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    add("--show", type=int, default=0, metavar="N", help="print N prompts with SFT's and the last policy's answer")
+    add("--force", action="store_true", help="compare files that have less than 90 %% of their prompts in common")
+    add("--grid", nargs="+", metavar="SUMMARY", help="join these summaries into one table; with --out alone")
+    args = parser.parse_args(argv)
+    if not args.out.endswith(".json"):
+        raise UserError(f"--out {args.out} must end in .json")
+    if args.show < 0:
+        raise UserError(f"--show {args.show} must not be below 0")
+    if args.grid:
+        if args.groups or args.sft or args.policy or args.run:
+            raise UserError("--grid joins summaries that are there already; give it --out alone")
+        return args
+    if not (args.groups and args.sft):
+        raise UserError("evaluate needs --groups FILE.yaml and --sft FILE, or --grid SUMMARY.json ...")
+    return args
+
+
+def named_files(args: argparse.Namespace) -> dict[str, str]:
+    """The methods' files, SFT's first.
+
+    Raises:
+        UserError: a ``--policy`` is no METHOD=FILE, a name stands twice or is ``sft``, or there is no baseline.
+    """
+    files = {"sft": args.sft}
+    for spec in args.policy:
+        name, _, path = spec.partition("=")
+        if not name or not path:
+            raise UserError(f"--policy {spec} must be METHOD=FILE")
+        if name in files:
+            raise UserError(f"--policy names {name!r} twice (sft is --sft's); give each its own name")
+        files[name] = path
+    if args.baseline not in files:
+        raise UserError(
+            f"--baseline {args.baseline} is no method that was given; add --policy {args.baseline}=FILE, or name one "
+            f"of {', '.join(files)}"
+        )
+    return files
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, compare, write, print."""
+    args = parse(argv)
+    if args.grid:
+        grid = join_summaries(args.grid)
+        keys = ["proportion", "k", "method", "group"]
+        write(args.out, grid, grid["rows"], grid["baseline"], keys)
+        print_table(f"{grid['runs']} runs; means over seeds, [95 % interval]", grid["rows"], grid["baseline"], keys)
+        return
+    files = named_files(args)
+    groups = read_groups(args.groups, args.proportion)
+    names = [group.name for group in groups]
+    if taken := [name for name in names if name in WORST]:
+        raise UserError(f"--groups {args.groups} has a group named {taken[0]!r}, a key of the summary; rename it")
+    run = read_run(args.run)
+    methods = {name: read_scored(path, groups) for name, path in files.items()}
+    ids = common_ids(list(methods.values()), args.force)
+    metrics = compare(methods, names, args.baseline, ids, args.seed)
+    if args.proportion is not None:
+        run = {"proportion": args.proportion, **run}
+    summary = {**run, "baseline": args.baseline, "prompts": len(ids), "metrics": metrics}
+    rows = [
+        {"method": name, "group": group, **found[group], "worst": found["worst_group_name"] == group}
+        for name, found in metrics.items()
+        for group in names
+    ]
+    write(args.out, summary, rows, args.baseline, ["method", "group"])
+    last = list(methods)[-1]
+    print_examples(args.show, {key: methods["sft"].samples[key] for key in ids}, last, methods[last].samples)
+    title = f"{len(ids)} held-out prompts; ± standard error, [95 % interval]; ties ½, strict 0"
+    print_table(title, rows, args.baseline, ["method", "group"])
+
+
+if __name__ == "__main__":
+    main()

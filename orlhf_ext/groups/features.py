@@ -1,0 +1,216 @@
+"""Hidden states of a frozen backbone: computed once for each text, kept, and read by every run on the same texts.
+
+A sweep over k, seeds, proportions and heads then trains heads on a table. Kept is one file for each backbone and numeric
+type, in which a text is found by the SHA-256 of its token ids: runs with other pairs of the same texts share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+import torch.distributed as dist
+from openrlhf.utils.utils import zero_pad_sequences
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from tqdm import tqdm
+
+from ..batches import cut_batches
+from ..model_folder import find_model, identity
+from ..records import atomic_write
+from .dataset import GroupDataset
+
+FORMAT = 1
+"""Goes into every name: raise it when a change of ours moves the numbers."""
+BATCH_TOKENS = 8192  # padded, in a batch without gradients
+
+Key = bytes
+
+
+def attach(trainer: Any, datasets: Sequence[GroupDataset]) -> None:
+    """Give every data set the hidden states of its texts, ``(rows, 2, d)`` float32; every rank must call this.
+
+    Args:
+        trainer: a `GroupTrainer` whose model has a frozen backbone.
+        datasets: of training and evaluation.
+    """
+    strategy = trainer.strategy
+    keys: list[list[tuple[Key, Key]]] = []
+    texts: dict[Key, list[int]] = {}
+    for dataset in datasets:
+        keys.append([])
+        for row in range(len(dataset)):
+            pair = [text.ids for text in dataset.encode(row)]
+            own = [key_of(ids) for ids in pair]
+            texts.update(zip(own, pair, strict=True))
+            keys[-1].append((own[0], own[1]))
+    order = sorted(texts)
+    place = {key: number for number, key in enumerate(order)}
+    path = _path(trainer) if strategy.is_rank_0() else None
+    table = _load(path, order, trainer)
+    missing = [number for number in range(len(order)) if torch.isinf(table[number, 0])]
+    if missing:
+        _compute(trainer, table, [texts[order[number]] for number in missing], missing)
+        table = strategy.all_reduce(table, op="max")
+        if path is not None:
+            store(path, order, table)
+    strategy.print(f"hidden states of {len(order)} texts: {len(order) - len(missing)} read, {len(missing)} computed")
+    for dataset, own_keys in zip(datasets, keys, strict=True):
+        rows = torch.tensor([[place[one], place[other]] for one, other in own_keys])
+        dataset.features = table[rows]
+
+
+def key_of(ids: Sequence[int]) -> Key:
+    """What a text is found by."""
+    return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
+
+
+def _path(trainer: Any) -> Path:
+    args = trainer.args
+    model = find_model(args.model.model_name_or_path, "--model.model_name_or_path")
+    return cache_file(args.groups.cache_features, model, args.ds.param_dtype, args.ds.attn_implementation)
+
+
+def cache_file(cache: str, model: Path, dtype: str, attention: str) -> Path:
+    """Where the hidden states of a backbone are kept; ``dtype`` as OpenRLHF says it, ``bf16`` or ``fp16``."""
+    import transformers
+
+    facts = {
+        "format": FORMAT,
+        "model": identity(model),
+        "numeric": [dtype, attention],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return Path(cache).expanduser() / f"{name}.safetensors"
+
+
+def _load(path: Path | None, order: list[Key], trainer: Any) -> torch.Tensor:
+    """What is kept of the texts, the same on every rank; -inf in the rows of the others."""
+    model = trainer.strategy._unwrap_model(trainer.model)
+    table = torch.full((len(order), model.config.hidden_size), -torch.inf)
+    if path is not None:
+        known, hidden = read(path)
+        rows = {key: number for number, key in enumerate(known)}
+        found = [(number, rows[key]) for number, key in enumerate(order) if key in rows]
+        if found:
+            here, there = (torch.tensor(column) for column in zip(*found, strict=True))
+            table[here] = hidden[there]
+    return trainer.strategy.all_reduce(table, op="max")
+
+
+def read(path: Path) -> tuple[list[Key], torch.Tensor]:
+    """The texts that are kept, and their hidden states ``(texts, d)``."""
+    if not path.is_file():
+        return [], torch.empty(0)
+    try:
+        kept = load_file(path)
+    except (SafetensorError, OSError) as error:
+        print(f"{path} cannot be read ({error}); computing the hidden states again")
+        return [], torch.empty(0)
+    return [bytes(row) for row in kept["keys"].numpy()], kept["hidden"]
+
+
+def store(path: Path, order: list[Key], table: torch.Tensor) -> None:
+    """Add what is new to what another run may have written meanwhile; a full disk costs the cache, not the run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_suffix(".lock")):
+            known, hidden = read(path)
+            seen = set(known)
+            new = [number for number, key in enumerate(order) if key not in seen]
+            rows = [*known, *(order[number] for number in new)]
+            keys = torch.from_numpy(np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), -1).copy())
+            both = torch.cat([hidden, table[new]]) if known else table[new]
+            with atomic_write(path, "wb") as stream:
+                stream.write(save({"keys": keys, "hidden": both.contiguous()}))
+    except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}); the run goes on without keeping the hidden states")
+
+
+@torch.no_grad()
+def _compute(trainer: Any, table: torch.Tensor, texts: list[list[int]], places: list[int]) -> None:
+    """This rank's share of the missing rows."""
+    strategy = trainer.strategy
+    model = strategy._unwrap_model(trainer.model)
+    was_training = model.training
+    model.eval()
+    batches = cut_batches([len(ids) for ids in texts], BATCH_TOKENS)
+    group = strategy.ds_device_mesh["dp"].get_group()
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    # ZeRO-3 gathers weights in every forward pass, so every rank makes equally many; the last batch stands in.
+    mine = [batches[min(at + rank, len(batches) - 1)] for at in range(0, len(batches), size)]
+    for batch in tqdm(mine, desc="Hidden states", disable=not strategy.is_rank_0()):
+        hidden = hidden_states(model, [texts[number] for number in batch], trainer.tokenizer.pad_token_id)
+        table[torch.tensor([places[number] for number in batch])] = hidden
+    model.train(was_training)
+
+
+@torch.no_grad()
+def hidden_states(model: Any, texts: Sequence[list[int]], pad_id: int) -> torch.Tensor:
+    """What a head reads of texts, ``(texts, d)`` float32 on the CPU, from one batch.
+
+    Args:
+        model: of `model.reward_model_class`, in evaluation mode.
+        texts: token ids.
+        pad_id: of the padding, which nothing depends on.
+    """
+    device = next(model.parameters()).device
+    ids = [torch.tensor([text]) for text in texts]
+    padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
+    mask = zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
+    hidden, _ = model.last_hidden(padded, mask)
+    return hidden.float().cpu()
+
+
+def of_texts(
+    folder: Path,
+    texts: Sequence[list[int]],
+    pad_id: int,
+    cache: str | None = None,
+    dtype: str = "bf16",
+    attention: str = "sdpa",
+    budget: int = BATCH_TOKENS,
+) -> torch.Tensor:
+    """Hidden states ``(texts, d)`` without a trainer; equal texts are computed once.
+
+    Args:
+        folder: of the backbone, or of a reward model.
+        texts: token ids.
+        pad_id: of the padding, which nothing depends on.
+        cache: where hidden states are kept, shared with trainings of the same numeric type and attention.
+        dtype: ``bf16`` or ``fp16``.
+        attention: as in transformers.
+        budget: padded tokens in a batch.
+    """
+    from transformers.utils import logging
+
+    from . import model as models  # it loads DeepSpeed
+
+    keys = [key_of(ids) for ids in texts]
+    path = cache_file(cache, folder, dtype, attention) if cache else None
+    known, hidden = read(path) if path else ([], torch.empty(0))
+    states = dict(zip(known, hidden, strict=True)) if known else {}
+    missing = {key: list(ids) for key, ids in zip(keys, texts, strict=True) if key not in states}
+    if missing:
+        logging.disable_progress_bar()
+        backbone = models.get_llm_for_sequence_regression(
+            str(folder), "reward", param_dtype=dtype, attn_implementation=attention
+        )
+        backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        order, wanted = list(missing), list(missing.values())
+        batches = cut_batches([len(ids) for ids in wanted], budget)
+        for batch in tqdm(batches, desc="Hidden states"):
+            rows = hidden_states(backbone, [wanted[number] for number in batch], pad_id)
+            states.update(zip((order[number] for number in batch), rows, strict=True))
+        if path:
+            store(path, order, torch.stack([states[key] for key in order]))
+    return torch.stack([states[key] for key in keys])

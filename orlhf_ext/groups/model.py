@@ -1,0 +1,229 @@
+"""OpenRLHF's reward model, with one score for each group in the place of its one score.
+
+A config with ``group_reward`` makes such a model, any other config the stock one. The score is read where OpenRLHF
+reads it, at the last attended token, so that neither padding side nor padding token matters; the head is applied there
+alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import openrlhf.models.model as upstream
+import torch
+from torch import nn
+
+from ..batches import Row
+from . import training
+from .aggregate import aggregate, standardise
+from .heads import initialise, make_head
+from .settings import KEY, HeadSettings, from_config
+
+_stock_class = upstream._get_reward_model
+_stock = upstream.get_llm_for_sequence_regression
+
+AllScores = Callable[[list[Row]], list[list[float]]]
+
+
+def reward_model_class(
+    base: Any, backbone: Any, value_head_prefix: str = "score", packing_samples: bool = False
+) -> Any:
+    """What OpenRLHF's `_get_reward_model` makes, with heads for groups where the config asks for them."""
+    stock = _stock_class(base, backbone, value_head_prefix, packing_samples)
+
+    class GroupRewardModel(stock):  # type: ignore[misc, valid-type]
+        """A backbone and a head ``(B, d) -> (B, U)``."""
+
+        group_settings: HeadSettings | None = None
+        frozen = False
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            if not hasattr(config, KEY):
+                if training.current is None:
+                    return
+                setattr(config, KEY, training.current.settings.as_config())
+            self.group_settings = from_config(getattr(config, KEY), "the reward model")
+            setattr(self, value_head_prefix, make_head(config.hidden_size, self.group_settings))
+            self.post_init()
+
+        @property
+        def backbone(self) -> nn.Module:
+            """The model without its head."""
+            return getattr(self, self.base_model_prefix)
+
+        def train(self, mode: bool = True) -> Any:
+            """As usual; a frozen backbone stays in evaluation mode, because dropout would be mere noise."""
+            super().train(mode)
+            if self.frozen:
+                self.backbone.eval()
+            return self
+
+        def last_hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, Any]:
+            """The hidden state ``(B, d)`` of the last attended token of each row, and the backbone's output."""
+            mask = attention_mask.long()
+            positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+            outputs = self.backbone(input_ids, attention_mask=attention_mask, position_ids=positions)
+            last = mask.shape[1] - 1 - mask.fliplr().argmax(1)
+            return outputs["last_hidden_state"][torch.arange(len(last), device=last.device), last], outputs
+
+        def forward(
+            self,
+            input_ids: torch.Tensor | None = None,
+            attention_mask: torch.Tensor | None = None,
+            return_output: bool = False,
+            ring_attn_group: Any = None,
+            pad_sequence: bool = False,
+            packed_seq_lens: Any = None,
+            hidden: torch.Tensor | None = None,
+            all_groups: bool = False,
+        ) -> Any:
+            """As OpenRLHF's, with two more arguments.
+
+            Args:
+                hidden: ``(B, d)``, what `last_hidden` gave earlier, in the place of ids and mask.
+                all_groups: give all scores ``(B, U)``, not the one reward ``(B,)`` that the settings aggregate.
+            """
+            if self.group_settings is None:
+                return super().forward(
+                    input_ids, attention_mask, return_output, ring_attn_group, pad_sequence, packed_seq_lens
+                )
+            outputs: Any = {}
+            if hidden is None:
+                assert input_ids is not None and attention_mask is not None
+                hidden, outputs = self.last_hidden(input_ids, attention_mask)
+            scores = getattr(self, self.value_head_prefix)(hidden)
+            if not all_groups:
+                norm = self.group_settings.norm
+                if self.normalize_reward and not self.training and norm:
+                    scores = standardise(scores, norm["mean"], norm["std"])
+                scores = aggregate(scores, self.group_settings.aggregate)
+            return (scores, outputs) if return_output else scores
+
+        def save_pretrained(self, save_directory: Any, state_dict: Any = None, **words: Any) -> Any:
+            """As usual; LoRA's adapters are merged into the weights that are written."""
+            if any(".lora_A." in name for name in self.state_dict()):
+                state_dict = merge_adapters(self, self.state_dict() if state_dict is None else state_dict)
+            return super().save_pretrained(save_directory, state_dict=state_dict, **words)
+
+    return GroupRewardModel
+
+
+@contextlib.contextmanager
+def _group_class() -> Iterator[None]:
+    """OpenRLHF's builder makes our class meanwhile."""
+    before = upstream._get_reward_model
+    upstream._get_reward_model = reward_model_class
+    try:
+        yield
+    finally:
+        upstream._get_reward_model = before
+
+
+def get_llm_for_sequence_regression(
+    model_name_or_path: str,
+    model_type: str,
+    *,
+    lora_rank: int = 0,
+    lora_alpha: int = 16,
+    target_modules: Any = None,
+    lora_dropout: float = 0,
+    init_value_head: bool = False,
+    **words: Any,
+) -> Any:
+    """As OpenRLHF's. In a run that trains groups, also freezes the backbone, or gives it adapters, and makes the head.
+
+    LoRA's adapters go into the backbone alone, so that the head is trained, and what is saved is a whole model.
+    """
+    now = training.current
+    if model_type != "reward":
+        return _stock(
+            model_name_or_path,
+            model_type,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            target_modules=target_modules,
+            lora_dropout=lora_dropout,
+            init_value_head=init_value_head,
+            **words,
+        )
+    with _group_class():
+        model = _stock(model_name_or_path, model_type, **words)
+    if now is None:
+        return model
+    if not has_head(model_name_or_path):
+        head = getattr(model, model.value_head_prefix)
+        with deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0):
+            initialise(head)
+    # what was measured of an earlier head does not hold for this one
+    model.group_settings = replace(now.settings, norm=None)
+    setattr(model.config, KEY, model.group_settings.as_config())
+    if not now.train_backbone or lora_rank:
+        model.backbone.requires_grad_(False)
+    if lora_rank:
+        _add_adapters(model.backbone, lora_rank, lora_alpha, target_modules, lora_dropout)
+    model.frozen = not now.train_backbone and not lora_rank
+    return model
+
+
+def has_head(name_or_path: str) -> bool:
+    """Whether a model is a reward model of groups already."""
+    from transformers import AutoConfig
+
+    return hasattr(AutoConfig.from_pretrained(name_or_path), KEY)
+
+
+def _add_adapters(backbone: nn.Module, rank: int, alpha: int, targets: Any, dropout: float) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    backbone.enable_input_require_grads()  # type: ignore[operator]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none")
+    inject_adapter_in_model(config, backbone)
+
+
+def merge_adapters(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights without adapters: ``W + scaling * B A``, under the names that the model had without them."""
+    from peft.tuners.lora import LoraLayer
+
+    merged = dict(weights)
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        (adapter,) = module.scaling
+        base = merged.pop(f"{name}.base_layer.weight")
+        a, b = (merged.pop(f"{name}.lora_{part}.{adapter}.weight").float() for part in "AB")
+        update = module.scaling[adapter] * (b @ a).to(base.device)
+        if getattr(module, "fan_in_fan_out", False):
+            update = update.T
+        merged[f"{name}.weight"] = (base.float() + update).to(base.dtype)
+    return {name.replace(".base_layer.", "."): weight for name, weight in merged.items()}
+
+
+def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> AllScores:
+    """Load a reward model of groups; the function that comes back maps rows to raw scores, ``(B, U)``."""
+    from openrlhf.utils.utils import zero_pad_sequences
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = get_llm_for_sequence_regression(
+        str(folder),
+        "reward",
+        param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
+        attn_implementation=attention,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def score(rows: list[Row]) -> list[list[float]]:
+        ids = [torch.tensor([row.ids]) for row in rows]
+        padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
+        mask = zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
+        return model(padded, mask, all_groups=True).float().tolist()
+
+    return score

@@ -1,0 +1,165 @@
+"""Score completions with gold traits: ``python -m orlhf_ext.groups.score --data A --out B --trait NAME=KIND``
+
+Reads samples (``completions``) or pairs (``chosen``, ``rejected``) whose prompts and completions are text, and adds
+``traits: {NAME: [a number for each completion]}``; traits that a record already has stay, unless they are scored again.
+KIND is positiveness, conciseness, conciseness:N (1 - words / N, at least 0), or a reward model with one score (a folder
+or a hub name), which reads prompt and completion, cut on the left. A run that was cut short goes on where it stopped,
+and gives the numbers of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from .. import __version__
+from ..batches import Compute, check_files, fingerprint, run_batches, with_column
+from ..errors import UserError, command
+from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..journal import Journal
+from ..records import Record, sha256_file
+from ..samples import Sample, read_samples
+from .render import EOS
+from .traits import Traits, TraitSpec
+
+
+class TraitJournal:
+    """The pieces of one trait in a file's journal."""
+
+    def __init__(self, journal: Journal, trait: str) -> None:
+        self._journal, self._prefix = journal, f"{trait}/"
+        start = len(self._prefix)
+        self.done = {key[start:]: value for key, value in journal.done.items() if key.startswith(self._prefix)}
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep one finished piece."""
+        self._journal.add(self._prefix + key, value)
+        self.done[key] = value
+
+
+def read_texts(path: Path) -> list[Sample]:
+    """Samples or pairs in which everything is text.
+
+    Raises:
+        UserError: as `read_samples`; one has messages, or traits that are no object of one number for a completion.
+    """
+    samples = read_samples(path)
+    for sample in samples:
+        if not all(isinstance(text, str) for text in (sample.prompt, *sample.completions)):
+            raise UserError(
+                f"{sample.name} holds messages, and traits are scored on text; build text prompts "
+                "(build_data hh-groups, style hh, chat or legacy)"
+            )
+        traits = sample.record.get("traits") or {}
+        if not isinstance(traits, dict) or any(
+            not isinstance(values, list) or len(values) != len(sample.completions) for values in traits.values()
+        ):
+            raise UserError(f"{sample.name} has traits that are not one number for each completion; remove them")
+    return samples
+
+
+def score_trait(
+    traits: Traits, spec: TraitSpec, samples: Sequence[Sample], journal: Journal
+) -> tuple[list[list[float]], dict[str, int]]:
+    """One trait of every completion of a file, and counts for the sidecar.
+
+    Raises:
+        UserError: a score is not finite; the record is named.
+    """
+    if spec.kind != "model":
+        return [[traits.of_text(spec, str(text)) for text in sample.completions] for sample in samples], {}
+    model = traits.models[spec.name]
+    texts = [
+        (str(sample.prompt), str(text), i, k)
+        for i, sample in enumerate(samples)
+        for k, text in enumerate(sample.completions)
+    ]
+    encoded = model.encode(texts)
+    counts = {"truncated": encoded.truncated, "prompt_lost": encoded.prompt_lost}
+
+    def load() -> Compute:
+        return model.compute
+
+    # run_batches uses `done` and `add` alone
+    part = cast(Journal, TraitJournal(journal, spec.name))
+    return run_batches(encoded.rows, samples, load, part, traits.batch_tokens, f"{spec.name} score"), counts
+
+
+def with_traits(samples: Sequence[Sample], found: dict[str, list[list[float]]]) -> list[Record]:
+    """The records with ``traits``; a pair becomes a record with two completions, chosen first."""
+    records = with_column(samples, "traits", [[] for _ in samples])
+    for i, (sample, record) in enumerate(zip(samples, records, strict=True)):
+        new = {name: values[i] for name, values in found.items()}
+        record["traits"] = {**(sample.record.get("traits") or {}), **new}
+    return records
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
+    """The command line."""
+    parser = make_parser("python -m orlhf_ext.groups.score", __doc__)
+    add = parser.add_argument
+    add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add("--trait", required=True, action="append", metavar="NAME=KIND", help="repeatable")
+    add("--max_len", type=int, default=0, help="tokens that a model reads; 0: all that it has positions for")
+    add("--eos", choices=EOS, default="none", help="append: texts end with a space and EOS for a model (%(default)s)")
+    add_compute(parser, dtypes=DTYPES[:2])
+    args = parser.parse_args(argv)
+    check_least(args, max_len=0, batch_tokens=2)
+    if args.max_len == 1:
+        raise UserError("--max_len 1 is too small; give at least 2, or 0")
+    how = (args.max_len, args.eos, args.batch_tokens, args.dtype, args.attn_implementation)
+    return args, Traits(args.trait, *how)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score each file; models are loaded once, and only if something is left to do."""
+    args, traits = parse(argv)
+    pairs = check_files(args.data, args.out)
+    samples = {data: read_texts(data) for data, _ in pairs}
+    traits.check()
+    settings = {key: getattr(args, key) for key in ("max_len", "eos", "batch_tokens", "dtype", "attn_implementation")}
+    kinds: dict[str, Any] = {spec.name: _kind(traits, spec) for spec in traits.parsed}
+    for data, out in pairs:
+        source = {"path": str(data), "sha256": sha256_file(data)}
+        parts = fingerprint(traits=kinds, data=source["sha256"], arguments=settings)
+        with Journal(out, parts) as journal:
+            found, counts = {}, {}
+            for spec in traits.parsed:
+                found[spec.name], counts[spec.name] = score_trait(traits, spec, samples[data], journal)
+                _tell_cut(data, spec, counts[spec.name], args.max_len)
+            total = sum(len(sample.completions) for sample in samples[data])
+            means = {name: sum(map(sum, values)) / total for name, values in found.items()}
+            meta: dict[str, Any] = {"command": "groups.score", "version": __version__}
+            meta |= {"traits": {spec.name: {"spec": str(spec), **kinds[spec.name]} for spec in traits.parsed}}
+            meta |= {"data": source, "arguments": settings, "means": means}
+            meta["counts"] = {"records": len(samples[data]), "completions": total, "cut": counts}
+            journal.finish(out, with_traits(samples[data], found), meta)
+        told = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+        print(f"{out}: mean {told} over {total} completions", flush=True)
+
+
+def _kind(traits: Traits, spec: TraitSpec) -> dict[str, Any]:
+    """What a trait's numbers depend on."""
+    if spec.kind == "model":
+        return {"kind": "model", "identity": traits.models[spec.name].identity}
+    if spec.kind == "positiveness":
+        return {"kind": "positiveness", "vaderSentiment": version("vaderSentiment")}
+    return {"kind": "conciseness", "words": spec.words}
+
+
+def _tell_cut(data: Path, spec: TraitSpec, counts: dict[str, int], max_len: int) -> None:
+    if counts.get("truncated"):
+        where = f"at {max_len} tokens" if max_len else "at the model's positions"
+        print(
+            f"{data}: {spec.name}: {counts['truncated']} texts are cut on the left {where}, "
+            f"{counts['prompt_lost']} of them with nothing left of the prompt"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""OpenRLHF's `RewardModelTrainer` for rewards of groups; ``fit()`` stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from openrlhf.trainer.rm_trainer import RewardModelTrainer
+
+from ..tally import Tally
+from . import features
+from .dataset import GroupDataset
+from .losses import balanced_weights, group_pair_loss
+from .settings import KEY
+
+METRICS = ("loss", "acc", "pairs")
+"""What is logged of each group as ``groups/NAME/METRIC``: the mean loss of its pairs (unweighted, without centering),
+the share whose chosen response has the higher score, and how many pairs that is."""
+
+
+class _Loader:
+    """A data loader that tells the trainer what the pairs of each batch are, and passes on what ``fit()`` unpacks."""
+
+    def __init__(self, loader: Any, trainer: GroupTrainer) -> None:
+        self._loader, self._trainer = loader, trainer
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[tuple]:
+        for *tensors, extras in self._loader:
+            self._trainer.see(self._loader.dataset, extras)
+            yield (*tensors, [extra["margin"] for extra in extras])
+
+
+class GroupTrainer(RewardModelTrainer):
+    """Stands where `RewardModelTrainer` stands in ``train_rm``, with the same constructor.
+
+    What ``fit()`` and ``evaluate()`` log as rewards and accuracy are the scores that each pair's own group gives.
+    """
+
+    def __init__(self, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **words)
+        self.groups = self.args.groups
+        self.settings = self.strategy._unwrap_model(self.model).group_settings
+        self.loss_fn = self._loss
+        self._names = [f"{name}/{metric}" for name in self.settings.names for metric in METRICS[:2]]
+        self.tally = Tally(self._names, "groups")
+        self._scores: list[torch.Tensor] = []
+        self.train_dataloader: Any
+        self.eval_dataloader: Any
+        loaders = [loader for loader in (self.train_dataloader, self.eval_dataloader) if loader is not None]
+        if self.groups.cache_features:
+            features.attach(self, [loader.dataset for loader in loaders])
+        self.train_dataloader = _Loader(self.train_dataloader, self)
+        if self.eval_dataloader is not None:
+            self.eval_dataloader = _Loader(self.eval_dataloader, self)
+
+    def see(self, dataset: GroupDataset, extras: list[dict[str, Any]]) -> None:
+        """Note what the pairs of the next batch are."""
+        self._dataset = dataset
+        self._group = torch.tensor([extra["group"] for extra in extras])
+        self._rows = torch.tensor([extra["row"] for extra in extras])
+
+    def concatenated_forward(
+        self,
+        model: Any,
+        chosen_ids: torch.Tensor,
+        c_mask: torch.Tensor,
+        reject_ids: torch.Tensor,
+        r_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Scores of a batch, ids and masks ``(B, length)``.
+
+        Returns:
+            ``(B,)`` scores of the chosen and of the rejected responses, each by its own group's head, and the
+            mixture-of-experts loss.
+        """
+        device = chosen_ids.device
+        if self._dataset.features is not None:
+            pairs = self._dataset.features[self._rows].to(device)
+            scores, output = model(hidden=torch.cat([pairs[:, 0], pairs[:, 1]]), all_groups=True, return_output=True)
+        else:
+            ids, mask = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask)
+            scores, output = model(ids, attention_mask=mask, all_groups=True, return_output=True)
+        if not self.strategy._unwrap_model(model).training:  # the engine around it does not keep its mode
+            self._scores.append(scores.detach().float())
+        group = self._group.to(device)[:, None]
+        chosen, rejected = (half.gather(1, group).squeeze(1) for half in scores.chunk(2))
+        return chosen, rejected, output.aux_loss if "aux_loss" in output else []
+
+    def _loss(self, chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | None) -> torch.Tensor:
+        """What ``fit()`` calls as its loss; ``(B,)`` in, a scalar out."""
+        group = self._group.to(chosen.device)
+        if margin is not None:
+            margin = margin.to(chosen.dtype)
+        weights = None
+        if self.groups.weighting == "balanced":
+            weights = balanced_weights(group, self._dataset.counts.to(chosen.device))
+        self._count(chosen.detach(), rejected.detach(), margin, group)
+        return group_pair_loss(chosen, rejected, self.settings.squash, margin, self.groups.centering, weights)
+
+    def _count(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | None, group: torch.Tensor
+    ) -> None:
+        gap = chosen.tanh() - rejected.tanh() if self.settings.squash == "tanh" else chosen - rejected
+        losses = -F.logsigmoid(gap if margin is None else gap - margin)
+        for number, name in enumerate(self.settings.names):
+            self.tally.add(f"{name}/loss", losses, group == number)
+            self.tally.add(f"{name}/acc", chosen > rejected, group == number)
+
+    def _means(self) -> dict[str, float]:
+        """Means of all groups, with the number of pairs; all ranks must call it."""
+        found = {}
+        for name, (total, count) in self.tally.totals(self.strategy).items():
+            group, _, metric = name.rpartition("/")
+            found[f"groups/{group}/pairs"] = count
+            if count:
+                found[f"groups/{group}/{metric}"] = total / count
+        return found
+
+    def save_logs_and_checkpoints(
+        self, args: Any, global_step: int, step_bar: Any, logs_dict: Any = None, client_states: Any = None
+    ) -> None:
+        """As the parent's, with the groups' metrics of the step among its logs."""
+        logs = {**(logs_dict or {}), **self._means()}
+        step_bar.set_postfix(logs)
+        super().save_logs_and_checkpoints(args, global_step, step_bar, logs, client_states)
+
+    def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
+        """As the parent's; logs each group's loss and accuracy, and keeps each head's mean and deviation over all
+        evaluation texts in the config."""
+        self._scores = []
+        super().evaluate(eval_dataloader, steps)
+        means = self._means()
+        mine = torch.cat(self._scores).double()
+        sums = torch.stack([mine.sum(0), mine.square().sum(0), torch.full_like(mine[0], len(mine))]).cpu()
+        total, squares, count = self.strategy.all_reduce(sums, op="sum")
+        mean = total / count
+        variance = (squares - count * mean.square()) / (count - 1).clamp(min=1)
+        norm = {"mean": mean.tolist(), "std": variance.clamp(min=1e-12).sqrt().tolist()}
+        model = self.strategy._unwrap_model(self.model)
+        model.group_settings = self.settings = replace(self.settings, norm=norm)
+        setattr(model.config, KEY, self.settings.as_config())
+        words = (
+            f"{name}: loss {means[f'groups/{name}/loss']:.4f}, acc {means[f'groups/{name}/acc']:.3f} of "
+            f"{means[f'groups/{name}/pairs']:.0f} pairs"
+            for name in self.settings.names
+            if f"groups/{name}/loss" in means
+        )
+        self.strategy.print(f"evaluation after step {steps}: " + "; ".join(words))
+        self._log({f"eval/{name}": value for name, value in means.items()}, steps)
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        if not self.strategy.is_rank_0():
+            return
+        if self._wandb is not None:
+            self._wandb.log({**values, "eval/global_step": step})
+        elif self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)

@@ -1,0 +1,40 @@
+"""Means of a trainer's metrics over all ranks, and over all micro batches of a step or of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class Tally:
+    """Sums and counts of metrics; they stay on the device until the means are asked for.
+
+    Args:
+        names: of all metrics, the same on every rank.
+        prefix: of what is logged, ``PREFIX/NAME``.
+    """
+
+    def __init__(self, names: Sequence[str], prefix: str) -> None:
+        self.names, self.prefix = list(names), prefix
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, values: torch.Tensor, where: torch.Tensor | None = None) -> None:
+        """Add the elements of ``values`` to the metric ``name``; only those that ``where``, of its shape, marks."""
+        values = values.detach().double()
+        where = torch.ones_like(values, dtype=torch.bool) if where is None else where
+        pair = torch.stack([values.where(where, 0).sum(), where.sum().double()])
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def totals(self, strategy: Any) -> dict[str, tuple[float, float]]:
+        """Sum and count over all ranks; every rank must call it."""
+        rows = [self._sums.get(name, torch.zeros(2)).double().cpu() for name in self.names]
+        found = strategy.all_reduce(torch.stack(rows), op="sum").tolist()
+        self._sums = {}
+        return {name: (s, n) for name, (s, n) in zip(self.names, found, strict=True)}
+
+    def means(self, strategy: Any) -> dict[str, float]:
+        """Means over all ranks, as ``PREFIX/NAME``, and a new start; every rank must call it. Metrics without any value
+        are left out."""
+        return {f"{self.prefix}/{name}": s / n for name, (s, n) in self.totals(strategy).items() if n}

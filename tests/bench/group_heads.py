@@ -1,0 +1,113 @@
+"""What the scores of U groups cost: ``python tests/bench/group_heads.py [--rounds 7] [--texts 64] [--groups 2 8]``
+
+One reward model with U heads against one with a single score (OpenRLHF's own class), and against U such models: the
+same texts of mixed lengths, in the same batches, one after the other in each round. Models are random Llamas of 17
+million weights. The aim: within 5 % of one model's time, whatever U is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import ratio, small_llama, spread
+
+LENGTHS = (16, 200)  # tokens of a text
+BUDGET = 2048  # padded tokens of a batch
+
+
+def make_group_model(base: Path, out: Path, groups: int) -> Path:
+    """A reward model with a shared head (k = 16) for so many groups, at random."""
+    from orlhf_ext.groups import model, training
+    from orlhf_ext.groups.settings import HeadSettings
+    from orlhf_ext.model_folder import load_tokenizer
+
+    before = training.current
+    training.current = training.Training(HeadSettings([f"group_{number}" for number in range(groups)]))
+    try:
+        made = model.get_llm_for_sequence_regression(str(base), "reward", attn_implementation="sdpa")
+    finally:
+        training.current = before
+    made.save_pretrained(out)
+    load_tokenizer(base).save_pretrained(out)
+    return out
+
+
+def make_scalar_model(base: Path, out: Path) -> Path:
+    """A reward model as OpenRLHF's ``train_rm`` saves it, at random."""
+    from openrlhf.models.model import get_llm_for_sequence_regression
+
+    from orlhf_ext.model_folder import load_tokenizer
+
+    made: Any = get_llm_for_sequence_regression(
+        str(base), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="score"
+    )
+    made.config.value_head_prefix = "score"
+    made.save_pretrained(out)
+    load_tokenizer(base).save_pretrained(out)
+    return out
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
+    parser.add_argument("--texts", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--groups", type=int, nargs="+", default=[2, 8], metavar="U", help="(2 8)")
+    args = parser.parse_args()
+    from orlhf_ext import backends
+
+    backends.install()
+    from orlhf_ext.batches import Row, cut_batches
+    from orlhf_ext.groups import model
+    from orlhf_ext.model_folder import load_tokenizer, read_config
+    from orlhf_ext.score import load_scorer
+
+    generator = random.Random(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base = small_llama(folder)
+        pad, size = int(load_tokenizer(base).pad_token_id), read_config(base)["vocab_size"]
+        rows = [
+            Row(i, 0, [generator.randrange(3, size) for _ in range(generator.randint(*LENGTHS))], 0)
+            for i in range(args.texts)
+        ]
+        batches = [[rows[i] for i in batch] for batch in cut_batches([len(row.ids) for row in rows], BUDGET)]
+        scalar = make_scalar_model(base, folder / "scalar")
+        copies = [load_scorer(scalar, pad, "bfloat16", "sdpa") for _ in range(max(args.groups))]
+        sides: dict[str, list[Callable[[list[Row]], Any]]] = {"one model": copies[:1]}
+        for groups in args.groups:
+            grouped = make_group_model(base, folder / f"groups{groups}", groups)
+            sides[f"U = {groups}"] = [model.load_scorer(grouped, pad, "bfloat16", "sdpa")]
+            shutil.rmtree(grouped)
+            sides[f"{groups} models"] = copies[:groups]
+
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(args.rounds + 1):  # the first one warms up
+            names = list(sides)[:: 1 if number % 2 else -1]
+            for name in names:
+                start = time.perf_counter()
+                for score in sides[name]:
+                    for batch in batches:
+                        score(batch)
+                if number:
+                    seconds[name].append(time.perf_counter() - start)
+            print(f"  round {number}/{args.rounds}" + ("" if number else " (warm-up)"), file=sys.stderr, flush=True)
+    print(f"{args.texts} texts, {sum(len(row.ids) for row in rows)} tokens, {len(batches)} batches")
+    for name, values in seconds.items():
+        spread(name, values, "s")
+    for groups in args.groups:
+        for other in ("one model", f"{groups} models"):
+            both = zip(seconds[f"U = {groups}"], seconds[other], strict=True)
+            ratio(f"U = {groups} / {other}", [a / b for a, b in both])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""recipes/hh_groups.sh: what it prints, what it refuses, a whole run at smoke size, a grid, and upstream's settings."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recipe_runs
+from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
+
+finished = functools.partial(recipe_runs.finished, "hh_groups")
+dry = functools.partial(recipe_runs.dry, "hh_groups")
+
+RUN = "prop0.1-seed42-k16"
+POLICIES = ["gold-seed42", "maxmin-prop0.1-seed42", "sharedrep-prop0.1-seed42-k16"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"METHOD": "shared"}, ["METHOD=shared", "all gold maxmin sharedrep"]),
+        ({"STYLE": "plain"}, ["STYLE=plain", "hh chat legacy"]),
+        ({"PRESET": "fair"}, ["PRESET=fair"]),
+        ({"K": "0"}, ["K=0"]),
+        ({"PROPORTION": "1.5"}, ["PROPORTION=1.5", "between 0 and 1"]),
+        ({"PROPORTION": "0.0"}, ["PROPORTION=0.0", "between 0 and 1"]),
+        ({"PROPORTIONS": "0.1 a"}, ["PROPORTION=a"]),
+        ({"SEEDS": "1 x"}, ["SEEDS=1 x", "x is not"]),
+        ({"KS": " "}, ["name at least one value each"]),
+        ({"METHOD": "gold", "PROPORTIONS": "0.1 0.2"}, ["METHOD=gold has no proportion to vary"]),
+        ({"SAMPLES": "1"}, ["SAMPLES=1"]),
+        ({"ROLLOUT_BATCH": "3"}, ["ROLLOUT_BATCH=3", "BATCH_SIZE=16"]),
+        ({"MAX_NEW_TOKENS": "320"}, ["MAX_NEW_TOKENS=320"]),
+        ({"SFT_MODEL": "models/tiny", "SFT_ARGS": "--x"}, ["SFT_ARGS"]),
+        ({"AGGREGATE": "max"}, ["AGGREGATE=max"]),
+    ],
+)
+def test_a_wrong_variable_is_one_sentence(variables: dict[str, str], words: list[str]):
+    line = refused("hh_groups", variables)
+    assert all(word in line for word in words)
+
+
+def test_the_gpu_profile_has_the_papers_settings():
+    """Those of PRESET=paper; equal differs where the two methods would not get the same chance."""
+    found = dry(PROFILE="gpu", PRESET="paper", NPROC="1")
+    policy = found["policy/sharedrep-prop0.1-seed42-k16"]
+    wanted = {
+        "--rollout.n_samples_per_prompt": "2", "--rollout.batch_size": "4", "--train.batch_size": "8",
+        "--train.num_episodes": "2", "--rollout.max_new_tokens": "256", "--data.max_len": "768",
+        "--actor.adam.lr": "1e-5", "--actor.lr_scheduler": "linear", "--actor.lr_warmup_ratio": "0",
+        "--algo.kl.init_coef": "0.05", "--algo.kl.estimator": "k3", "--algo.advantage.estimator": "group_norm",
+        "--groups.kind": "group_rm", "--groups.aggregate": "min",
+    }  # fmt: skip
+    assert {flag: following(policy, flag) for flag in wanted} == wanted and "--algo.kl.use_loss" in policy
+    shared = found["rm/sharedrep-prop0.1-seed42-k16"]
+    assert [following(shared, f"--{flag}") for flag in ("adam.lr", "train.max_epochs", "groups.squash")] == [
+        "5e-4", "3", "tanh",
+    ]  # fmt: skip
+    assert following(shared, "--model.model_name_or_path") == "gpt2-large"
+    twice = [found[f"rm/maxmin-prop0.1-seed42-minority{part}"] for part in ("-first", "")]
+    for command in twice:
+        assert [following(command, f"--{flag}") for flag in ("adam.lr", "groups.only", "groups.squash")] == [
+            "5e-5", "minority", "identity",
+        ]  # fmt: skip
+    assert following(twice[1], "--model.model_name_or_path") == following(twice[0], "--ckpt.output_dir")
+    assert "orlhf_ext.groups.merge" in found["rm/maxmin-prop0.1-seed42"]
+    assert {following(found[f"rm/{name}"], "--groups.eos") for name in POLICIES[2:]} == {"none"}
+
+    equal = dry(PROFILE="gpu")
+    pair = [equal[f"rm/{name}"] for name in POLICIES[1:]]
+    same = ("--adam.lr", "--train.max_epochs", "--groups.squash", "--train.batch_size", "--lr_scheduler")
+    assert [following(pair[0], flag) for flag in same] == [following(pair[1], flag) for flag in same]
+    assert [following(command, "--groups.head") for command in pair] == ["independent", "shared"]
+
+
+def test_a_grid_shares_what_it_can():
+    found = dry(PROFILE="smoke", PROPORTIONS="0.05 .2", KS="2 16", SEEDS="1 2")
+    count = {kind: sum(stage.startswith(kind) for stage in found) for kind in ("sft", "sample/pairs", "pairs/", "grid")}
+    assert count == {"sft": 1, "sample/pairs": 1, "pairs/": 4, "grid": 1}
+    for prefix, wanted in {"rm/maxmin": 4, "rm/sharedrep": 8, "policy/gold": 2, "policy/": 14, "evaluate/": 8}.items():
+        assert sum(stage.startswith(prefix) for stage in found) == wanted, prefix
+    assert following(found["pairs/prop.2-seed2"], "--proportion") == ".2"
+    assert len([word for word in found["grid"] if word.endswith("summary.json")]) == 8
+
+
+def test_one_method_also_trains_gold():
+    found = dry(PROFILE="smoke", METHOD="maxmin")
+    assert {stage for stage in found if stage.startswith("policy/")} == {f"policy/{name}" for name in POLICIES[:2]}
+    assert "evaluate/prop0.1-seed42" in found
+    gold = dry(PROFILE="smoke", METHOD="gold")
+    assert not any(stage.startswith(("rm/", "pairs/")) for stage in gold)
+    least = dry(PROFILE="smoke", METHOD="gold", AGGREGATE="batch-min")["policy/gold-seed42"]
+    assert following(least, "--ext.use") == following(least, "--groups.aggregate") == "batch-min"
+
+
+def test_styles_and_extra_words():
+    for style, format in {"hh": "hh", "chat": "template", "legacy": "legacy"}.items():
+        found = dry(PROFILE="smoke", STYLE=style, RM_ARGS="--groups.weighting balanced", TRAIT_ARGS="--eos append")
+        assert following(found["data"], "--format") == format
+        assert following(found["pairs/prop0.1-seed42"], "--style") == style
+        assert found[f"rm/{POLICIES[1]}"][-2:] == ["--groups.weighting", "balanced"]
+        assert found["score/pairs"][-2:] == ["--eos", "append"]
+
+
+def test_its_page_has_every_variable_and_stage():
+    check_pages("hh_groups", ["model", "data", "prompts", "sft", "sample/pairs", "score/pairs", "grid"])
+
+
+@pytest.mark.launcher
+def test_every_flag_of_every_command_exists():
+    variables = (
+        {"PROFILE": "smoke"},
+        {"PROFILE": "gpu", "PRESET": "paper", "RAY_ADDRESS": "auto"},
+        {"AGGREGATE": "batch-min"},
+    )
+    found = [c for extra in variables for c in dry(**extra, PROPORTIONS="0.1 0.2", WANDB_API_KEY="x").values()]
+    assert check_flags(found) >= 11
+
+
+def check_summary(summary: dict[str, Any], stages: dict[str, list[str]]) -> None:
+    assert (summary["recipe"], summary["profile"], summary["seed"]) == ("hh_groups", "smoke", 42)
+    assert (summary["proportion"], summary["k"], summary["method"]) == (0.1, 16, "all")
+    assert set(summary["metrics"]) == {"sft", "gold", "maxmin", "sharedrep"}
+    for method, metrics in summary["metrics"].items():
+        for group in ("minority", "majority"):
+            found = metrics[group]
+            assert {"gold_mean", "gold_se", "win_rate_vs_gold", "win_rate_vs_sft"} <= set(found)
+            assert 0 <= found["win_rate_vs_gold"] <= 1 and found["gold_se"] >= 0
+            if method in ("gold", "sft"):
+                assert found[f"win_rate_vs_{method}"] == 0.5
+        assert metrics["worst_group"] == min(metrics[group]["gold_mean"] for group in ("minority", "majority"))
+    assert set(summary["seconds"]) == set(stages) and summary["prompts"] == 8
+    assert summary["versions"]["openrlhf"] == "0.11.2"
+
+
+@pytest.mark.recipe
+def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
+    from orlhf_ext.groups.settings import read_settings
+
+    out = tmp_path / "out"
+    output = finished(PROFILE="smoke", OUT=str(out))
+    stages = commands(output)
+    check_summary(read(out / "summary.json"), stages)
+    assert read(out / "runs" / RUN / "summary.json") == read(out / "summary.json")
+    rows = list(csv.DictReader((out / "runs" / RUN / "summary.csv").open()))
+    assert [row["method"] for row in rows] == [m for m in ("sft", "gold", "maxmin", "sharedrep") for _ in range(2)]
+    settings = {name: read_settings(out / "rm" / name, "--model") for name in POLICIES[1:]}
+    assert [one.head for one in settings.values()] == ["independent", "shared"]
+    assert all(one.style == "hh" and one.names == ["minority", "majority"] for one in settings.values())
+    assert len({weights(out / "policy" / name) for name in POLICIES} | {weights(out / "sft")}) == 4
+    # the second reward model finds all of its texts' hidden states
+    log = (out / "logs" / "rm_sharedrep-prop0.1-seed42-k16.log").read_text()
+    assert " 0 computed" in log
+
+    again = finished(PROFILE="smoke", OUT=str(out))
+    assert redone(again) == {f"evaluate/{RUN}"} and skipped(again) == set(stages) - {f"evaluate/{RUN}"}
+
+
+@pytest.mark.slow
+@pytest.mark.recipe
+def test_a_grid_and_upstreams_settings(tmp_path: Path):
+    """A grid of two seeds ends in one table; PRESET=paper merges the heads of two groups; batch-min and another style."""
+    out = tmp_path / "out"
+    output = finished(PROFILE="smoke", OUT=str(out), METHOD="maxmin", SEEDS="42 7", PRESET="paper", NUM_PROMPTS="40")
+    grid = read(out / "grid.json")
+    assert grid["runs"] == 2 and {row["method"] for row in grid["rows"]} == {"sft", "gold", "maxmin"}
+    assert all(row["seeds"] == [42, 7] and row["k"] is None for row in grid["rows"])
+    assert "the grid:" in output
+    heads = [weights(out / "rm" / f"maxmin-prop0.1-seed42{part}") for part in ("", "-minority", "-majority")]
+    assert len(set(heads)) == 3
+
+    chat = finished(
+        PROFILE="smoke", OUT=str(tmp_path / "chat"), METHOD="sharedrep", STYLE="chat", AGGREGATE="batch-min",
+        GROUPS_FILE="recipes/groups/words.yaml", SHARE_PROMPTS="1",
+    )  # fmt: skip
+    assert "RemoteExperienceMaker is now orlhf_ext.groups.experience:BatchMin" in chat
+    summary = read(tmp_path / "chat" / "summary.json")
+    assert set(summary["metrics"]) == {"sft", "gold", "sharedrep"} and summary["style"] == "chat"
