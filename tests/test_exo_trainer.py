@@ -293,6 +293,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.launcher
 def test_launcher_run_on_pairs(tiny_model, tmp_path):
     """Two real steps of exo-pref with evaluation, logs and a cached reference."""
     data = write(tmp_path / "pairs.jsonl", pair_records(8))

@@ -90,6 +90,7 @@ def half_done(argv: list[str], ids: list[str], monkeypatch: pytest.MonkeyPatch) 
     return path
 
 
+@pytest.mark.launcher
 def test_vllm_goes_on_where_it_was_cut_short(
     tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

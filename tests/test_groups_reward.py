@@ -404,3 +404,13 @@ def test_extension_and_reward_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_check_reward_runs_it_on_sample_data(group_model: Path, tmp_path: Path) -> None:
+    """In a process that has installed no backend yet."""
+    write_jsonl(tmp_path / "s.jsonl", [{"id": "a", "prompt": PROMPT, "completions": RESPONSES, "label": LABEL}])
+    words = ("--groups.kind", "group_rm", "--groups.model", group_model, "--data", tmp_path / "s.jsonl")
+    command = [sys.executable, "-m", "orlhf_ext", "check", "reward", "groups", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "ok    values" in done.stdout, done.stdout + done.stderr

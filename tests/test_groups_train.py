@@ -27,7 +27,7 @@ NAMES = ["minority", "majority"]
 
 
 def pairs(count: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
-    """Two groups with opposed tastes: the one likes what says yes, the other what says no. Every fourth is minority's."""
+    """Two groups with opposed tastes: one likes what says yes, the other what says no. Every fourth is minority's."""
     generator = random.Random(seed)
     rows = []
     for i in range(count):
@@ -132,9 +132,9 @@ def test_a_reward_model_for_the_policys_ids(tiny_model: Path, reward_model: Path
     def args(path: str | None) -> SimpleNamespace:
         return space(reward=space(model_name_or_path=path), actor=space(model_name_or_path=str(tiny_model)))
 
-    with pytest.raises(UserError, match="has no effect without --reward.model_name_or_path"):
+    with pytest.raises(UserError, match=r"has no effect without --reward.model_name_or_path"):
         GroupReward().check(args(None))
-    with pytest.raises(UserError, match="is no reward model of groups; leave --ext.use group-reward out"):
+    with pytest.raises(UserError, match=r"is no reward model of groups; leave --ext.use group-reward out"):
         GroupReward().check(args(str(reward_model)))
     folder = tmp_path / "rm"
     folder.mkdir()

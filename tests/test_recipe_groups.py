@@ -162,7 +162,7 @@ def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.recipe
 def test_a_grid_and_upstreams_settings(tmp_path: Path):
-    """A grid of two seeds ends in one table; PRESET=paper merges the heads of two groups; batch-min and another style."""
+    """A grid of two seeds ends in one table, PRESET=paper merges the heads of two groups; batch-min, another style."""
     out = tmp_path / "out"
     output = finished(PROFILE="smoke", OUT=str(out), METHOD="maxmin", SEEDS="42 7", PRESET="paper", NUM_PROMPTS="40")
     grid = read(out / "grid.json")

@@ -241,5 +241,5 @@ def _check_checkpoint(args: SimpleNamespace, settings: HeadSettings) -> None:
         if getattr(found, name) != getattr(wanted, name):
             raise UserError(
                 f"--model.model_name_or_path {folder} is a reward model of groups with {name} "
-                f"{getattr(found, name)!r}, not {getattr(wanted, name)!r}; change the flags, or start from its base model"
+                f"{getattr(found, name)!r}, not {getattr(wanted, name)!r}; change the flags, or start from its base"
             )

@@ -295,7 +295,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = list(dict.fromkeys(str(line.record["annotator_id"]) for line in lines))
     if len(names) < args.num_groups:
         raise UserError(
-            f"--data {args.data} has {len(names)} annotators, fewer than --num_groups {args.num_groups}; give fewer groups"
+            f"--data {args.data} has {len(names)} annotators, fewer than --num_groups {args.num_groups}; give fewer "
+            "groups"
         )
     k = (args.k or 16) if args.head == "shared" else None
     groups = [f"group_{number}" for number in range(args.num_groups)]

@@ -1,7 +1,8 @@
 """Hidden states of a frozen backbone: computed once for each text, kept, and read by every run on the same texts.
 
-A sweep over k, seeds, proportions and heads then trains heads on a table. Kept is one file for each backbone and numeric
-type, in which a text is found by the SHA-256 of its token ids: runs with other pairs of the same texts share it.
+A sweep over k, seeds, proportions and heads then trains heads on a table. Kept is one file for each backbone and
+numeric type, in which a text is found by the SHA-256 of its token ids: runs with other pairs of the same texts share
+it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
+from .. import backends
 from ..batches import Row, cut_batches
 from ..errors import UserError, suggest
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
@@ -338,6 +339,7 @@ class Groups(Reward):
         compute: Any
         pooled_away = None
         if reader.grouped:
+            backends.install()  # before the module imports OpenRLHF
             from .model import load_scorer
 
             compute = load_scorer(*settings)

@@ -45,6 +45,7 @@ PROMPT = "\n\nHuman: hello\n\nAssistant:"
 MAX_LEN = 64
 LR, EPOCHS, BATCH = 1e-2, 10, 32
 TEST_PAIRS = 500  # of each group
+EVAL_PAIRS = 64  # of these, for the launcher, which evaluates after every epoch
 PROMPTS, CANDIDATES = 200, 16
 
 
@@ -96,7 +97,7 @@ def make_data(folder: Path, args: argparse.Namespace, seed: int) -> Data:
         pair = draw_pair(generator, group)
         train.append((group, pair[::-1] if generator.random() < args.noise else pair))
     test = tuple([draw_pair(generator, group) for _ in range(TEST_PAIRS)] for group in (0, 1))
-    held_out = [(group, pair) for group in (0, 1) for pair in test[group]]
+    held_out = [(group, pair) for group in (0, 1) for pair in test[group][:EVAL_PAIRS]]
     folder.mkdir(parents=True)
     for kind in ("groups", "plain"):
         for name, pairs in (("train", train), ("test", held_out)):
