@@ -183,8 +183,7 @@ def _look_at_pairs(args: SimpleNamespace) -> tuple[tuple[str, ...], str]:
     for flag, line in _pairs(args):
         record = line.record
         number, name = record.get("group_id"), record.get("group")
-        known = isinstance(number, int) and isinstance(name, str) and not given
-        if known and named.setdefault(number, name) != name:
+        if not given and isinstance(number, int) and isinstance(name, str) and named.setdefault(number, name) != name:
             raise UserError(f"{line.where} calls group {number} {name!r}, and others call it {named[number]!r}")
         if isinstance(number, int):
             highest = max(highest, number)
