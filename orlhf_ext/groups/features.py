@@ -202,10 +202,13 @@ def of_texts(
     states = dict(zip(known, hidden, strict=True)) if known else {}
     missing = {key: list(ids) for key, ids in zip(keys, texts, strict=True) if key not in states}
     if missing:
+        before = logging.get_verbosity()
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # it would tell of a new head, which is not used
         backbone = models.get_llm_for_sequence_regression(
             str(folder), "reward", param_dtype=dtype, attn_implementation=attention
         )
+        logging.set_verbosity(before)
         backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         order, wanted = list(missing), list(missing.values())
         batches = cut_batches([len(ids) for ids in wanted], budget)
