@@ -163,3 +163,29 @@ def test_a_model_for_each_group_and_the_worst_of_a_batch(tiny_model: Path, rewar
         trained = [2 * row[f"groups/reward_{worst}"] + 0.5 * row["reward/length"] for row in batch]
         assert found["train/rollout/reward_mean"][step] == pytest.approx(statistics.mean(trained), abs=1e-4)
         assert found[f"train/groups/worst_{worst}"][step] == 1
+
+
+@pytest.mark.slow
+def test_a_reward_model_on_the_policys_own_ids(tiny_model: Path, reward_model: Path, folder: Path) -> None:
+    """OpenRLHF's own reward actor with a head whose scores are known: of 3 and -2 the least is what is trained on."""
+    from safetensors.torch import load_file, save_file
+
+    model = with_head(reward_model, folder / "rm", HeadSettings(list(NAMES), k=2), 1)
+    weights = load_file(model / "model.safetensors")
+    weights["value.proj.weight"].zero_()
+    weights["value.proj.bias"].copy_(weights["value.proj.bias"].new_tensor([1.0, 1.0]))
+    weights["value.weight"].copy_(weights["value.weight"].new_tensor([[1.0, 2.0], [-3.0, 1.0]]))
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    words = flags(
+        tiny_model,
+        ext__rollouts_dir=None,
+        reward__model_name_or_path="rm",
+        reward__num_nodes=1,
+        reward__num_gpus_per_node=1,
+        data__max_samples=16,
+    )
+    output = launch(folder, "--ext.use", "group-reward", *words)
+    assert "get_llm_for_sequence_regression is now orlhf_ext.groups.model" in output
+    found = scalars(folder)
+    assert found["train/reward"] == pytest.approx([-2.0] * 2)
+    assert "size mismatch" in launch(folder, *words, fails=True)  # OpenRLHF's own loader refuses the model

@@ -1,4 +1,10 @@
-"""Group preferences (MaxMin-RLHF, SharedRep-RLHF): ``--ext.use group-rm`` with ``train_rm``."""
+"""Group preferences (MaxMin-RLHF, SharedRep-RLHF): ``--ext.use group-rm`` with ``train_rm``.
+
+Where what is: ``heads``, ``losses``, ``aggregate`` are the method, pure torch. ``model``, ``dataset``, ``trainer``,
+``features`` stand in ``train_rm`` (``settings`` is what a model knows about itself, ``training`` what a run trains).
+``reward`` and ``experience`` stand in ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render``, ``label`` are the
+data's. ``score``, ``evaluate``, ``merge``, ``em`` are commands.
+"""
 
 from __future__ import annotations
 

@@ -23,6 +23,10 @@ class GroupDataset(RewardDataset):
         if self.training.only is not None:
             dataset = dataset.filter(self._is_trained)
         super().__init__(dataset, tokenizer, max_length, strategy, *args, **words)
+        # lists: a column of `datasets` takes milliseconds for every item
+        self.prompts, self.chosens, self.rejects, self.extras = (
+            list(column) for column in (self.prompts, self.chosens, self.rejects, self.extras)
+        )
         #: ``(rows,)``, the group of each pair
         self.groups = torch.tensor([extra["group"] for extra in self.extras], dtype=torch.long)
         #: ``(rows, 2, d)`` hidden states of chosen and rejected, set by `features.attach`
@@ -50,8 +54,8 @@ class GroupDataset(RewardDataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict]:
         """Ids and mask, ``(1, length)`` each, of chosen and rejected, and what the pair is."""
         tensors = []
-        for text in self.encode(index):
-            ids = torch.tensor([text.ids])
+        for text in self.encode(index) if self.features is None else [Encoded([0], False, False)] * 2:
+            ids = torch.tensor([text.ids])  # with hidden states at hand nobody reads them
             tensors += [ids, torch.ones_like(ids)]
         chosen, chosen_mask, rejected, rejected_mask = tensors
         return chosen, chosen_mask, rejected, rejected_mask, {**self.extras[index], "row": index}
