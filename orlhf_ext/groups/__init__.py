@@ -2,8 +2,8 @@
 
 Where what is: ``heads``, ``losses``, ``aggregate`` are the method, pure torch. ``model``, ``dataset``, ``trainer``,
 ``features`` stand in ``train_rm`` (``settings`` is what a model knows about itself, ``training`` what a run trains).
-``reward`` and ``experience`` stand in ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render``, ``label`` are the
-data's. ``score``, ``evaluate``, ``merge``, ``em`` are commands.
+``reward`` and ``experience`` stand in ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render`` and ``label``
+are the data's. ``score``, ``evaluate``, ``merge``, ``em`` are commands.
 """
 
 from __future__ import annotations
