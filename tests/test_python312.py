@@ -15,19 +15,32 @@ BARE = (
     "ijson",
     "numpy",
     "pydantic",
+    "pyyaml",
     "requests",
     "rich",
     "scipy",
     "tenacity",
     "tqdm",
 )  # what pyproject.toml asks for
-TESTS = ("test_records", "test_dialogues", "test_build_hh", "test_build_story", "test_evaluate", "test_inject")
+TESTS = (
+    "test_records",
+    "test_dialogues",
+    "test_build_hh",
+    "test_build_story",
+    "test_build_groups",
+    "test_evaluate",
+    "test_inject",
+)
 CODE = """
 import importlib, pkgutil, orlhf_ext, data_builders
 names = [m.name for p in (orlhf_ext, data_builders) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
 heavy = [f"orlhf_ext.exo.{name}" for name in ("losses", "dataset", "trainer", "reference_cache")]
 heavy += [f"orlhf_ext.rewards.{name}" for name in ("agent", "evaluation", "reference", "samples", "trainer")]
-heavy += ["orlhf_ext.likelihood", "orlhf_ext.backends.cpu_engine"]
+heavy += [
+    f"orlhf_ext.groups.{name}"
+    for name in ("dataset", "experience", "features", "heads", "losses", "model", "trainer")
+]
+heavy += ["orlhf_ext.tally", "orlhf_ext.likelihood", "orlhf_ext.backends.cpu_engine"]
 for name in names:
     if name not in heavy and not name.endswith("__main__"):
         importlib.import_module(name)
