@@ -58,6 +58,7 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
         ),
         model=space(model_name_or_path=model, loss_type=ds["loss_type"]),
         data=space(dataset=str(train)),
+        train=space(batch_size=changes.pop("batch_size", 2)),
         eval=space(dataset=str(eval) if eval else None),
     )
     GroupRM().check(args)  # type: ignore[arg-type]
@@ -70,6 +71,7 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
         ({"k": 0}, "--groups.k 0 is too small"),
         ({"centering": -1.0}, "--groups.centering -1 is not at least 0"),
         ({"only": "minority", "weighting": "balanced"}, "--groups.weighting balanced has no effect"),
+        ({"only": "minority", "batch_size": 4}, "--groups.only minority has 2 pairs, fewer than --train.batch_size 4"),
         ({"only": "minorty"}, "--groups.only minorty is no group of the pairs; did you mean 'minority'?"),
         ({"train_backbone": True, "lora_rank": 4}, "--ds.lora.rank trains adapters"),
         ({"cache_features": "x", "lora_rank": 4}, "a backbone that does not change; leave it or --ds.lora.rank out"),

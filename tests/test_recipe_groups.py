@@ -164,12 +164,14 @@ def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
 def test_a_grid_and_upstreams_settings(tmp_path: Path):
     """A grid of two seeds ends in one table, PRESET=paper merges the heads of two groups; batch-min, another style."""
     out = tmp_path / "out"
-    output = finished(PROFILE="smoke", OUT=str(out), METHOD="maxmin", SEEDS="42 7", PRESET="paper", NUM_PROMPTS="40")
+    output = finished(
+        PROFILE="smoke", OUT=str(out), METHOD="maxmin", SEEDS="42 7", PRESET="paper", NUM_PROMPTS="40", PROPORTION="0.4"
+    )
     grid = read(out / "grid.json")
     assert grid["runs"] == 2 and {row["method"] for row in grid["rows"]} == {"sft", "gold", "maxmin"}
     assert all(row["seeds"] == [42, 7] and row["k"] is None for row in grid["rows"])
     assert "the grid:" in output
-    heads = [weights(out / "rm" / f"maxmin-prop0.1-seed42{part}") for part in ("", "-minority", "-majority")]
+    heads = [weights(out / "rm" / f"maxmin-prop0.4-seed42{part}") for part in ("", "-minority", "-majority")]
     assert len(set(heads)) == 3
 
     chat = finished(

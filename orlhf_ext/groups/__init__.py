@@ -232,6 +232,11 @@ def _check_pairs(args: SimpleNamespace, names: tuple[str, ...]) -> None:
             f"--data.dataset {args.data.dataset} has no pair of group {empty[0]!r}; raise its proportion, take another "
             "seed, or more prompts"
         )
+    if local and args.groups.only in counts and counts[args.groups.only] < args.train.batch_size:
+        raise UserError(
+            f"--groups.only {args.groups.only} has {counts[args.groups.only]} pairs, fewer than --train.batch_size "
+            f"{args.train.batch_size}; lower the latter, or raise its proportion"
+        )
 
 
 def _check_checkpoint(args: SimpleNamespace, settings: HeadSettings) -> None:
