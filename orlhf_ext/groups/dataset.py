@@ -17,6 +17,11 @@ class GroupDataset(RewardDataset):
     The last of the five items of a batch is, for each pair, ``{"margin", "group", "row"}``.
     """
 
+    prompts: list[str]
+    chosens: list[str]
+    rejects: list[str]
+    extras: list[dict[str, Any]]
+
     def __init__(self, dataset: Any, tokenizer: Any, max_length: int, strategy: Any, *args: Any, **words: Any) -> None:
         assert training.current is not None  # the extension's check has set it
         self.training = training.current
@@ -24,9 +29,8 @@ class GroupDataset(RewardDataset):
             dataset = dataset.filter(self._is_trained)
         super().__init__(dataset, tokenizer, max_length, strategy, *args, **words)
         # lists: a column of `datasets` takes milliseconds for every item
-        self.prompts, self.chosens, self.rejects, self.extras = (
-            list(column) for column in (self.prompts, self.chosens, self.rejects, self.extras)
-        )
+        self.prompts, self.chosens, self.rejects = list(self.prompts), list(self.chosens), list(self.rejects)
+        self.extras = list(self.extras)
         #: ``(rows,)``, the group of each pair
         self.groups = torch.tensor([extra["group"] for extra in self.extras], dtype=torch.long)
         #: ``(rows, 2, d)`` hidden states of chosen and rejected, set by `features.attach`
