@@ -21,6 +21,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.groups.label import Label, write_label
 from orlhf_ext.groups.render import STYLES
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
@@ -198,7 +199,7 @@ class Prompts:
         if not isinstance(prompt, str) or not prompt.strip():
             return NO_PROMPT
         name = id_of(line, split)
-        label = json.dumps({"v": 1, "id": name, "style": self.style}, ensure_ascii=False)
+        label = write_label(Label(name, self.style))
         return {"id": name, "prompt": prompt, "style": self.style, "label": label}
 
     def repeated(self, split: str, row: Record, seen: set[int], ids: set[int]) -> Reject | None:

@@ -47,6 +47,16 @@ def cut_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
+def pad_left(texts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[Any, Any]:
+    """Token ids as OpenRLHF's reward models read them: ids and mask, ``(texts, longest)`` each, padded on the left."""
+    import torch
+    from openrlhf.utils.utils import zero_pad_sequences
+
+    ids = [torch.tensor([text]) for text in texts]
+    padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
+    return padded, zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
+
+
 def run_batches(
     rows: Sequence[Row],
     samples: Sequence[Sample],

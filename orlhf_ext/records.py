@@ -209,6 +209,17 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         stream.write("\n")
 
 
+def parse_object(value: Any) -> Record | str:
+    """The JSON object that stands as text in a column, or, in a few words, what is wrong with it."""
+    if not isinstance(value, str):
+        return f"it is {'missing' if value is None else type(value).__name__}, not JSON text"
+    try:
+        fields = json.loads(value)
+    except (ValueError, RecursionError):
+        return "it is no JSON"
+    return fields if isinstance(fields, dict) else "it is no JSON object"
+
+
 def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, as hexadecimal text."""
     with open(path, "rb") as stream:

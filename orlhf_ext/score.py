@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, backends
-from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
+from .batches import Compute, Row, check_files, fingerprint, pad_left, run_batches, with_column
 from .errors import UserError, command
 from .flags import DTYPES, add_compute, check_least, make_parser
 from .journal import Journal
@@ -77,12 +77,29 @@ def check_reward_model(folder: Path, flag: str = "--model") -> int:
     return shape[0]
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder is what transformers saved of a sequence classifier, and not train_rm's."""
+    names = read_config(folder).get("architectures") or ()
+    return any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
+def pooled_away(folder: Path) -> int | None:
+    """transformers' classifiers pool at the last token that is not this one, which may be EOS."""
+    return read_config(folder).get("pad_token_id") if is_classifier(folder) else None
+
+
+def without_end(ids: list[int], end: int | None) -> list[int]:
+    """Without the end that a transformers classifier takes for padding: a causal model's score is then the same."""
+    while len(ids) > 1 and ids[-1] == end:
+        ids = ids[:-1]
+    return ids
+
+
 def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> Compute:
     """Load a reward model through OpenRLHF; the function that comes back maps rows to raw rewards."""
     backends.install()
     import torch
     from openrlhf.models.model import get_llm_for_sequence_regression
-    from openrlhf.utils.utils import zero_pad_sequences
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -98,10 +115,7 @@ def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> Comput
 
     @torch.inference_mode()
     def score(rows: list[Row]) -> list[float]:
-        ids = [torch.tensor([row.ids]) for row in rows]
-        padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
-        mask = zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
-        return model(padded, mask).float().tolist()
+        return model(*pad_left([row.ids for row in rows], pad_id, device)).float().tolist()
 
     return score
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,3 +38,14 @@ class Tally:
         """Means over all ranks, as ``PREFIX/NAME``, and a new start; every rank must call it. Metrics without any value
         are left out."""
         return {f"{self.prefix}/{name}": s / n for name, (s, n) in self.totals(strategy).items() if n}
+
+
+def log_evaluation(trainer: Any, values: Mapping[str, float], step: int) -> None:
+    """Log ``eval/NAME`` where OpenRLHF's trainer logs: to W&B, or else to TensorBoard, from rank 0."""
+    if not trainer.strategy.is_rank_0():
+        return
+    if trainer._wandb is not None:
+        trainer._wandb.log({f"eval/{name}": value for name, value in {**values, "global_step": step}.items()})
+    elif trainer._tensorboard is not None:
+        for name, value in values.items():
+            trainer._tensorboard.add_scalar(f"eval/{name}", value, step)

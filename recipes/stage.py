@@ -287,11 +287,12 @@ def note(base: Path, name: str, seconds: float) -> None:
 
 def begin(args: argparse.Namespace) -> None:
     """The command ``begin``: start ``run.json`` with what is known before the first stage."""
-    values: dict[str, Any] = {}
-    for item in args.values:
-        key, _, text = item.partition("=")
-        values[key] = number(text)
-    write_json(Path(args.base) / "run.json", {**values, "versions": versions(), "seconds": {}})
+    write_json(Path(args.base) / "run.json", {**keys_of(args.values), "versions": versions(), "seconds": {}})
+
+
+def keys_of(items: list[str]) -> dict[str, Any]:
+    """What KEY=VALUE words say."""
+    return {key: number(text) for key, _, text in (item.partition("=") for item in items)}
 
 
 def number(text: str) -> int | float | str | None:
@@ -303,8 +304,7 @@ def number(text: str) -> int | float | str | None:
 
 def cell(args: argparse.Namespace) -> None:
     """The command ``cell``: ``run.json`` with more keys, for one of several results of a run."""
-    values = {key: number(text) for key, _, text in (item.partition("=") for item in args.values)}
-    write_json(Path(args.file), {**read_json(Path(args.base) / "run.json"), **values})
+    write_json(Path(args.file), {**read_json(Path(args.base) / "run.json"), **keys_of(args.values)})
 
 
 def count_data(args: argparse.Namespace) -> None:

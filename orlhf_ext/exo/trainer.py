@@ -10,7 +10,7 @@ from openrlhf.models.utils import log_probs_from_logits
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 
 from ..errors import UserError
-from ..tally import Tally
+from ..tally import Tally, log_evaluation
 from . import reference_cache
 from .dataset import Rows
 from .losses import kwise_loss
@@ -150,11 +150,7 @@ class KwiseTrainer(DPOTrainer):
             self.tally = training
         told = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         self.strategy.print(f"evaluation at step {steps}: {told}")
-        if self._wandb is not None and self.strategy.is_rank_0():
-            self._wandb.log({f"eval/{k}": v for k, v in {**means, "global_step": steps}.items()})
-        elif self._tensorboard is not None and self.strategy.is_rank_0():
-            for name, value in means.items():
-                self._tensorboard.add_scalar(f"eval/{name}", value, steps)
+        log_evaluation(self, means, steps)
 
     def _check_vocabulary(self) -> None:
         """Token ids of an engine with another tokenizer would end in an index error on a device."""

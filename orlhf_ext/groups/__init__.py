@@ -185,16 +185,14 @@ def _look_at_pairs(args: SimpleNamespace) -> tuple[tuple[str, ...], str]:
     if given and (len(set(given)) < len(given) or len(given) < 2):
         raise UserError(f"--groups.names {' '.join(given)}: give two names or more, all different")
     named: dict[int, str] = {}
-    highest, style, trained = -1, args.groups.style, set[int]()
-    for flag, line in _pairs(args):
+    highest, style = -1, args.groups.style
+    for _, line in _pairs(args):
         record = line.record
         number, name = record.get("group_id"), record.get("group")
         if not given and isinstance(number, int) and isinstance(name, str) and named.setdefault(number, name) != name:
             raise UserError(f"{line.where} calls group {number} {name!r}, and others call it {named[number]!r}")
         if isinstance(number, int):
             highest = max(highest, number)
-        if flag == "--data.dataset":
-            trained.add(number if isinstance(number, int) else -1)
         if (own := record.get("style")) is not None:
             style = style or own
             if own != style:

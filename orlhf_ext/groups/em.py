@@ -20,6 +20,7 @@ from .. import __version__
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..records import Line, read_records, sha256_file, write_json, write_jsonl
+from . import DEFAULT_K
 from .render import EOS, STYLES, encode
 from .settings import HEADS, SQUASHES, HeadSettings
 
@@ -226,7 +227,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--restarts", type=int, default=4, help="random starts, of which the likeliest is kept (%(default)s)")
     add("--rounds", type=int, default=10, help="of both steps, at most (%(default)s)")
     add("--head", choices=HEADS, default="independent", help="(%(default)s)")
-    add("--k", type=int, help="width of a shared head's layer (16)")
+    add("--k", type=int, help=f"width of a shared head's layer ({DEFAULT_K})")
     add("--squash", choices=SQUASHES, default="identity", help="of scores in the M-step; the E-step has none, and so "
         "both raise one likelihood with identity (%(default)s)")  # fmt: skip
     add("--epochs", type=int, default=2, help="of an M-step (%(default)s)")
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--data {args.data} has {len(names)} annotators, fewer than --num_groups {args.num_groups}; give fewer "
             "groups"
         )
-    k = (args.k or 16) if args.head == "shared" else None
+    k = (args.k or DEFAULT_K) if args.head == "shared" else None
     groups = [f"group_{number}" for number in range(args.num_groups)]
     settings = HeadSettings(groups, args.head, k, args.squash, style, args.eos)
     hidden = hidden_of_pairs(args, lines)

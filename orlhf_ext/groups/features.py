@@ -18,12 +18,11 @@ import filelock
 import numpy as np
 import torch
 import torch.distributed as dist
-from openrlhf.utils.utils import zero_pad_sequences
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from ..batches import cut_batches
+from ..batches import cut_batches, pad_left
 from ..model_folder import find_model, identity
 from ..records import atomic_write
 from .dataset import GroupDataset
@@ -56,7 +55,7 @@ def attach(trainer: Any, datasets: Sequence[GroupDataset]) -> None:
     place = {key: number for number, key in enumerate(order)}
     path = _path(trainer) if strategy.is_rank_0() else None
     table = _load(path, order, trainer)
-    missing = [number for number in range(len(order)) if torch.isinf(table[number, 0])]
+    missing = table[:, 0].isinf().nonzero().flatten().tolist()
     if missing:
         _compute(trainer, table, [texts[order[number]] for number in missing], missing)
         table = strategy.all_reduce(table, op="max")
@@ -165,10 +164,7 @@ def hidden_states(model: Any, texts: Sequence[list[int]], pad_id: int) -> torch.
         pad_id: of the padding, which nothing depends on.
     """
     device = next(model.parameters()).device
-    ids = [torch.tensor([text]) for text in texts]
-    padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
-    mask = zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
-    hidden, _ = model.last_hidden(padded, mask)
+    hidden, _ = model.last_hidden(*pad_left(texts, pad_id, device))
     return hidden.float().cpu()
 
 

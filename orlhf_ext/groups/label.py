@@ -7,7 +7,8 @@ import json
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from .render import STYLES, Style
+from ..records import parse_object
+from .render import STYLES
 
 VERSION = 1
 
@@ -18,7 +19,7 @@ class Label(NamedTuple):
     #: of the record, the same in the data and in all results
     id: str
     #: of the prompt's text
-    style: Style
+    style: str
 
 
 def write_label(label: Label) -> str:
@@ -36,7 +37,7 @@ def read_label(value: Any, where: str) -> Label:
     Raises:
         UserError: it is no label of this format; ``where`` and what is wrong are named.
     """
-    fields = _load(value)
+    fields = parse_object(value)
     wrong = fields if isinstance(fields, str) else _wrong(fields)
     if wrong:
         name = where
@@ -47,17 +48,6 @@ def read_label(value: Any, where: str) -> Label:
         )
     assert isinstance(fields, dict)
     return Label(fields["id"], fields["style"])
-
-
-def _load(value: Any) -> dict[str, Any] | str:
-    """The label's fields, or what is wrong."""
-    if not isinstance(value, str):
-        return f"it is {'missing' if value is None else type(value).__name__}, not JSON text"
-    try:
-        fields = json.loads(value)
-    except (ValueError, RecursionError):
-        return "it is no JSON"
-    return fields if isinstance(fields, dict) else "it is no JSON object"
 
 
 def _wrong(fields: dict[str, Any]) -> str | None:

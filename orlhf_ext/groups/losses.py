@@ -29,19 +29,37 @@ def group_pair_loss(
     Raises:
         ValueError: another squash, or a shape that differs.
     """
+    losses = pair_losses(chosen, rejected, squash, margin)
+    if weights is not None:
+        _hold_shape("weights", weights, chosen)
+        losses = weights * losses
+    loss = losses.mean()
+    if centering:
+        loss = loss + centering * (_squashed(chosen, squash) + _squashed(rejected, squash)).square().mean()
+    return loss
+
+
+def pair_losses(
+    chosen: torch.Tensor, rejected: torch.Tensor, squash: str = "tanh", margin: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`group_pair_loss` of each pair, ``(B,)``, without weights and centering; arguments and errors are the same."""
+    _hold_shape("rejected", rejected, chosen)
+    gap = _squashed(chosen, squash) - _squashed(rejected, squash)
+    if margin is not None:
+        _hold_shape("margin", margin, chosen)
+        gap = gap - margin
+    return -F.logsigmoid(gap)
+
+
+def _squashed(scores: torch.Tensor, squash: str) -> torch.Tensor:
     if squash not in ("tanh", "identity"):
         raise ValueError(f"squash is {squash!r}, not tanh or identity")
-    for name, value in (("rejected", rejected), ("margin", margin), ("weights", weights)):
-        if value is not None and value.shape != chosen.shape:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)}, chosen {tuple(chosen.shape)}")
-    if squash == "tanh":
-        chosen, rejected = chosen.tanh(), rejected.tanh()
-    gap = chosen - rejected
-    losses = -F.logsigmoid(gap if margin is None else gap - margin)
-    loss = (losses if weights is None else weights * losses).mean()
-    if centering:
-        loss = loss + centering * (chosen + rejected).square().mean()
-    return loss
+    return scores.tanh() if squash == "tanh" else scores
+
+
+def _hold_shape(name: str, value: torch.Tensor, chosen: torch.Tensor) -> None:
+    if value.shape != chosen.shape:
+        raise ValueError(f"{name} has the shape {tuple(value.shape)}, chosen {tuple(chosen.shape)}")
 
 
 def balanced_weights(groups: torch.Tensor, counts: Sequence[int] | torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ import openrlhf.models.model as upstream
 import torch
 from torch import nn
 
-from ..batches import Row
+from ..batches import Row, pad_left
 from . import training
 from .aggregate import aggregate, standardise
 from .heads import initialise, make_head
@@ -125,33 +125,16 @@ def _group_class() -> Iterator[None]:
         upstream._get_reward_model = before
 
 
-def get_llm_for_sequence_regression(
-    model_name_or_path: str,
-    model_type: str,
-    *,
-    lora_rank: int = 0,
-    lora_alpha: int = 16,
-    target_modules: Any = None,
-    lora_dropout: float = 0,
-    init_value_head: bool = False,
-    **words: Any,
-) -> Any:
+def get_llm_for_sequence_regression(model_name_or_path: str, model_type: str, **words: Any) -> Any:
     """As OpenRLHF's. In a run that trains groups, also freezes the backbone, or gives it adapters, and makes the head.
 
     LoRA's adapters go into the backbone alone, so that the head is trained, and what is saved is a whole model.
     """
-    now = training.current
-    if model_type != "reward":
-        return _stock(
-            model_name_or_path,
-            model_type,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            target_modules=target_modules,
-            lora_dropout=lora_dropout,
-            init_value_head=init_value_head,
-            **words,
-        )
+    now = training.current if model_type == "reward" else None
+    lora_rank = 0
+    if now is not None:  # head and adapters are made here
+        words["init_value_head"] = False
+        lora_rank, words["lora_rank"] = words.get("lora_rank", 0), 0
     with _group_class():
         model = _stock(model_name_or_path, model_type, **words)
     if now is None:
@@ -166,7 +149,8 @@ def get_llm_for_sequence_regression(
     if not now.train_backbone or lora_rank:
         model.backbone.requires_grad_(False)
     if lora_rank:
-        _add_adapters(model.backbone, lora_rank, lora_alpha, target_modules, lora_dropout)
+        adapters = {name: words[name] for name in ("lora_alpha", "lora_dropout", "target_modules") if name in words}
+        _add_adapters(model.backbone, r=lora_rank, **adapters)
     model.frozen = not now.train_backbone and not lora_rank
     return model
 
@@ -178,12 +162,11 @@ def has_head(name_or_path: str) -> bool:
     return hasattr(AutoConfig.from_pretrained(name_or_path), KEY)
 
 
-def _add_adapters(backbone: nn.Module, rank: int, alpha: int, targets: Any, dropout: float) -> None:
+def _add_adapters(backbone: nn.Module, **words: Any) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     backbone.enable_input_require_grads()  # type: ignore[operator]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none")
-    inject_adapter_in_model(config, backbone)
+    inject_adapter_in_model(LoraConfig(**words, bias="none"), backbone)
 
 
 def merge_adapters(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -206,7 +189,6 @@ def merge_adapters(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[s
 
 def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> AllScores:
     """Load a reward model of groups; the function that comes back maps rows to raw scores, ``(B, U)``."""
-    from openrlhf.utils.utils import zero_pad_sequences
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -221,9 +203,7 @@ def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> AllSco
 
     @torch.inference_mode()
     def score(rows: list[Row]) -> list[list[float]]:
-        ids = [torch.tensor([row.ids]) for row in rows]
-        padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
-        mask = zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
-        return model(padded, mask, all_groups=True).float().tolist()
+        ids, mask = pad_left([row.ids for row in rows], pad_id, device)
+        return model(ids, mask, all_groups=True).float().tolist()
 
     return score

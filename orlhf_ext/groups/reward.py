@@ -18,7 +18,7 @@ from ..errors import UserError, suggest
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
 from ..preflight import read_source
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
-from ..score import check_reward_model
+from ..score import check_reward_model, pooled_away, without_end
 from .aggregate import aggregate, standardise
 from .label import Label, read_label
 from .render import Eos, encode
@@ -337,7 +337,7 @@ class Groups(Reward):
         max_len = _check_length(reader, self.max_len)
         settings: Any = (reader.folder, int(tokenizer.pad_token_id), self.dtype, self.attn_implementation)  # type: ignore[arg-type]
         compute: Any
-        pooled_away = None
+        end = None
         if reader.grouped:
             backends.install()  # before the module imports OpenRLHF
             from .model import load_scorer
@@ -347,14 +347,14 @@ class Groups(Reward):
             from ..score import load_scorer as load_plain
 
             plain = load_plain(*settings)
-            pooled_away = _pooled_away(reader.folder)
+            end = pooled_away(reader.folder)
 
             def compute(rows: list[Row]) -> list[list[float]]:
                 return [[value] for value in plain(rows)]
 
         def scores(batch: RewardBatch) -> tuple[list[list[float]], list[float]]:
             encoded = encode(tokenizer, [(r.prompt, r.response) for r in batch], reader.eos, max_len)
-            rows = [Row(i, 0, _without(pooled_away, one.ids), 0) for i, one in enumerate(encoded)]
+            rows = [Row(i, 0, without_end(one.ids, end), 0) for i, one in enumerate(encoded)]
             check_ids(reader.folder, (row.ids for row in rows), reader.flag)
             table: list[list[float]] = [[] for _ in rows]
             for indices in cut_batches([len(row.ids) for row in rows], self.batch_tokens):
@@ -363,19 +363,6 @@ class Groups(Reward):
             return table, [float(one.cut) for one in encoded]
 
         return scores
-
-
-def _pooled_away(folder: Path) -> int | None:
-    """transformers' classifiers pool at the last token that is not this one, which may be EOS."""
-    config = read_config(folder)
-    classifier = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
-    return config.get("pad_token_id") if classifier else None
-
-
-def _without(end: int | None, ids: list[int]) -> list[int]:
-    while len(ids) > 1 and ids[-1] == end:
-        ids = ids[:-1]
-    return ids
 
 
 def _check_length(reader: Reader, max_len: int) -> int:

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
 
-from ..tally import Tally
+from ..tally import Tally, log_evaluation
 from . import features
 from .dataset import GroupDataset
-from .losses import balanced_weights, group_pair_loss
+from .losses import balanced_weights, group_pair_loss, pair_losses
 from .settings import KEY
 
 METRICS = ("loss", "acc", "pairs")
@@ -109,8 +108,7 @@ class GroupTrainer(RewardModelTrainer):
     def _count(
         self, chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | None, group: torch.Tensor
     ) -> None:
-        gap = chosen.tanh() - rejected.tanh() if self.settings.squash == "tanh" else chosen - rejected
-        losses = -F.logsigmoid(gap if margin is None else gap - margin)
+        losses = pair_losses(chosen, rejected, self.settings.squash, margin)
         for number, name in enumerate(self.settings.names):
             self.tally.add(f"{name}/loss", losses, group == number)
             self.tally.add(f"{name}/acc", chosen > rejected, group == number)
@@ -155,13 +153,4 @@ class GroupTrainer(RewardModelTrainer):
             if f"groups/{name}/loss" in means
         )
         self.strategy.print(f"evaluation after step {steps}: " + "; ".join(words))
-        self._log({f"eval/{name}": value for name, value in means.items()}, steps)
-
-    def _log(self, values: dict[str, float], step: int) -> None:
-        if not self.strategy.is_rank_0():
-            return
-        if self._wandb is not None:
-            self._wandb.log({**values, "eval/global_step": step})
-        elif self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        log_evaluation(self, means, steps)

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from ..batches import Compute, Row, cut_batches
 from ..errors import UserError
-from ..model_folder import check_context, check_ids, context_length, find_model, identity, load_tokenizer, read_config
-from ..score import check_reward_model, load_scorer
+from ..model_folder import check_context, check_ids, context_length, find_model, identity, load_tokenizer
+from ..score import check_reward_model, load_scorer, pooled_away, without_end
 from .render import Eos, encode
 
 WORDS = 100  # beyond which an answer is not concise at all
@@ -131,13 +131,6 @@ class ModelTrait:
         """The model's own."""
         return load_tokenizer(self.folder, f"{self.flag} {self.spec.name}:")
 
-    @cached_property
-    def _pooled_away(self) -> int | None:
-        """transformers' classifiers pool at the last token that is not this one, which may be EOS."""
-        config = read_config(self.folder)
-        names = config.get("architectures") or ()
-        return config.get("pad_token_id") if any(str(x).endswith("ForSequenceClassification") for x in names) else None
-
     def encode(self, texts: Sequence[tuple[str, str, int, int]]) -> Encoded:
         """Token ids of ``(prompt, response, sample, completion)``, cut on the left.
 
@@ -146,12 +139,11 @@ class ModelTrait:
         """
         max_len = self.max_len or context_length(self.folder) or 0
         found = encode(self.tokenizer, [(prompt, response) for prompt, response, *_ in texts], self.eos, max_len)
+        end = pooled_away(self.folder)
         rows = []
         for (_, _, sample, completion), (whole, _, _) in zip(texts, found, strict=True):
             ids = whole or [int(self.tokenizer.eos_token_id)]
-            while len(ids) > 1 and ids[-1] == self._pooled_away:
-                ids = ids[:-1]  # the mask decides in our reader: a causal model's score is then the classifier's own
-            rows.append(Row(sample, completion, ids, 0))
+            rows.append(Row(sample, completion, without_end(ids, end), 0))
         check_ids(self.folder, (row.ids for row in rows), f"{self.flag} {self.spec.name}:")
         return Encoded(rows, sum(one.cut for one in found), sum(one.cut and one.prompt_lost for one in found))
 

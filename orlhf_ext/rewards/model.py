@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..batches import Compute, Row, cut_batches
 from ..errors import UserError
-from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
+from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..samples import Sample, encode, whole_text
-from ..score import check_reward_model, encode_rows, load_scorer
+from ..score import check_reward_model, encode_rows, is_classifier, load_scorer, pooled_away, without_end
 from .base import Reward, RewardBatch, RewardContext
 
 if TYPE_CHECKING:
@@ -52,21 +52,18 @@ class Model(Reward):
         folder = find_model(self.path, "--model.path")
         if (labels := check_reward_model(folder, "--model.path")) != 1:
             raise UserError(f"--model.path {folder} gives {labels} scores for a text; take a model with one label")
-        self._folder, config = folder, read_config(folder)
+        self._folder = folder
         max_len = self.max_len or context_length(folder)
         if max_len is None:
             raise UserError(f"--model.path {folder} does not say how many positions it has; give --model.max_len")
         check_context(folder, max_len, "--model.max_len")
         self._max_len = max_len
-        self._classifier = any(
-            str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()
-        )
+        self._classifier = is_classifier(folder)
         self._tokenizer = load_tokenizer(folder, "--model.path")
         self._end = chat_end(self._tokenizer, self._classifier) if self.chat else ""
         if self.chat and context.tokenizer is not None:
             check_same_template(self._tokenizer, context.tokenizer)
-        #: transformers' classifiers pool at the last token that is not this one, which may be EOS
-        self._pooled_away = config.get("pad_token_id") if self._classifier else None
+        self._pooled_away = pooled_away(folder)
         self._compute: Compute = load_scorer(
             folder, int(self._tokenizer.pad_token_id), self.dtype, self.attn_implementation
         )
@@ -102,17 +99,10 @@ class Model(Reward):
                     f"the prompt of sample {rollout.id!r} has {row.prompt_length} tokens and fills --model.max_len "
                     f"{self._max_len}, so that nothing is seen of the response; raise it, or drop such prompts"
                 )
-        return [self._stripped(row) for row in rows]
+        return [row._replace(ids=without_end(row.ids, self._pooled_away)) for row in rows]
 
     def _cut(self, ids: list[int]) -> list[int]:
         return ids[-self._max_len :] if self._tokenizer.truncation_side == "left" else ids[: self._max_len]
-
-    def _stripped(self, row: Row) -> Row:
-        """Without the end that a transformers classifier takes for padding: a causal model's score is then the same."""
-        ids = row.ids
-        while len(ids) > 1 and ids[-1] == self._pooled_away:
-            ids = ids[:-1]
-        return row._replace(ids=ids)
 
 
 def chat_end(tokenizer: PreTrainedTokenizerBase, as_it_stands: bool = False) -> str:

@@ -11,6 +11,7 @@ from data_builders.common import is_messages
 from data_builders.story_prompts import VERSION, scoring_messages
 
 from ..errors import UserError
+from ..records import parse_object
 from ..samples import Messages
 
 #: the way out of a missing or foreign baseline
@@ -81,7 +82,7 @@ def read_label(value: Any, where: str = "") -> Label:
     Raises:
         UserError: it is no label of this format; the record and what is wrong are named.
     """
-    fields = _load(value)
+    fields = parse_object(value)
     wrong = fields if isinstance(fields, str) else _wrong(fields)
     if wrong:
         name = where or "a record"
@@ -108,17 +109,6 @@ def baseline_of(label: Label, fingerprint: str | None = None) -> Baseline:
     if fingerprint is not None and label.base.fingerprint != fingerprint:
         raise UserError(f"{label.name} has a baseline of another model or setting; {AGAIN} again")
     return label.base
-
-
-def _load(value: Any) -> dict[str, Any] | str:
-    """The label's fields, or what is wrong."""
-    if not isinstance(value, str):
-        return f"it is {'missing' if value is None else type(value).__name__}, not JSON text"
-    try:
-        fields = json.loads(value)
-    except (ValueError, RecursionError):
-        return "it is no JSON"
-    return fields if isinstance(fields, dict) else "it is no JSON object"
 
 
 def _wrong(fields: Mapping[str, Any]) -> str | None:
