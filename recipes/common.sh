@@ -178,6 +178,19 @@ small_model() {
     stage model --keeps-outputs --out "$MODEL" -- python -m orlhf_ext.small_models "${words[@]}" --out "$MODEL"
 }
 
+# default_hh_data: HH_DATA where it is not given: the bundled sample, or on the gpu profile Anthropic's, if the hub answers.
+default_hh_data() {
+    [[ -z ${HH_DATA:-} ]] || return 0
+    HH_DATA=sample
+    [[ $PROFILE == gpu ]] || return 0
+    if [[ $DRY_RUN == 1 ]] || python -c \
+        'from huggingface_hub import HfApi; HfApi().dataset_info("Anthropic/hh-rlhf", timeout=15)' 2>/dev/null; then
+        HH_DATA=Anthropic/hh-rlhf
+    else
+        echo "# the hub cannot be reached: the bundled sample stands in for Anthropic/hh-rlhf (set HH_DATA to change that)"
+    fi
+}
+
 # rows FILE DEFAULT: how many records a file has; DEFAULT in a dry run, which needs no environment.
 rows() {
     if [[ $DRY_RUN == 0 && -f $1 ]]; then

@@ -66,17 +66,7 @@ optimizer=(--train.batch_size "$BATCH_SIZE" --train.micro_batch_size "$MICRO_BAT
     --lr_scheduler cosine --lr_warmup_ratio 0 --adam.betas 0.9 0.95 --max_norm 1.0 --ds.zero_stage 2
     --data.max_len "$MAX_LEN" "${gpu_words[@]}")
 
-if [[ -z ${HH_DATA:-} ]]; then
-    HH_DATA=sample
-    if [[ $PROFILE == gpu ]]; then
-        HH_DATA=Anthropic/hh-rlhf
-        if [[ $DRY_RUN == 0 ]] && ! python -c \
-            'from huggingface_hub import HfApi; HfApi().dataset_info("Anthropic/hh-rlhf", timeout=15)' 2>/dev/null; then
-            HH_DATA=sample
-            echo "# the hub cannot be reached: the bundled sample stands in for Anthropic/hh-rlhf (set HH_DATA to change that)"
-        fi
-    fi
-fi
+default_hh_data
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "loss=$LOSS" "num_contrastive=$NUM_CONTRASTIVE" "seed=$SEED"
 echo "# $RECIPE: profile $PROFILE, loss $LOSS, data $HH_DATA, output in $OUT"
 

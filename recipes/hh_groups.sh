@@ -101,10 +101,7 @@ gpu_words+=("${placement[@]}")
 [[ -z ${RAY_ADDRESS:-} || $OUT == /* ]] || OUT=$PWD/$OUT
 [[ -z ${RAY_ADDRESS:-} || $GROUPS_FILE == /* ]] || GROUPS_FILE=$PWD/$GROUPS_FILE
 data=$OUT/data prompts=$OUT/prompts samples=$OUT/samples
-if [[ -z ${HH_DATA:-} ]]; then
-    HH_DATA=sample
-    [[ $PROFILE != gpu ]] || HH_DATA=Anthropic/hh-rlhf
-fi
+default_hh_data
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "method=$METHOD" "preset=$PRESET" "style=$STYLE"
 echo "# $RECIPE: profile $PROFILE, method $METHOD, data $HH_DATA, groups $GROUPS_FILE, output in $OUT"
 
