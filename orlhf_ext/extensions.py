@@ -29,6 +29,7 @@ _READY_MADE = {
         "hh": "data_builders.hh:Builder",
         "hh-groups": "data_builders.hh_groups:Builder",
         "hh-prompts": "data_builders.hh_prompts:Builder",
+        "jigsaw": "data_builders.jigsaw:Builder",
         "story": "data_builders.story:Builder",
     },
     REWARDS: {
