@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from .batches import cut_batches
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from vllm import LLM
 
@@ -101,6 +102,7 @@ def load_vllm(
     tensor_parallel_size: int = 1,
     gpu_memory_utilization: float = 0.9,
     engines: int = 1,
+    more: Mapping[str, Any] | None = None,
 ) -> LLM:
     """Start a vLLM engine.
 
@@ -111,6 +113,7 @@ def load_vllm(
         tensor_parallel_size: GPUs of this engine.
         gpu_memory_utilization: the part of a GPU's memory that vLLM may take.
         engines: how many share this machine's memory.
+        more: further arguments of `LLM`, such as ``logits_processors`` and ``additional_config``.
 
     Raises:
         UserError: vLLM is not installed, or refuses the model.
@@ -146,6 +149,7 @@ def load_vllm(
             tensor_parallel_size=tensor_parallel_size,
             use_tqdm_on_load=False,
             **settings,
+            **(more or {}),
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"vLLM cannot serve {folder} ({_brief(error)}); mend that, or give --backend hf") from error
@@ -155,12 +159,14 @@ def _brief(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def sample_vllm(llm: LLM, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[str, Completions]]:
+def sample_vllm(
+    llm: LLM, prompts: Sequence[Prompt], sampling: Sampling, more: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Completions]]:
     """Sample with vLLM; a prompt's completions come out together, in the order in which prompts finish.
 
     Every completion has a seed of its own, from ``sampling.seed``, the prompt's id and its number. vLLM promises no
     equal text for other batch shapes all the same: its numerics depend on them. ``prompts`` hold at most
-    ``max_len - max_new_tokens`` ids each.
+    ``max_len - max_new_tokens`` ids each. ``more`` are further arguments of `SamplingParams`, such as ``extra_args``.
 
     Raises:
         UserError: the engine broke down.
@@ -179,6 +185,7 @@ def sample_vllm(llm: LLM, prompts: Sequence[Prompt], sampling: Sampling) -> Iter
             max_tokens=sampling.max_new_tokens,
             seed=derive_seed(sampling.seed, prompt.id, number) if sampling.temperature else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            **(more or {}),
         )
 
     waiting = iter(enumerate(prompts))
@@ -221,11 +228,15 @@ def sample_hf(
     sampling: Sampling,
     tokenizer: PreTrainedTokenizerBase,
     done: Sequence[str] | set[str] = (),
+    processors: Callable[[Tensor], list[Any]] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Completions]]:
     """Sample with Hugging Face's ``generate``: slow, and the same on every machine that transformers knows.
 
     Batches, and the seed of each, follow from all ``prompts``, also those whose ids are ``done``; a batch with nothing
     left to do is skipped. So a run that goes on after a kill samples what an uninterrupted one would have.
+    ``processors`` makes logits processors for a batch from its attention mask; ``more`` are further arguments of
+    `GenerationConfig`.
     """
     import torch
     from transformers import GenerationConfig
@@ -239,6 +250,7 @@ def sample_hf(
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
         **(drawn if sampling.temperature else {"do_sample": False}),
+        **(more or {}),
     )
     lengths = [len(prompt.ids) + sampling.max_new_tokens for prompt in prompts]
     for batch in cut_batches(lengths, max(1, _HF_TOKENS // sampling.num_completions)):
@@ -252,7 +264,10 @@ def sample_hf(
         torch.manual_seed(derive_seed(sampling.seed, *(prompt.id for prompt in group)))
         with torch.inference_mode():
             out: Any = model.generate(  # type: ignore[operator]
-                ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+                ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=config,
+                logits_processor=processors(mask) if processors else None,
             )
         rows = iter(out[:, width:].tolist())
         for prompt in group:

@@ -21,6 +21,7 @@ BUILDERS = "orlhf_ext.builders"
 _READY_MADE = {
     EXTENSIONS: {
         "batch-min": "orlhf_ext.groups.batch_min:BatchMin",
+        "dead-end": "orlhf_ext.deadend:DeadEnd",
         "exo": "orlhf_ext.exo:EXO",
         "group-reward": "orlhf_ext.groups:GroupReward",
         "group-rm": "orlhf_ext.groups:GroupRM",

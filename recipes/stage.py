@@ -310,13 +310,14 @@ def cell(args: argparse.Namespace) -> None:
 def count_data(args: argparse.Namespace) -> None:
     """The command ``data``: enter source, kept and dropped rows from the data's sidecars into ``run.json``."""
     files = {split: Path(args.folder) / f"{split}.meta.json" for split in ("train", "val", "test")}
-    if not files["val"].exists():
-        del files["val"]
+    for split in ("val", "test"):
+        if not files[split].exists():
+            del files[split]
     meta = {split: read_json(path) for split, path in files.items()}
     counts = {split: value.get("counts", {}) for split, value in meta.items()}
     run_file = Path(args.base) / "run.json"
     data = {
-        "source": meta["train"].get("source"),
+        "source": meta["train"].get("source") or meta["train"].get("sources"),
         **{split: value.get("kept") for split, value in counts.items()},
         "dropped": {split: value.get("dropped") for split, value in counts.items()},
     }

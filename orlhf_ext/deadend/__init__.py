@@ -1,0 +1,147 @@
+"""Dead-end analysis: a value function Q_D, and decoding that avoids what it says ends badly (Cao et al., ICLR 2023).
+
+``--ext.use dead-end`` trains Q_D with ``train_sft``. Where what is: ``loss`` is the method, pure torch. ``model`` is
+Q_D, ``settings`` what it knows about itself. ``actor``, ``dataset`` and ``trainer`` stand in ``train_sft``; ``rows``
+are its data. ``decoding`` is what Q_D is for. ``calibration`` and the other modules with a ``main`` are commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+from ..errors import UserError
+from ..extensions import Extension
+from ..model_folder import check_context
+from ..preflight import read_source
+from . import settings
+from .rows import parse_row
+
+_INPUT_TEMPLATE = "User: {}\nAssistant: "  # OpenRLHF's default, which this data set does not read
+_INPUT_KEYS = ("input", "text")
+
+
+class DeadEnd(Extension):
+    """Q_D in the place of the language model that OpenRLHF's ``train_sft`` trains."""
+
+    name = "dead-end"
+    launchers = ("train_sft",)
+    replacements = {  # noqa: RUF012
+        "openrlhf.models.actor:Actor": "orlhf_ext.deadend.actor:QActor",
+        "openrlhf.datasets.sft_dataset:SFTDataset": "orlhf_ext.deadend.dataset:QDataset",
+        "openrlhf.trainer.sft_trainer:SFTTrainer": "orlhf_ext.deadend.trainer:QTrainer",
+    }
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """``--deadend.``"""
+        return ("deadend",)
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """The ``--deadend.*`` flags; defaults are those of the paper's experiment."""
+        add = parser.add_argument
+        add("--deadend.gamma", type=float, default=1.0, help="discount of a step (%(default)s)")
+        add(
+            "--deadend.polyak",
+            type=float,
+            default=0.1,
+            metavar="ALPHA",
+            help="how far the target head follows the online head at each step (%(default)s)",
+        )
+        add("--deadend.q_min", type=float, default=-1.0, help="least training target (%(default)s)")
+        add("--deadend.q_max", type=float, default=0.0, help="greatest training target (%(default)s)")
+        add(
+            "--deadend.loss_norm",
+            choices=("tokens", "actions"),
+            default="tokens",
+            help="what the summed loss is divided by; the authors divide by tokens, of which the first is no action "
+            "(%(default)s)",
+        )
+        add(
+            "--deadend.append_eos",
+            action="store_true",
+            help="end every text with EOS, so that EOS gets a value (the authors do not)",
+        )
+
+    def check(self, args: SimpleNamespace) -> None:
+        """Refuse what has no effect or cannot be trained on before a model is loaded, and note what is trained.
+
+        Raises:
+            UserError: one sentence that names the flag, or the file and line.
+        """
+        _check_numbers(args.deadend)
+        _check_flags(args)
+        folder = Path(args.model.model_name_or_path)
+        if (folder / "config.json").is_file():
+            check_context(folder, args.data.max_len, "--data.max_len")
+        if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
+            _check_data(args)
+        own = args.deadend
+        settings.training = {name: getattr(own, name) for name in ("gamma", "q_min", "q_max", "append_eos")}
+
+
+def _check_numbers(own: SimpleNamespace) -> None:
+    for flag in ("gamma", "polyak"):
+        if not 0 < (value := getattr(own, flag)) <= 1:
+            raise UserError(f"--deadend.{flag} {value:g} is not greater than 0 and at most 1")
+    if not -math.inf < own.q_min < own.q_max < math.inf:
+        raise UserError(f"--deadend.q_min {own.q_min:g} is not less than --deadend.q_max {own.q_max:g}")
+
+
+def _check_flags(args: SimpleNamespace) -> None:
+    """What OpenRLHF offers for language models, and Q_D has no use for."""
+    ds, data, model = args.ds, args.data, args.model
+    whole = "which trains and saves whole weights"
+    rows = "whose rows are single texts with a reward"
+    head = "which has no output layer of a language model"
+    refused = [
+        ("ds.lora.rank", ds.lora.rank > 0, whole),
+        ("ds.load_in_4bit", ds.load_in_4bit, whole),
+        ("ds.use_liger_kernel", ds.use_liger_kernel, head),
+        ("ds.packing_samples", ds.packing_samples, rows),
+        ("ds.ring_attn_size", ds.ring_attn_size > 1, rows),
+        ("ds.tensor_parallel_size", ds.tensor_parallel_size > 1, "whose heads are not split"),
+        ("model.aux_loss_coef", model.aux_loss_coef > 0, head),
+        ("model.pretrain_mode_enable", model.pretrain_mode_enable, rows),
+        ("data.multiturn", data.multiturn, rows),
+        ("data.apply_chat_template", data.apply_chat_template, rows),
+        ("data.tokenizer_chat_template", data.tokenizer_chat_template is not None, rows),
+        ("data.output_key", data.output_key is not None, rows),
+        ("data.input_template", data.input_template not in (None, "", _INPUT_TEMPLATE), rows),
+        ("data.input_key", data.input_key not in _INPUT_KEYS, "which reads the columns 'text' and 'reward'"),
+    ]
+    for flag, given, why in refused:
+        if given:
+            raise UserError(f"--{flag} does not go with --ext.use dead-end, {why}; leave it out")
+
+
+def _check_data(args: SimpleNamespace) -> None:
+    """Every record of local files can be trained on."""
+    for flag, value, split, other in (
+        ("--data.dataset", args.data.dataset, args.data.dataset_split, "--data.dataset_split"),
+        ("--eval.dataset", args.eval.dataset, args.eval.split, "--eval.split"),
+    ):
+        rows, local = 0, bool(value)
+        for source in (value or "").split(","):
+            if Path(source.strip().partition("@")[0]).suffix == ".gz":
+                raise UserError(
+                    f"{flag} {source.strip()} is packed, and OpenRLHF reads .jsonl, .json and .parquet; unpack it with "
+                    "gunzip"
+                )
+            lines = read_source(flag, source) if source else None
+            if lines is None:
+                local = False  # a hub name: seen when it is loaded
+                continue
+            if split != "train":
+                raise UserError(f"{other} {split}: {source.strip()} is a file, which has the split 'train' only")
+            for line in lines:
+                parse_row(line.record, line.where, args.deadend.q_min, args.deadend.q_max)
+                rows += 1
+        if flag == "--data.dataset" and local and rows < args.train.batch_size:
+            raise UserError(
+                f"--data.dataset {value} holds {rows} rows, fewer than --train.batch_size {args.train.batch_size}; "
+                "lower the latter"
+            )

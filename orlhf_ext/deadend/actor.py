@@ -1,0 +1,43 @@
+"""OpenRLHF's `Actor` around a `QModel`, so that its strategy treats Q_D as it treats a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from openrlhf.models.actor import Actor
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from . import settings
+from .model import open_model
+
+
+class QActor(Actor):
+    """Stands where `Actor` stands in ``train_sft``, with the same constructor."""
+
+    def __init__(
+        self,
+        pretrain_or_model: Any,
+        attn_implementation: str = "sdpa",
+        param_dtype: str = "bf16",
+        ds_config: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Load a Q_D, or make one of a language model; the extension's check has refused what is not read here."""
+        model = pretrain_or_model
+        if isinstance(model, str):
+            sharded = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
+            self._sharding = HfDeepSpeedConfig(ds_config) if sharded else None  # transformers asks whether it lives
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[param_dtype]
+            model = open_model(model, dtype, attn_implementation, settings.training)
+        super().__init__(model)
+        self.is_vlm = self.packing_samples = False
+        self.model.config.use_cache = False
+
+    def forward(  # type: ignore[override]
+        self, sequences: torch.Tensor, attention_mask: torch.Tensor, return_output: bool = False, **_: Any
+    ) -> Any:
+        """Values ``(B, T-1)`` of the actions taken: the online head's and the target head's; ``train_sft`` asks for an
+        output beside them, which is empty."""
+        values = self.model(sequences, attention_mask=attention_mask)
+        return (values, {}) if return_output else values

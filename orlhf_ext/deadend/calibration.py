@@ -1,0 +1,182 @@
+"""Hold what Q_D predicts against what happened:
+``python -m orlhf_ext.deadend.calibration --q_model_name_or_path DIR --data_file val.jsonl --save_file FILE.json``
+
+At each action of a text, Q_D predicts with ``-Q`` how likely the text ends badly. Actions are put into bins of equal
+width by that prediction; of each bin the file has the mean prediction, the share of actions whose text has the reward
+-1, its 95 % Wilson interval (as if each action were a text of its own: with ``--last 1`` it is), and how many actions
+and texts there are. The expected calibration error is the mean over actions of the difference between both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..batches import cut_batches
+from ..errors import UserError, command
+from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
+from ..records import read_records, sha256_file, write_json
+from .rows import encode, parse_row
+from .settings import read_settings
+
+
+class Prediction(NamedTuple):
+    """What Q_D says at one action, and what became of its text."""
+
+    text: int
+    #: ``-Q``, nominally in [0, 1]
+    predicted: float
+    bad: bool
+
+
+class _Bin:
+    """Sums over the actions of a bin."""
+
+    def __init__(self) -> None:
+        self.count = self.bad = 0
+        self.predicted = 0.0
+        self.texts: set[int] = set()
+
+    def add(self, one: Prediction) -> None:
+        self.count += 1
+        self.bad += one.bad
+        self.predicted += one.predicted
+        self.texts.add(one.text)
+
+    def means(self) -> dict[str, Any]:
+        """Mean prediction, share of what happened, and its interval."""
+        from scipy.stats import binomtest
+
+        if not self.count:
+            return {"predicted": None, "observed": None, "interval": None}
+        low, high = binomtest(self.bad, self.count).proportion_ci(method="wilson")
+        mean, share = self.predicted / self.count, self.bad / self.count
+        return {"predicted": mean, "observed": share, "interval": [float(low), float(high)]}
+
+
+def calibrate(predictions: Iterable[Prediction], bins: int = 10) -> dict[str, Any]:
+    """Bins of equal width over [0, 1] and the expected calibration error.
+
+    Predictions beyond [0, 1] count in the first or the last bin, with the value they have.
+
+    Returns:
+        ``bins``, a list of ``{low, high, count, texts, predicted, observed, interval}`` (the last three None where the
+        bin is empty), ``expected_calibration_error``, ``brier_score``, ``actions``, ``predicted`` and ``observed``.
+
+    Raises:
+        ValueError: there is no prediction.
+    """
+    held, whole, squares = [_Bin() for _ in range(bins)], _Bin(), 0.0
+    for one in predictions:
+        held[min(max(int(one.predicted * bins), 0), bins - 1)].add(one)
+        whole.add(one)
+        squares += (one.predicted - one.bad) ** 2
+    if not whole.count:
+        raise ValueError("there is no prediction")
+    rows = [
+        {"low": i / bins, "high": (i + 1) / bins, "count": one.count, "texts": len(one.texts), **one.means()}
+        for i, one in enumerate(held)
+    ]
+    return {
+        "bins": rows,
+        "expected_calibration_error": sum(abs(one.predicted - one.bad) for one in held) / whole.count,
+        "brier_score": squares / whole.count,
+        "actions": whole.count,
+        "predicted": whole.predicted / whole.count,
+        "observed": whole.bad / whole.count,
+    }
+
+
+def predict(
+    model: Any, rows: Sequence[Sequence[int]], bad: Sequence[bool], budget: int, last: int | None = None
+) -> Iterator[Prediction]:
+    """What a `QModel` says at the last actions, or at every action, of texts.
+
+    Args:
+        model: in evaluation mode.
+        rows: token ids of texts, two or more each.
+        bad: whether each text has the reward -1.
+        budget: padded tokens in a batch.
+        last: how many actions of each text, counted from its end; None for all.
+    """
+    import torch
+    from tqdm import tqdm
+
+    device = next(model.parameters()).device
+    with tqdm(total=len(rows), desc="Q_D", unit="text") as bar, torch.inference_mode():
+        for batch in cut_batches([len(ids) for ids in rows], budget):
+            texts = [torch.tensor(rows[i]) for i in batch]
+            ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
+            lengths = torch.tensor([len(text) for text in texts], device=device)
+            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+            q, _ = model(ids, mask)
+            for i, values in zip(batch, q.tolist(), strict=True):
+                end = len(rows[i]) - 1
+                for value in values[max(0, end - (last or end)) : end]:
+                    yield Prediction(i, -value, bad[i])
+            bar.update(len(batch))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("python -m orlhf_ext.deadend.calibration", __doc__)
+    add = parser.add_argument
+    add("--q_model_name_or_path", required=True, metavar="DIR", help="what train_sft --ext.use dead-end wrote")
+    add("--data_file", required=True, metavar="FILE", help="value data: text and reward")
+    add("--save_file", required=True, metavar="FILE", help="a .json file")
+    add("--last", type=int, metavar="K", help="look at the last K actions of each text (default: all)")
+    add("--bins", type=int, default=10, help="(%(default)s)")
+    add("--max_len", type=int, help="tokens of a text, at most (the model's context)")
+    add_compute(parser, dtypes=DTYPES[::-1])
+    args = parser.parse_args(argv)
+    check_least(args, last=1, bins=1, max_len=2, batch_tokens=2)
+    if not args.save_file.endswith(".json"):
+        raise UserError(f"--save_file {args.save_file} must end in .json")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predict, put into bins, write."""
+    args = parse(argv)
+    folder = find_model(args.q_model_name_or_path, "--q_model_name_or_path")
+    settings = read_settings(folder, "--q_model_name_or_path")
+    if args.max_len is not None:
+        check_context(folder, args.max_len)
+    data = [parse_row(line.record, line.where, settings.q_min, settings.q_max) for line in read_records(args.data_file)]
+    tokenizer = load_tokenizer(folder, "--q_model_name_or_path")
+    max_len = args.max_len or context_length(folder) or 1024
+    encoded = encode(tokenizer, [row.text for row in data], max_len, settings.append_eos) if data else []
+    kept = [(ids, row.reward < 0) for ids, row in zip(encoded, data, strict=True) if len(ids) > 1]
+    if not kept:
+        raise UserError(f"{args.data_file} holds no text of two tokens or more; build it again")
+    rows, bad = [ids for ids, _ in kept], [ends for _, ends in kept]
+    check_ids(folder, rows, "--q_model_name_or_path")
+    import torch
+
+    from .model import load_q_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_q_model(folder, args.dtype, device, args.attn_implementation)
+    found = calibrate(predict(model, rows, bad, args.batch_tokens, args.last), args.bins)
+    write_json(args.save_file, {**found, "texts": len(rows), "last": args.last, "gamma": settings.gamma})
+    meta = {
+        "command": "deadend.calibration",
+        "version": __version__,
+        "arguments": vars(args),
+        "data": {"path": args.data_file, "sha256": sha256_file(args.data_file)},
+        "counts": {"texts": len(rows), "left_out": len(data) - len(rows)},
+    }
+    write_json(Path(args.save_file).with_suffix(".meta.json"), meta)
+    print(
+        f"{args.save_file}: {found['actions']} actions of {len(rows)} texts; predicted {found['predicted']:.3f}, "
+        f"observed {found['observed']:.3f}, expected calibration error {found['expected_calibration_error']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Continuations of value prompts: ``python -m orlhf_ext.deadend.continuations --model_name_or_path DIR --data_file
+prompts.jsonl --save_file prompts_and_gens.jsonl --num_returns 25``
+
+A prompt is the record's ``prompt``, text or ``{"text": ...}``; the record is written back with ``"generations":
+[{"text", "token_ids"}]``. Tokens are drawn from the 50 likeliest (``--top_k 0``: from all). A run that was cut short
+goes on where it stopped; every completion has a seed of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import command
+from ..flags import make_parser
+from .sampling import Plain, add_flags, check_flags, sample_file, tell
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Sample continuations of each prompt."""
+    parser = make_parser("python -m orlhf_ext.deadend.continuations", __doc__)
+    add_flags(parser, num_returns=10, batch_size=32, min_new_tokens=0)
+    parser.add_argument("--sample_size", type=int, default=-1, help="draw so many prompts; -1: all (%(default)s)")
+    args = parser.parse_args(argv)
+    check_flags(args, args.sample_size, "--sample_size")
+    tell(args.save_file, sample_file(args, "deadend.continuations", args.sample_size, Plain()))
+
+
+if __name__ == "__main__":
+    main()

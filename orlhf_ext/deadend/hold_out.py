@@ -1,0 +1,62 @@
+"""Hold prompts out: ``python -m orlhf_ext.deadend.hold_out --data_file prompts.jsonl --num 64 --save_dir DIR``
+
+Draws prompts for evaluation, which value data then never sees: ``DIR/held_out.jsonl`` gets them, ``DIR/prompts.jsonl``
+the others, both in the file's order. Prompts with the same text stay on one side; among the held-out ones a text stands
+once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..errors import UserError, command
+from ..flags import check_least, make_parser
+from ..journal import meta_path
+from ..records import read_records, sha256_file, write_json, write_jsonl
+from .score import prompt_of
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("python -m orlhf_ext.deadend.hold_out", __doc__)
+    add = parser.add_argument
+    add("--data_file", required=True, metavar="FILE", help="prompts, JSON Lines")
+    add("--num", type=int, required=True, help="how many to hold out")
+    add("--save_dir", required=True, metavar="DIR", help="for both files")
+    add("--seed", type=int, default=0, help="of the draw (%(default)s)")
+    args = parser.parse_args(argv)
+    check_least(args, num=1)
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw, and write two files."""
+    args = parse(argv)
+    data, folder = Path(args.data_file), Path(args.save_dir)
+    if folder.resolve() == data.parent.resolve():
+        raise UserError(f"--save_dir {folder} is the folder of --data_file; give another one")
+    texts = list(dict.fromkeys(prompt_of(line) for line in read_records(data)))
+    if len(texts) <= args.num:
+        raise UserError(
+            f"{data} holds {len(texts)} different prompts, so that --num {args.num} leaves none to train on; lower it"
+        )
+    held = set(random.Random(args.seed).sample(texts, args.num))
+    ours = {prompt_of(line): line.record for line in read_records(data) if prompt_of(line) in held}
+    rest = (line.record for line in read_records(data) if prompt_of(line) not in held)
+    meta = {"command": "deadend.hold_out", "version": __version__, "seed": args.seed}
+    meta |= {"data": {"path": str(data), "sha256": sha256_file(data)}}
+    counts = {}
+    for name, records in (("held_out", ours.values()), ("prompts", rest)):
+        path = folder / f"{name}.jsonl"
+        counts[name] = write_jsonl(path, records)
+        write_json(meta_path(path), {**meta, "counts": {"prompts": counts[name]}})
+    print(f"{folder}: {counts['held_out']} prompts held out, {counts['prompts']} others")
+
+
+if __name__ == "__main__":
+    main()

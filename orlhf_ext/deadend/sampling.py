@@ -1,0 +1,259 @@
+"""What `continuations` and `decode` share: prompts in, the same objects with ``generations`` out.
+
+A prompt is the record's ``prompt``, text or ``{"text": ...}``. The record is written back with ``"generations":
+[{"text", "token_ids"}]``, special tokens left out of the text. Each finished prompt is kept at once: a run that was cut
+short goes on where it stopped. Every completion has a seed of its own, from ``--seed``, the record's id (or its line)
+and the completion's number; with ``--backend hf``, every batch has one, and a run that goes on after a kill writes what
+an uninterrupted one would have, to the byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..batches import fingerprint
+from ..engines import Completions, Prompt, Sampling, derive_seed, load_vllm, sample_hf, sample_vllm
+from ..errors import UserError
+from ..flags import DTYPES, check_least
+from ..generate import encode_prompts
+from ..journal import Journal
+from ..model_folder import check_context, context_length, find_model, identity, load_tokenizer
+from ..records import Line, Record, read_records, sha256_file
+from ..samples import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL_FLAG = "--model_name_or_path"
+
+
+class Plain:
+    """Decoding that leaves the language model's logits alone; `decode` has another."""
+
+    #: what the output depends on, as JSON values
+    arguments: Record = {}  # noqa: RUF012
+
+    def check(self, folder: Path, max_len: int) -> None:
+        """Refuse models that do not fit, before anything is loaded.
+
+        Raises:
+            UserError: they do not.
+        """
+
+    def engine(self) -> Record:
+        """Further arguments of vLLM's `LLM`."""
+        return {}
+
+    def processors(self, model: Any, tokenizer: Any) -> Callable[[Tensor], list[Any]] | None:
+        """What makes logits processors of ``generate`` for a batch, from its attention mask."""
+        return None
+
+    def counts(self) -> Counter[str]:
+        """What was counted so far, in this process."""
+        return Counter()
+
+
+def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int, min_new_tokens: int) -> None:
+    """Add the flags that both commands have."""
+    add = parser.add_argument
+    add(MODEL_FLAG, required=True, metavar="DIR", help="the language model: a folder, or a hub name")
+    add("--data_file", required=True, metavar="FILE", help="records with a prompt")
+    add("--save_file", required=True, metavar="FILE", help="a .jsonl (or .json) file of JSON Lines")
+    add("--num_returns", type=int, default=num_returns, help="completions of each prompt (%(default)s)")
+    add("--batch_size", type=int, default=batch_size, help="prompts at a time, of --backend hf (%(default)s)")
+    add("--temperature", type=float, default=1.0, help="(%(default)s)")
+    add("--top_k", type=int, default=50, help="0: off (%(default)s)")
+    add("--top_p", type=float, default=1.0, help="(%(default)s)")
+    add("--max_new_tokens", type=int, default=20, help="(%(default)s)")
+    add("--min_new_tokens", type=int, default=min_new_tokens, help="no EOS before (%(default)s)")
+    add("--seed", type=int, default=0, help="(%(default)s)")
+    add("--backend", choices=["vllm", "hf"], default="vllm", help="(%(default)s)")
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the language model (%(default)s)")
+    add("--gpu_memory_utilization", type=float, default=0.8, help="of vLLM (%(default)s)")
+
+
+def check_flags(args: argparse.Namespace, size: int, size_flag: str) -> None:
+    """Hold the numbers against what makes sense.
+
+    Raises:
+        UserError: one does not; its flag is named.
+    """
+    check_least(args, num_returns=1, batch_size=1, max_new_tokens=1, min_new_tokens=0, top_k=0)
+    if args.temperature < 0 or not 0 < args.top_p <= 1:
+        raise UserError("--temperature must not be below 0, and --top_p must be above 0 and at most 1")
+    if not args.temperature and args.num_returns > 1:
+        raise UserError("greedy decoding makes all completions of a prompt equal; give --num_returns 1")
+    if args.min_new_tokens > args.max_new_tokens:
+        raise UserError(f"--min_new_tokens {args.min_new_tokens} is more than --max_new_tokens {args.max_new_tokens}")
+    if size != -1 and size < 1:
+        raise UserError(f"{size_flag} {size} must be at least 1, or -1 for all prompts")
+    save = Path(args.save_file)
+    if save.suffix not in (".jsonl", ".json") or save.resolve() == Path(args.data_file).resolve():
+        raise UserError(f"--save_file {save} must end in .jsonl or .json, and not be --data_file")
+
+
+def read_texts(path: str, size: int, seed: int) -> list[Sample]:
+    """The prompts of a file, or a seeded draw of ``size`` of them (-1: all), in the file's order.
+
+    Raises:
+        UserError: as `read_records`; there is no record; a prompt is no text, or an id stands twice.
+    """
+    found: dict[str, Sample] = {}
+    for line in read_records(path):
+        sample = _sample(line)
+        if sample.id in found:
+            raise UserError(f"{line.where} has the id {sample.id!r} of {found[sample.id].where}; give each its own")
+        found[sample.id] = sample
+    if not found:
+        raise UserError(f"{path} holds no record; build the data again")
+    samples = list(found.values())
+    if not 0 <= size < len(samples):
+        return samples
+    drawn = random.Random(derive_seed(seed, "draw")).sample(range(len(samples)), size)
+    return [samples[i] for i in sorted(drawn)]
+
+
+def _sample(line: Line) -> Sample:
+    prompt, identifier = line.record.get("prompt"), line.record.get("id")
+    text = prompt.get("text") if isinstance(prompt, dict) else prompt
+    if not isinstance(text, str) or not text:
+        raise UserError(f'{line.where} has no prompt that is text, or {{"text": ...}}; mend or remove the record')
+    if identifier is None:
+        identifier = f"line-{line.number:06d}"
+    elif isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        raise UserError(f"{line.where} has an id that is neither text nor a whole number")
+    return Sample(line.where, str(identifier), text, [], line.record)
+
+
+def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain) -> Record:
+    """Sample for every prompt of ``--data_file`` and write ``--save_file`` with its sidecar.
+
+    Args:
+        args: the flags of `add_flags`.
+        name: of the command, for the sidecar.
+        size: how many prompts to draw, -1 for all.
+        decoding: what happens to the logits.
+
+    Returns:
+        counts, as in the sidecar.
+    """
+    samples = read_texts(args.data_file, size, args.seed)
+    folder = find_model(args.model_name_or_path, MODEL_FLAG)
+    context = context_length(folder)
+    check_context(folder, args.max_new_tokens + 1, "--max_new_tokens")
+    room = (context or 1 << 30) - args.max_new_tokens
+    prompts = encode_prompts(samples, folder, room, chat=False)
+    max_len = max(len(prompt.ids) for prompt in prompts) + args.max_new_tokens
+    decoding.check(folder, max_len)
+    sampling = Sampling(
+        num_completions=args.num_returns,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        max_new_tokens=args.max_new_tokens,
+        max_len=max_len,
+        seed=args.seed,
+        dtype=args.dtype,
+    )
+    model = {"folder": args.model_name_or_path, "identity": identity(folder)}
+    source = {"path": args.data_file, "sha256": sha256_file(args.data_file)}
+    settings: Record = {**asdict(sampling), "min_new_tokens": args.min_new_tokens, "backend": args.backend}
+    settings |= {"batch_size": args.batch_size, "prompts": size, **decoding.arguments}
+    mark = fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)
+    with Journal(args.save_file, mark) as journal:
+        left = [prompt for prompt in prompts if prompt.id not in journal.done]
+        if left:
+            if args.backend == "hf":
+                stream = _with_hf(args, folder, prompts, sampling, set(journal.done), decoding)
+            else:
+                stream = _with_vllm(args, folder, left, sampling, decoding)
+            _keep(stream, journal, {prompt.id: prompt for prompt in prompts}, decoding)
+        counts = _tally(journal.done)
+        records = (_output(sample, journal.done[sample.id]) for sample in samples)
+        meta = {"command": name, "version": __version__, "model": model, "data": source, "arguments": settings}
+        journal.finish(args.save_file, records, {**meta, "counts": counts})
+    return counts
+
+
+Stream = Iterator[tuple[str, Completions]]
+
+
+def _with_vllm(
+    args: argparse.Namespace, folder: Path, prompts: Sequence[Prompt], sampling: Sampling, decoding: Plain
+) -> Stream:
+    memory = args.gpu_memory_utilization
+    requests = len(prompts) * args.num_returns
+    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=decoding.engine())
+    return sample_vllm(llm, prompts, sampling, {"min_tokens": args.min_new_tokens})
+
+
+def _with_hf(
+    args: argparse.Namespace,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    done: set[str],
+    decoding: Plain,
+) -> Stream:
+    from ..logprobs import load_model
+
+    model, tokenizer = load_model(folder, args.dtype, "sdpa"), load_tokenizer(folder)
+    processors = decoding.processors(model, tokenizer)
+    more = {"min_new_tokens": args.min_new_tokens} if args.min_new_tokens else None
+    for start in range(0, len(prompts), args.batch_size):
+        yield from sample_hf(
+            model, prompts[start : start + args.batch_size], sampling, tokenizer, done, processors, more
+        )
+
+
+def _keep(stream: Stream, journal: Journal, prompts: dict[str, Prompt], decoding: Plain) -> None:
+    from tqdm import tqdm
+
+    before = decoding.counts()
+    with tqdm(total=len(prompts), initial=len(journal.done), desc="sampling", unit="prompt") as bar:
+        for identifier, found in stream:
+            now = decoding.counts()
+            piece = {**found._asdict(), "prompt_cut": prompts[identifier].cut, "counted": dict(now - before)}
+            journal.add(identifier, piece)
+            before = now
+            bar.update()
+
+
+def _output(sample: Sample, done: Record) -> Record:
+    pairs = zip(done["texts"], done["token_ids"], strict=True)
+    return {**sample.record, "generations": [{"text": text, "token_ids": ids} for text, ids in pairs]}
+
+
+def _tally(done: dict[str, Record]) -> Record:
+    """Counts of a whole run. Steps that a kill made necessary a second time are counted twice."""
+    counted: Counter[str] = Counter()
+    for record in done.values():
+        counted.update(record["counted"])
+    reasons = [reason for record in done.values() for reason in record["finish_reasons"]]
+    return {
+        "prompts": len(done),
+        "prompts_cut": sum(record["prompt_cut"] for record in done.values()),
+        "completions": len(reasons),
+        "tokens": sum(len(ids) for record in done.values() for ids in record["token_ids"]),
+        "stop": reasons.count("stop"),
+        **counted,
+    }
+
+
+def tell(path: str, counts: Record) -> None:
+    """Print one line about a finished file."""
+    parts = [f"{counts['completions']} completions of {counts['prompts']} prompts, {counts['tokens']} tokens"]
+    if counts["prompts_cut"]:
+        parts.append(f"{counts['prompts_cut']} prompts were cut on the left")
+    if "steps" in counts:
+        infeasible = counts.get("infeasible_steps", 0)
+        share = infeasible / counts["steps"]
+        parts.append(f"at {infeasible} of {counts['steps']} steps ({share:.1%}) all caps summed to less than 1")
+    print(f"{path}: {'; '.join(parts)}", flush=True)

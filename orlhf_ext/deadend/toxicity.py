@@ -1,0 +1,272 @@
+"""Toxicity of texts, by a scorer of one's choice: ``load_scorer(SPEC)``.
+
+SPEC is one of
+
+- any sequence-classification model of transformers (a folder or a hub name): the probability of its toxic label, a
+  softmax over the labels (for a multi-label model the label's own sigmoid);
+- ``module:attribute``: a function from a list of texts to a number between 0 and 1 for each, or a class without
+  arguments whose instances are such functions. That is also the way to a service: a class that asks it, with the key
+  from the environment. Where it has an attribute ``version``, a change of it makes older scores another scorer's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import backends
+from ..batches import cut_batches
+from ..errors import UserError
+from ..extensions import load
+from ..model_folder import check_ids, context_length, find_model, identity, read_config
+from ..score import is_classifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOXIC = ("toxic", "toxicity", "label_1", "1")  # names of the toxic label, the surest first
+
+
+class Scorer(Protocol):
+    """What scores texts."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the scores depend on, as JSON."""
+        ...
+
+    def batches(self, texts: Sequence[str], batch_size: int) -> list[list[int]]:
+        """Indices of the texts in batches."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """One batch: a number between 0 and 1 for each text."""
+        ...
+
+
+def load_scorer(
+    spec: str,
+    label: str | None = None,
+    max_length: int = 0,
+    batch_tokens: int = 16384,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    flag: str = "--model_name_or_path",
+) -> Scorer:
+    """Find a scorer and look at it; a model's weights are loaded when the first text is scored.
+
+    Args:
+        spec: a folder, a hub name, or ``module:attribute``.
+        label: index or name of the toxic label; None: the one that is called toxic, toxicity, LABEL_1 or 1.
+        max_length: tokens of a text that a model reads; 0: all that its tokenizer and its positions allow.
+        batch_tokens: padded tokens in a batch.
+        dtype: of a model's weights; the softmax is in float32 in any case.
+        attention: as in transformers.
+        flag: how the user gave the spec, for messages.
+
+    Raises:
+        UserError: there is no such thing, or it is no classifier, or it does not say which label is the toxic one.
+    """
+    if ":" in spec and not Path(spec).exists():
+        if label is not None or max_length:
+            raise UserError(f"{flag} {spec} is a function, which has no --label and no --max_length; leave them out")
+        return Function(spec, flag)
+    return Classifier(find_model(spec, flag), label, max_length, batch_tokens, dtype, attention, flag)
+
+
+class Function:
+    """A scorer of one's own."""
+
+    def __init__(self, spec: str, flag: str = "--model_name_or_path") -> None:
+        self.spec, self.flag = spec, flag
+        found = load(spec)
+        self._score = found() if isinstance(found, type) else found
+        if not callable(self._score):
+            raise UserError(f"{flag} {spec} cannot be called; name a function from texts to numbers, or such a class")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its name, and its version where it has one."""
+        version = getattr(self._score, "version", None)
+        return {"scorer": self.spec} | ({} if version is None else {"version": str(version)})
+
+    def batches(self, texts: Sequence[str], batch_size: int) -> list[list[int]]:
+        """In the order of the texts."""
+        return [list(range(len(texts)))[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Ask it.
+
+        Raises:
+            UserError: it does not give a number between 0 and 1 for each text.
+        """
+        found = list(self._score(list(texts)))
+        if len(found) != len(texts):
+            raise UserError(f"{self.flag} {self.spec} gave {len(found)} scores for {len(texts)} texts")
+        try:
+            scores = [float(value) for value in found]
+        except (TypeError, ValueError):
+            scores = [math.nan]
+        if wrong := [value for value in scores if not 0 <= value <= 1]:
+            raise UserError(f"{self.flag} {self.spec} gave a score of {wrong[0]}; give numbers between 0 and 1")
+        return scores
+
+
+class Classifier:
+    """A sequence-classification model of transformers; see `load_scorer`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        label: str | None = None,
+        max_length: int = 0,
+        batch_tokens: int = 16384,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        flag: str = "--model_name_or_path",
+    ) -> None:
+        self.folder, self.batch_tokens, self.dtype, self.attention, self.flag = (
+            folder, batch_tokens, dtype, attention, flag,
+        )  # fmt: skip
+        if not is_classifier(folder):
+            raise UserError(
+                f"{flag} {folder} is no sequence classifier; train one with orlhf_ext.deadend.classifier, or give "
+                "module:attribute"
+            )
+        self.label = toxic_label(folder, label, flag)
+        limit = text_limit(folder, self.tokenizer)
+        if max_length and limit and max_length > limit:
+            raise UserError(f"--max_length {max_length} is more than the {limit} tokens that {folder} reads; lower it")
+        self.max_length = max_length or limit
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own."""
+        return text_tokenizer(self.folder, self.flag)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model's, the label, and how it reads."""
+        how = {"label": self.label, "max_length": self.max_length, "dtype": self.dtype}
+        return {"scorer": identity(self.folder), **how}
+
+    def batches(self, texts: Sequence[str], batch_size: int) -> list[list[int]]:
+        """Texts of like length together, the longest first, within ``batch_tokens`` and ``batch_size``."""
+        found = cut_batches([len(ids) for ids in self._encode(texts)], self.batch_tokens)
+        return [batch[i : i + batch_size] for batch in found for i in range(0, len(batch), batch_size)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids, at least one for each text, cut on the right."""
+        if not texts:
+            return []
+        limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False, **limit)["input_ids"]  # type: ignore[arg-type, assignment]
+        check_ids(self.folder, ids, self.flag)
+        return [row or [int(self.tokenizer.pad_token_id)] for row in ids]  # type: ignore[arg-type]
+
+    @cached_property
+    def _model(self) -> Any:
+        backends.install()
+        import torch
+        from transformers import AutoModelForSequenceClassification
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            self.folder,
+            dtype=getattr(torch, self.dtype),
+            attn_implementation=self.attention,
+            output_loading_info=True,
+        )
+        model, info = loaded
+        if info["missing_keys"]:
+            raise UserError(
+                f"{self.flag} {self.folder} lacks the weight {sorted(info['missing_keys'])[0]}; train it first"
+            )
+        # causal models pool at the last token that is no padding, and do not know which that is without it
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """P(toxic) of each text, computed as one batch."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        rows = [torch.tensor(ids) for ids in self._encode(texts)]
+        padding = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        ids = pad_sequence(rows, batch_first=True, padding_value=padding)
+        mask = (torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]).long()
+        device = self._model.device
+        with torch.inference_mode():
+            logits = self._model(ids.to(device), attention_mask=mask.to(device)).logits.float()
+        several = self._model.config.problem_type == "multi_label_classification"
+        found = logits.sigmoid() if several else logits.softmax(-1)
+        return [float(value) for value in found[:, self.label].tolist()]
+
+
+def toxic_label(folder: Path, label: str | None = None, flag: str = "--model_name_or_path") -> int:
+    """The index of the label that means toxic, by ``config.json``.
+
+    Raises:
+        UserError: ``label`` is not among the labels; without it, no label has a telling name.
+    """
+    names = label_names(folder)
+    told = ", ".join(f"{index} = {name}" for index, name in enumerate(names))
+    if len(names) < 2:
+        raise UserError(
+            f"{flag} {folder} has a single label, so it gives no probability; give one with two labels or more"
+        )
+    lower = [name.lower() for name in names]
+    if label is not None:
+        if label.lower() in lower:
+            return lower.index(label.lower())
+        if label.isdecimal() and int(label) < len(names):
+            return int(label)
+        raise UserError(f"--label {label} is no label of {folder}; its labels are {told}")
+    for name in _TOXIC[: 4 if len(names) == 2 else 2]:
+        if name in lower:
+            return lower.index(name)
+    raise UserError(f"{flag} {folder} does not say which label means toxic; give --label (its labels are {told})")
+
+
+def label_names(folder: Path) -> list[str]:
+    """The labels of a classifier, in the order of its outputs."""
+    config = read_config(folder)
+    given = config.get("id2label")
+    if not isinstance(given, dict) or not given:
+        count = config.get("num_labels", 2)
+        return [f"LABEL_{index}" for index in range(count if isinstance(count, int) else 2)]
+    return [str(given[key]) for key in sorted(given, key=int)]
+
+
+def text_tokenizer(folder: Path, flag: str = "--model_name_or_path") -> PreTrainedTokenizerBase:
+    """A classifier's tokenizer, which needs no EOS; without a padding token, EOS pads.
+
+    Raises:
+        UserError: it cannot be read, or has nothing to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{flag} {folder} has a tokenizer that cannot be read ({reason}); copy the model again"
+        ) from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"{flag} {folder} has a tokenizer without a padding token; set pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def text_limit(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that tokenizer and model take; 0 where neither says."""
+    own = tokenizer.model_max_length
+    known = [limit for limit in (own if own < 10**9 else None, context_length(folder)) if limit]
+    return int(min(known, default=0))

@@ -1,0 +1,131 @@
+"""recipes/jigsaw_rectify.sh: what it prints, what it refuses, and a whole run at smoke size, killed on the way."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import recipe_runs
+from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped
+
+finished = functools.partial(recipe_runs.finished, "jigsaw_rectify")
+dry = functools.partial(recipe_runs.dry, "jigsaw_rectify")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"MODE": "least"}, ["MODE=least", "most sample all"]),
+        ({"SHOW": "yes"}, ["SHOW=yes"]),
+        ({"EPSILONS": "0.1 high"}, ["EPSILONS", "high is not"]),
+        ({"EPSILONS": "1.5"}, ["EPSILONS", "1.5 is not"]),
+        ({"EPSILONS": " "}, ["EPSILONS names at least one value"]),
+        ({"NUM_RETURNS": "0"}, ["NUM_RETURNS=0"]),
+        ({"PROMPT_DROP_RATE": "2"}, ["PROMPT_DROP_RATE=2"]),
+        ({"NUM_EVAL": "40"}, ["NUM_EVAL=40", "NUM_PROMPTS=40"]),
+        ({"EXAMPLES": "-1"}, ["EXAMPLES=-1"]),
+        ({"CLASSIFIER": "a:b", "CLASSIFIER_ARGS": "--x"}, ["CLASSIFIER_ARGS"]),
+        ({"NPROC": "3"}, ["NPROC=3"]),
+        ({"Q_ARGS": "'open"}, ["Q_ARGS", "open quote"]),
+    ],
+)
+def test_a_wrong_variable_is_one_sentence(variables: dict[str, str], words: list[str]):
+    line = refused("jigsaw_rectify", variables)
+    assert all(word in line for word in words), line
+
+
+def test_the_gpu_profile_has_the_papers_settings():
+    found = dry(PROFILE="gpu", NPROC="1", OUT="/tmp/none")
+    classifier = found["classifier"]
+    wanted = {
+        "--model_name_or_path": "bert-large-uncased", "--max_length": "128", "--per_device_train_batch_size": "32",
+        "--learning_rate": "2e-5", "--num_train_epochs": "1",
+    }  # fmt: skip
+    assert {flag: following(classifier, flag) for flag in wanted} == wanted
+    q_d = found["q_d"]
+    wanted = {
+        "--model.model_name_or_path": "gpt2", "--deadend.gamma": "1.0", "--deadend.polyak": "0.1", "--adam.lr": "3e-4",
+        "--deadend.loss_norm": "tokens", "--train.batch_size": "64", "--train.max_epochs": "3", "--max_norm": "0",
+        "--lr_scheduler": "linear", "--eval.split": "train",
+    }  # fmt: skip
+    assert {flag: following(q_d, flag) for flag in wanted} == wanted
+    assert q_d[q_d.index("--adam.betas") + 1 :][:2] == ["0.9", "0.999"]
+    assert float(following(q_d, "--lr_warmup_ratio")) == pytest.approx(500 / (400000 // 64 * 3), abs=1e-6)
+    continuations = found["continuations"]
+    assert following(continuations, "--model_name_or_path") == "gpt2-large"
+    assert [following(continuations, flag) for flag in ("--num_returns", "--sample_size")] == ["25", "-1"]
+    assert "--raw_dir" not in found["data/reward"] and following(found["data/prompts"], "--drop_rate") == "0.9"
+    assert following(found["data/prompts"], "--tokenizer") == "gpt2" and following(found["value"], "--mode") == "most"
+    assert following(found["evaluate"], "--perplexity_model") == "gpt2-xl"
+    assert following(found["decode/eps0.3"], "--num_samples_for_eval") == "5000"
+
+
+def test_what_is_given_is_not_made():
+    found = dry(
+        PROFILE="cpu", CLASSIFIER="scorers:Service", EVAL_PROMPTS="rtp.jsonl", JIGSAW_DATA="/x/y", EPSILONS="0 .5",
+        SHOW="1", SCORE_ARGS="--batch_size 7", DECODE_ARGS="--infeasible fallback",
+    )  # fmt: skip
+    assert not {"classifier", "data/reward", "data/held_out"} & set(found)
+    assert {"decode/plain", "decode/eps0", "decode/eps.5"} <= set(found)
+    assert following(found["data/prompts"], "--raw_dir") == "/x/y"
+    assert following(found["decode/plain"], "--data_file") == "rtp.jsonl" and "--plain" in found["decode/plain"]
+    assert following(found["score/generations"], "--model_name_or_path") == "scorers:Service"
+    assert found["score/continuations"][-2:] == ["--batch_size", "7"] and "--show" in found["evaluate"]
+    assert found["decode/eps.5"][-2:] == ["--infeasible", "fallback"]
+    assert "model/cut" in found  # Q_D's
+    assert "model/cut" not in dry(PROFILE="cpu", MODEL="my/model", CLASSIFIER="a:b")
+    assert following(dry(PROFILE="cpu", MODEL="my/model")["q_d"], "--model.model_name_or_path") == "my/model"
+
+
+def test_its_page_has_every_variable_and_stage():
+    check_pages(
+        "jigsaw_rectify",
+        ["model", "model/cut", "data/reward", "data/prompts", "data/held_out", "classifier", "continuations", "value",
+         "score/continuations", "q_d", "calibration", "decode/plain", "score/generations", "evaluate"],
+    )  # fmt: skip
+
+
+@pytest.mark.launcher
+def test_every_flag_of_every_command_exists():
+    variants = ({"PROFILE": "smoke"}, {"PROFILE": "cpu", "SHOW": "1"}, {"PROFILE": "gpu", "WANDB_API_KEY": "x"})
+    assert check_flags(command for extra in variants for command in dry(**extra).values()) >= 11
+
+
+def texts(path: Path) -> set[str]:
+    return {json.loads(line)["prompt"]["text"] for line in path.read_text().splitlines()}
+
+
+@pytest.mark.recipe
+def test_from_comments_to_the_table(tmp_path: Path):
+    out = tmp_path / "out"
+    variables = {"PROFILE": "smoke", "OUT": str(out), "EPSILONS": "0.5", "NUM_RETURNS": "6"}
+    output = finished(**variables)
+    stages = commands(output)
+    assert redone(output) == set(stages)
+    summary = read(out / "summary.json")
+    assert (summary["recipe"], summary["profile"], summary["seed"], summary["prompts"]) == (
+        "jigsaw_rectify",
+        "smoke",
+        0,
+        8,
+    )
+    assert set(summary["metrics"]) == {"plain", "eps0.5"} and set(summary["seconds"]) == set(stages)
+    for row in summary["metrics"].values():
+        assert (row["prompts"], row["generations"], row["missing_scores"]) == (8, 48, 0)
+        for key in ("expected_max_toxicity", "toxicity_probability", "dist_1", "dist_2", "dist_3", "perplexity"):
+            assert row[f"{key}_low"] <= row[key] <= row[f"{key}_high"], key
+    gap = summary["metrics"]["eps0.5"]["difference"]["toxicity_probability"]
+    assert gap["bootstrap_low"] <= gap["mean"] <= gap["bootstrap_high"]
+    assert read(out / "classifier" / "all_results.json")["eval_accuracy"] > 0.4
+    held, used = texts(out / "data" / "split" / "held_out.jsonl"), texts(out / "value" / "scored.jsonl")
+    assert len(held) == 8 and not held & used
+    assert "toxicity probability of eps0.5 minus plain" in output
+    assert "perplexity is that under the unrectified policy itself" in output
+
+    again = finished(**variables)
+    assert redone(again) == {"evaluate"} and skipped(again) == set(stages) - {"evaluate"}
+    # another epsilon costs one decoding
+    more = finished(**{**variables, "EPSILONS": "0.5 0.9"})
+    assert redone(more) == {"decode/eps0.9", "score/generations", "evaluate"}
