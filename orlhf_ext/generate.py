@@ -180,12 +180,13 @@ def run_engines(args: argparse.Namespace, argv: Sequence[str], total: int, journ
                 bar.update(sum(counter.more() for counter in counters))
             bar.update(sum(counter.more() for counter in counters))
     finally:
+        failed = [bool(engine.poll()) for engine, _ in engines]  # by themselves: those that are ended fail, too
         _end(engine for engine, _ in engines)
         journal.absorb(part_paths(args.out))
     for i, (engine, log) in enumerate(engines):
-        if engine.returncode > 0:
+        if failed[i] and engine.returncode > 0:
             raise UserError(f"engine {i} failed: {_last_words(log)} (log: {log})")
-        if engine.returncode < 0 and len(journal.done) < total:
+        if failed[i] and len(journal.done) < total:
             raise UserError(
                 f"engine {i} was killed (signal {-engine.returncode}); finished records are kept: run it again"
             )

@@ -25,9 +25,8 @@ case $PROFILE in
         default_classifier=models/smollm2-135m-8-layers default_data=sample
         : "${NUM_COMMENTS:=2000}" "${NUM_PROMPTS:=240}" "${NUM_EVAL:=48}" "${PROMPT_DROP_RATE:=0}" "${MODE:=all}"
         : "${CLASSIFIER_EPOCHS:=3}" "${CLASSIFIER_BATCH:=16}" "${Q_EPOCHS:=1}" "${BATCH_SIZE:=32}" "${MICRO_BATCH_SIZE:=32}"
-        # float32: a CPU without bfloat16 of its own is several times slower in it
         classifier_lr=1e-4 classifier_words=(--max_length 64 --group_by_length) q_lr=3e-4 perplexity_num=5
-        backend=(--dtype float32)
+        backend=()
         ;;
     gpu) # upstream's
         default_model=gpt2-large default_q=gpt2 default_classifier=bert-large-uncased default_data=kaggle

@@ -27,7 +27,9 @@ def pages(*names: str) -> str:
 
 def environment(**variables: str) -> dict[str, str]:
     """This environment without anything that a recipe reads, and with ``variables``."""
-    rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+)", pages("hh_exo", "hh_groups", "ncp_vrcli"), flags=re.M)
+    rows = re.findall(
+        r"^\| ((?:`[A-Z_]+`(?:, )?)+)", pages("hh_exo", "jigsaw_rectify", "hh_groups", "ncp_vrcli"), flags=re.M
+    )
     known = {name for names in rows for name in re.findall(r"[A-Z_]+", names)}
     assert {"PROFILE", "LOSS", "STORIES", "OUT", "SFT_ARGS", "RL_ARGS", "DRY_RUN"} <= known
     return {

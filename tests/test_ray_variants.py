@@ -51,8 +51,9 @@ def test_two_ranks_and_two_engines(stage: int, tiny_model: Path, folder: Path) -
     batches = rollouts(folder)
     assert [len(batch) for batch in batches] == [32] * 3
     nll = judge(tiny_model)
-    for row in (row for batch in batches for row in batch):
-        assert row["reward"] == pytest.approx(-nll(row["token_ids"], row["action_mask"]), abs=1e-4)
+    for row in (row for batch in batches for row in batch):  # a mean over few tokens hides less of bf16's noise
+        tolerance = 8e-3 / sum(row["action_mask"])
+        assert row["reward"] == pytest.approx(-nll(row["token_ids"], row["action_mask"]), abs=tolerance)
     counts = synced(output)
     assert len(counts) == 2 * len(batches) and all(equal == every > 0 for equal, every in counts), counts
     assert {"in engine 0", "in engine 1"} == set(re.findall(r"in engine \d", output))

@@ -5,7 +5,8 @@ One engine, one batch of requests (a few prompts, several completions each, all 
 "plain" leaves the logits alone; "rectified" asks Q_D with a cache for keys and values; "upstream" runs Q_D's trunk over
 every whole sequence at every step, as the paper's code does (its head on the last position alone, which is more than
 that code spares). By default the models are random: a policy of SmolLM2-135M's shape, and a Q_D of a sixth of its
-computation, which is about what gpt2 is to gpt2-large. Fails if the two ways of asking Q_D differ by more than 1e-4.
+computation, which is about what gpt2 is to gpt2-large. Without a GPU all runs on one thread, and seconds are those of
+the processor, which other processes do not lengthen. Fails if the two ways of asking Q_D differ by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -47,6 +48,31 @@ class Upstream:
         """It keeps nothing."""
 
 
+class Clock:
+    """Counts the seconds that one way of asking Q_D takes."""
+
+    def __init__(self, stepper: Any) -> None:
+        self.stepper, self.seconds = stepper, 0.0
+        self.model, self.forget = stepper.model, stepper.forget
+
+    def values(self, sequences: Sequence[Sequence[int]]) -> Any:
+        """As `QStepper.values`."""
+        start = now()
+        found = self.stepper.values(sequences)
+        self.seconds += now() - start
+        return found
+
+
+def now() -> float:
+    """Seconds: of the processor, or on the wall where a GPU works."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def random_models(folder: Path) -> tuple[Path, Path]:
     """A policy and a value function with the tiny tokenizer's files and SmolLM2's number of tokens."""
     import torch
@@ -81,6 +107,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="(all)")
     args = parser.parse_args()
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")  # before vLLM is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         made = (args.model, args.q_model) if args.model else random_models(Path(folder))
         measure(args, *made)
@@ -105,24 +132,25 @@ def measure(args: argparse.Namespace, model: Path, q_model: Path) -> None:
     }
     llm = load_vllm(model, sampling, count, more=more)
     (processor,) = ours._live
-    steppers = {"rectified": processor.stepper, "upstream": Upstream(processor.stepper.model)}
+    steppers = {"rectified": Clock(processor.stepper), "upstream": Clock(Upstream(processor.stepper.model))}
     generator = torch.Generator().manual_seed(0)
     known = processor.stepper.model.config.vocab_size
     prompts = torch.randint(3, known, (args.prompts, args.prompt_tokens), generator=generator).tolist()
 
-    def run(way: str, number: int) -> float:
+    def run(way: str, number: int) -> tuple[float, float]:
         processor.stepper = steppers.get(way, processor.stepper)  # type: ignore[assignment]
         extra = {"deadend_epsilon": "off"} if way == "plain" else {}
         params = [
             SamplingParams(max_tokens=args.new_tokens, ignore_eos=True, top_k=50, seed=number, extra_args=extra)
             for number in range(count)
         ]
-        inputs = [tokens_input(prompts[i % args.prompts]) for i in range(count)]
-        start = time.perf_counter()
+        inputs: list[Any] = [tokens_input(prompts[i % args.prompts]) for i in range(count)]
+        before, start = steppers[way].seconds if way in steppers else 0.0, now()
         outputs = llm.generate(inputs, params, use_tqdm=False)
-        seconds = time.perf_counter() - start
-        print(f"  round {number} {way}: {seconds:.2f} s", file=sys.stderr, flush=True)
-        return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
+        seconds = now() - start
+        asking = steppers[way].seconds - before if way in steppers else 0.0
+        print(f"  round {number} {way}: {seconds:.2f} s, Q_D {asking:.2f} s", file=sys.stderr, flush=True)
+        return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds, asking
 
     texts = [prompt[: 1 + i % len(prompt)] for i, prompt in enumerate(prompts)]
     apart = max(
@@ -133,16 +161,21 @@ def measure(args: argparse.Namespace, model: Path, q_model: Path) -> None:
     if apart > TOLERANCE:
         sys.exit("the two ways of asking Q_D disagree")
     speeds: dict[str, list[float]] = {way: [] for way in args.ways}
+    asked: dict[str, list[float]] = {way: [] for way in args.ways}
     for number in range(args.rounds + 1):
         for way in args.ways[:: -1 if number % 2 else 1]:
-            speed = run(way, number)
+            speed, asking = run(way, number)
             if number:
                 speeds[way].append(speed)
+                asked[way].append(asking)
     for way, values in speeds.items():
         print(f"{way}: median {statistics.median(values):.1f} tokens/s (min {min(values):.1f}, max {max(values):.1f})")
     for one, other in (("rectified", "plain"), ("rectified", "upstream")):
         if one in speeds and other in speeds:
-            ratio(f"{one} / {other}", [a / b for a, b in zip(speeds[one], speeds[other], strict=True)])
+            ratio(f"tokens/s, {one} / {other}", [a / b for a, b in zip(speeds[one], speeds[other], strict=True)])
+    if {"rectified", "upstream"} <= set(args.ways):
+        pairs = zip(asked["upstream"], asked["rectified"], strict=True)
+        ratio("seconds of asking Q_D, upstream / rectified", [a / b for a, b in pairs])
 
 
 if __name__ == "__main__":
