@@ -34,10 +34,12 @@ run() {
     python -m pytest -m "$@" || status=$?
     ((status == 0 || status == 5)) || exit "$status"
 }
+# The fast tests share the machine's cores; the others start processes of their own.
+shared=(-n auto --maxprocesses 4)
 case $level in
-    fast) run "not slow and not recipe and not launcher" "$@" ;;
+    fast) run "not slow and not recipe and not launcher" "${shared[@]}" "$@" ;;
     *)
-        run "not slow and not recipe and not launcher" "$@"
+        run "not slow and not recipe and not launcher" "${shared[@]}" "$@"
         run "(launcher or recipe) and not slow" "$@"
         [[ $level == normal ]] || run slow "$@"
         ;;
