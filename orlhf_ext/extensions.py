@@ -34,6 +34,7 @@ _READY_MADE = {
         "story": "data_builders.story:Builder",
     },
     REWARDS: {
+        "deadend": "orlhf_ext.deadend.reward:DeadEndValue",
         "format": "orlhf_ext.rewards.format:Format",
         "groups": "orlhf_ext.groups.reward:Groups",
         "http": "orlhf_ext.rewards.http:HTTP",

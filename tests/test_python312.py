@@ -28,6 +28,8 @@ TESTS = (
     "test_build_hh",
     "test_build_story",
     "test_build_groups",
+    "test_build_jigsaw",
+    "test_jigsaw_download",
     "test_evaluate",
     "test_inject",
 )
@@ -39,6 +41,10 @@ heavy += [f"orlhf_ext.rewards.{name}" for name in ("agent", "evaluation", "refer
 heavy += [
     f"orlhf_ext.groups.{name}"
     for name in ("dataset", "experience", "features", "heads", "losses", "model", "trainer")
+]
+heavy += [
+    f"orlhf_ext.deadend.{name}"
+    for name in ("actor", "dataset", "decoding", "hf", "loss", "model", "stepper", "trainer", "vllm")
 ]
 heavy += ["orlhf_ext.tally", "orlhf_ext.likelihood", "orlhf_ext.backends.cpu_engine"]
 for name in names:

@@ -2,7 +2,10 @@
 
 ``--ext.use dead-end`` trains Q_D with ``train_sft``. Where what is: ``loss`` is the method, pure torch. ``model`` is
 Q_D, ``settings`` what it knows about itself. ``actor``, ``dataset`` and ``trainer`` stand in ``train_sft``; ``rows``
-are its data. ``decoding`` is what Q_D is for. ``calibration`` and the other modules with a ``main`` are commands.
+are its data. ``decoding`` is what Q_D is for: ``stepper`` computes its values while texts grow, ``hf`` and ``vllm`` are
+logits processors. ``reward`` is Q_D as a reward in ``train_ppo_ray``. ``classifier``, ``continuations``, ``score``,
+``hold_out``, ``calibration``, ``decode`` and ``evaluate`` are commands; what they share stands in ``toxicity``,
+``sampling``, ``perplexity`` and ``report``.
 """
 
 from __future__ import annotations

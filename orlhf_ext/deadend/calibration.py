@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..batches import cut_batches
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
@@ -103,22 +102,15 @@ def predict(
         budget: padded tokens in a batch.
         last: how many actions of each text, counted from its end; None for all.
     """
-    import torch
     from tqdm import tqdm
 
-    device = next(model.parameters()).device
-    with tqdm(total=len(rows), desc="Q_D", unit="text") as bar, torch.inference_mode():
-        for batch in cut_batches([len(ids) for ids in rows], budget):
-            texts = [torch.tensor(rows[i]) for i in batch]
-            ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
-            lengths = torch.tensor([len(text) for text in texts], device=device)
-            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-            q, _ = model(ids, mask)
-            for i, values in zip(batch, q.tolist(), strict=True):
-                end = len(rows[i]) - 1
-                for value in values[max(0, end - (last or end)) : end]:
-                    yield Prediction(i, -value, bad[i])
-            bar.update(len(batch))
+    from .model import action_values
+
+    with tqdm(total=len(rows), desc="Q_D", unit="text") as bar:
+        for i, values in action_values(model, rows, budget):
+            for value in values[-(last or len(values)) :]:
+                yield Prediction(i, -value, bad[i])
+            bar.update()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

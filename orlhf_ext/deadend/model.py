@@ -8,7 +8,7 @@ the target head reads the same trunk, lags behind the online head, and gives the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..batches import cut_batches
 from ..errors import UserError
 from .settings import KEY, QSettings, from_config, read_settings
 
@@ -266,6 +267,28 @@ def load_q_model(folder: str | Path, dtype: str = "float32", device: str = "cpu"
     """
     read_settings(Path(folder), "--q_model_name_or_path")
     return open_model(str(folder), getattr(torch, dtype), attention).to(device).eval()
+
+
+def action_values(model: Any, rows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, list[float]]]:
+    """The online head's values of the actions that texts take, in batches of similar lengths.
+
+    Args:
+        model: a `QModel` in evaluation mode.
+        rows: token ids of texts, two or more each.
+        budget: padded tokens in a batch.
+
+    Yields:
+        a text's place in ``rows``, and the values of its second to its last token.
+    """
+    device = next(model.parameters()).device
+    for batch in cut_batches([len(ids) for ids in rows], budget):
+        texts = [torch.tensor(rows[i]) for i in batch]
+        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        with torch.inference_mode():
+            q, _ = model(ids, (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long())
+        for i, values in zip(batch, q.tolist(), strict=True):
+            yield i, values[: len(rows[i]) - 1]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,75 @@
+"""Q_D as a reward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deadend_q import make_q
+
+from orlhf_ext.deadend.reward import DeadEndValue
+from orlhf_ext.errors import UserError
+from orlhf_ext.model_folder import load_tokenizer
+from orlhf_ext.rewards import RewardBatch, RewardContext, Rollout
+from orlhf_ext.rewards.combine import RewardSet
+
+PROMPT = "Human: hello?"
+RESPONSES = [" fine", " no idea, and you?", " hello" * 20, ""]
+
+
+@pytest.fixture(scope="module")
+def q_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_q(tmp_path_factory.mktemp("q") / "q", tiny_model)
+
+
+def rollouts(tokenizer: Any, ended: bool) -> RewardBatch:
+    prompt = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
+    found = []
+    for i, text in enumerate(RESPONSES):
+        written = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * ended
+        mask = [0] * len(prompt) + [1] * len(written)
+        found.append(Rollout(f"r{i}", PROMPT, text, token_ids=[*prompt, *written], action_mask=mask))
+    return RewardBatch(found)
+
+
+def run(reward: DeadEndValue, batch: RewardBatch, **context: Any) -> list[float]:
+    rewards = RewardSet([reward])
+    rewards.setup(RewardContext(**context))
+    return list(rewards.score(batch).rewards)
+
+
+@pytest.mark.parametrize("at", ["last", "worst"])
+def test_values_are_those_of_a_forward_pass(at: Any, q_model: Path, tiny_model: Path) -> None:
+    import torch
+
+    from orlhf_ext.deadend.model import load_q_model
+
+    tokenizer = load_tokenizer(tiny_model)
+    batch = rollouts(tokenizer, ended=False)
+    model = load_q_model(q_model)
+    wanted = []
+    for rollout in batch:
+        ids = torch.tensor([rollout.token_ids])
+        with torch.inference_mode():
+            values = model.q_head(model.hidden_states(ids)[:, :-1])[0].gather(1, ids[0, 1:, None])[:, 0].clamp(-1, 0)
+        mine = values[torch.tensor(rollout.action_mask[1:]).bool()]
+        mine = mine if len(mine) else values[-1:]
+        wanted.append(float(mine[-1] if at == "last" else mine.min()))
+    found = run(DeadEndValue(str(q_model), at=at, batch_tokens=64), batch, tokenizer=tokenizer)
+    assert found == pytest.approx(wanted, abs=1e-5) and len(set(found)) > 1
+    # EOS has no trained value: whether a response ends with it changes nothing
+    assert run(DeadEndValue(str(q_model), at=at), rollouts(tokenizer, ended=True)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_what_does_not_fit_is_refused(q_model: Path, tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    with pytest.raises(UserError, match="is no value function"):
+        run(DeadEndValue(str(tiny_model)), rollouts(tokenizer, ended=False))
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(UserError, match="another tokenizer than the policy"):
+        run(DeadEndValue(str(q_model)), rollouts(tokenizer, ended=False), tokenizer=tokenizer)
+    with pytest.raises(UserError, match="has no token ids to read"):
+        run(DeadEndValue(str(q_model)), RewardBatch([Rollout("a", PROMPT, " fine")]))
+    with pytest.raises(ValueError, match=r"deadend\.batch_tokens"):
+        DeadEndValue(str(q_model), batch_tokens=1)
