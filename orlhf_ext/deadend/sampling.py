@@ -22,7 +22,7 @@ from ..batches import fingerprint
 from ..engines import Completions, Prompt, Sampling, derive_seed, load_vllm, sample_hf, sample_vllm
 from ..errors import UserError
 from ..flags import DTYPES, check_least
-from ..generate import encode_prompts
+from ..generate import encode_prompts, tally
 from ..journal import Journal
 from ..model_folder import check_context, context_length, find_model, identity, load_tokenizer
 from ..records import Line, Record, read_records, sha256_file
@@ -236,15 +236,7 @@ def _tally(done: dict[str, Record]) -> Record:
     counted: Counter[str] = Counter()
     for record in done.values():
         counted.update(record["counted"])
-    reasons = [reason for record in done.values() for reason in record["finish_reasons"]]
-    return {
-        "prompts": len(done),
-        "prompts_cut": sum(record["prompt_cut"] for record in done.values()),
-        "completions": len(reasons),
-        "tokens": sum(len(ids) for record in done.values() for ids in record["token_ids"]),
-        "stop": reasons.count("stop"),
-        **counted,
-    }
+    return {**tally(done), **counted}
 
 
 def tell(path: str, counts: Record) -> None:

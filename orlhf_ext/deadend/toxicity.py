@@ -21,7 +21,7 @@ from .. import backends
 from ..batches import cut_batches
 from ..errors import UserError
 from ..extensions import load
-from ..model_folder import check_ids, context_length, find_model, identity, read_config
+from ..model_folder import check_ids, context_length, find_model, identity, read_config, read_tokenizer
 from ..score import is_classifier
 
 if TYPE_CHECKING:
@@ -248,15 +248,7 @@ def text_tokenizer(folder: Path, flag: str = "--model_name_or_path") -> PreTrain
     Raises:
         UserError: it cannot be read, or has nothing to pad with.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{flag} {folder} has a tokenizer that cannot be read ({reason}); copy the model again"
-        ) from error
+    tokenizer = read_tokenizer(folder, flag)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
