@@ -11,7 +11,7 @@ PATH_VARIABLES=(JIGSAW_DATA EVAL_PROMPTS MODEL Q_MODEL CLASSIFIER CLASSIFIER_MOD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${NUM_RETURNS:=25}" "${MAX_NEW_TOKENS:=20}" "${PROMPT_TOKENS:=20}"
-: "${TOXICITY_TYPE:=toxicity}" "${EXAMPLES:=3}" "${SHOW:=0}" "${COMMENT_DROP_RATE:=0.3}"
+: "${TOXICITY_TYPE:=toxicity}" "${EXAMPLES:=3}" "${SHOW:=0}"
 case $PROFILE in
     smoke)
         : "${EPSILONS:=0.1 0.5}"
@@ -23,7 +23,8 @@ case $PROFILE in
     cpu)
         default_model=models/smollm2-135m-instruct default_q=models/smollm2-135m-8-layers
         default_classifier=models/smollm2-135m-8-layers default_data=sample
-        : "${NUM_COMMENTS:=2000}" "${NUM_PROMPTS:=240}" "${NUM_EVAL:=48}" "${PROMPT_DROP_RATE:=0}" "${MODE:=all}"
+        # few comments: none is spared, and their rare toxic ones stay rare, or the classifier would find too many
+        : "${COMMENT_DROP_RATE:=0}" "${NUM_COMMENTS:=2000}" "${NUM_PROMPTS:=240}" "${NUM_EVAL:=48}" "${PROMPT_DROP_RATE:=0}" "${MODE:=all}"
         : "${CLASSIFIER_EPOCHS:=3}" "${CLASSIFIER_BATCH:=16}" "${Q_EPOCHS:=1}" "${BATCH_SIZE:=32}" "${MICRO_BATCH_SIZE:=32}"
         classifier_lr=1e-4 classifier_words=(--max_length 64 --group_by_length) q_lr=3e-4 perplexity_num=5
         backend=()
@@ -36,7 +37,7 @@ case $PROFILE in
         classifier_lr=2e-5 classifier_words=(--max_length 128) q_lr=3e-4 perplexity_num=0 backend=()
         ;;
 esac
-: "${EPSILONS:=0.1 0.3 0.5}"
+: "${EPSILONS:=0.1 0.3 0.5}" "${COMMENT_DROP_RATE:=0.3}"
 choice MODE most sample all
 choice SHOW 0 1
 counts NUM_RETURNS MAX_NEW_TOKENS PROMPT_TOKENS NUM_EVAL CLASSIFIER_EPOCHS CLASSIFIER_BATCH Q_EPOCHS BATCH_SIZE \
