@@ -20,8 +20,8 @@ import numpy as np
 
 from .errors import UserError, command
 from .flags import make_parser
-from .records import atomic_write, write_json
-from .report import comma_separated, markdown, print_examples, print_table
+from .records import write_json
+from .report import comma_separated, markdown, print_examples, print_table, write_tables
 from .samples import Sample, read_samples
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def read_scored(path: str, logprobs_key: str = "logprobs_policy", sft_key: str =
         have = [sample.record.get(key) is not None for sample in samples]
         if not all(have) and (any(have) or key == "rewards"):
             raise UserError(f"{samples[have.index(False)].name} has no {key}; score the whole file first")
-        columns[key] = [_numbers(sample, key) for sample in samples] if all(have) else None
+        columns[key] = [numbers(sample, key) for sample in samples] if all(have) else None
     ids = [sample.column("token_ids") for sample in samples]
     lengths = (
         None if any(column is None for column in ids) else [[float(len(x)) for x in column or []] for column in ids]
@@ -137,7 +137,12 @@ def read_scored(path: str, logprobs_key: str = "logprobs_policy", sft_key: str =
     return Scored(path, by_id, columns["rewards"] or [], lengths, columns[logprobs_key], columns[sft_key])
 
 
-def _numbers(sample: Sample, key: str) -> list[float]:
+def numbers(sample: Sample, key: str) -> list[float]:
+    """A column of finite numbers, one for each completion; none without the column.
+
+    Raises:
+        UserError: there is another number of them, or one is not finite; the record is named.
+    """
     values = sample.column(key) or []
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -303,9 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write_summary(args: argparse.Namespace, metrics: Mapping[str, Any], table: str, numbers: str) -> None:
     """Write ``--out`` with the keys of ``--run``, and the table beside it, in Markdown and as CSV."""
     write_json(args.out, {**read_run(args.run), "metrics": metrics})
-    for suffix, text in ((".md", table), (".csv", numbers)):
-        with atomic_write(Path(args.out).with_suffix(suffix)) as stream:
-            stream.write(text)
+    write_tables(args.out, table, numbers)
 
 
 def read_run(path: str | None) -> dict[str, Any]:

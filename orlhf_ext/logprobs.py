@@ -2,8 +2,9 @@
 
 Adds to each record, under ``--key``, the summed log-probability of each completion under the model, in nats, EOS
 included where it was sampled. Token ids are those that the engine produced; a completion without them is tokenised,
-apart from its prompt, by the text rule of OpenRLHF's `SFTDataset`. A run that was cut short goes on where it stopped,
-and gives the numbers of an uninterrupted one.
+apart from its prompt, by the text rule of OpenRLHF's `SFTDataset`. With ``--no_eos`` such a completion is a beginning:
+nothing is put behind it, so that two of them can differ in their last token alone. A run that was cut short goes on
+where it stopped, and gives the numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .flags import add_compute, check_least, make_parser
 from .journal import Journal
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
 from .records import sha256_file
-from .samples import Sample, encode, prompt_text, read_samples, whole_text
+from .samples import Sample, encode, prompt_text, read_samples, reply_text, whole_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,12 +37,13 @@ def encode_rows(
     max_len: int,
     chat: bool = False,
     vocabulary: int = 0,
+    no_eos: bool = False,
 ) -> list[Row]:
     """Token ids of each completion behind its prompt.
 
     The prompt is cut on the left: to as many ids as the sampler saw (``prompt_tokens``), and otherwise to the room that
     the completion leaves. A completion is cut on the right. ``vocabulary`` is the model's, where it is larger than
-    the tokenizer's: an untrained tail of it can be sampled, too.
+    the tokenizer's: an untrained tail of it can be sampled, too. ``no_eos``: a completion without ids gets no EOS.
 
     Raises:
         UserError: ``token_ids`` do not fit the completions, hold no ids of this tokenizer, or a prompt has no token.
@@ -52,7 +54,7 @@ def encode_rows(
         if not prompt:
             raise UserError(f"{sample.name} has a prompt without any token; remove the record")
         context = _sampled_prompt(sample, prompt)
-        for k, response in enumerate(_responses(sample, tokenizer, chat, max(len(tokenizer), vocabulary))):
+        for k, response in enumerate(_responses(sample, tokenizer, chat, max(len(tokenizer), vocabulary), no_eos)):
             kept = response[: max_len - 1]
             start = context[-(max_len - len(kept)) :]
             rows.append(Row(i, k, start + kept, len(start)))
@@ -71,8 +73,12 @@ def _sampled_prompt(sample: Sample, prompt: list[int]) -> list[int]:
     return prompt[-count:]
 
 
-def _responses(sample: Sample, tokenizer: PreTrainedTokenizerBase, chat: bool, size: int) -> list[list[int]]:
+def _responses(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, chat: bool, size: int, no_eos: bool
+) -> list[list[int]]:
     stored = sample.column("token_ids")
+    if stored is None and no_eos:
+        return encode(tokenizer, [reply_text(completion).rstrip() for completion in sample.completions])
     if stored is None:
         texts = [whole_text(tokenizer, sample, completion, chat) for completion in sample.completions]
         return encode(tokenizer, [whole[len(prompt) :] for prompt, whole in texts])
@@ -210,6 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--key", default="logprobs", help="name of the new column (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (%(default)s)")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    parser.add_argument("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
     add_compute(parser, batch_tokens=8192)
     args = parser.parse_args(argv)
     check_least(args, max_len=2, batch_tokens=2)
@@ -230,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_context(folder, args.max_len)
     tokenizer = load_tokenizer(folder)
     vocabulary = int(read_config(folder).get("vocab_size") or 0)
-    names = ("max_len", "key", "temperature", "apply_chat_template", "batch_tokens", "dtype", "attn_implementation")
-    settings = {name: getattr(args, name) for name in names}
+    names = ("max_len", "key", "temperature", "apply_chat_template", "no_eos", "batch_tokens", "dtype")
+    settings = {name: getattr(args, name) for name in (*names, "attn_implementation")}
     model = {"folder": args.model, "identity": identity(folder)}
 
     @cache
@@ -242,7 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for data, out in pairs:
         source = {"path": str(data), "sha256": sha256_file(data)}
         with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
-            rows = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary)
+            rows = encode_rows(
+                samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos
+            )
             check_ids(folder, (row.ids for row in rows))
             values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability")
             counts = {"records": len(samples[data]), "completions": len(rows)}

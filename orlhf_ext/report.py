@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from .records import Record, atomic_write
 from .samples import Sample, Text
 
 _COLUMNS = {
@@ -16,6 +18,28 @@ _COLUMNS = {
     "length_mean": ("tokens", "{:.1f}"),
     "kl": ("KL (nats)", "{:z.2f}"),
 }
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """A table in Markdown; all columns but the first ``names`` are aligned on the right."""
+    lines = [head, [*["---"] * names, *["---:"] * (len(head) - names)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+
+
+def csv_table(rows: Sequence[Record]) -> str:
+    """A table as CSV, every number of it; a column for each key, in the order of their first places."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def write_tables(summary: str | Path, markdown: str, numbers: str) -> None:
+    """Write the table of ``O.json`` beside it, in Markdown as ``O.md`` and as ``O.csv``."""
+    for suffix, text in ((".md", markdown), (".csv", numbers)):
+        with atomic_write(Path(summary).with_suffix(suffix)) as stream:
+            stream.write(text)
 
 
 def table_rows(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -40,21 +64,14 @@ def _cells(row: Mapping[str, Any], gap: str = " ") -> list[str]:
 def markdown(metrics: Mapping[str, Any]) -> str:
     """The table in Markdown."""
     head = ["model", *(title for title, _ in _COLUMNS.values())]
-    lines = [head, ["---", *(["---:"] * len(_COLUMNS))]]
-    lines += [[name.replace("|", "\\|"), *_cells(row)] for name, row in table_rows(metrics)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(head, [[name, *_cells(row)] for name, row in table_rows(metrics)])
 
 
 def comma_separated(metrics: Mapping[str, Any]) -> str:
     """The table as CSV, with full numbers, interval ends and steps."""
     ends = [f"{key}_{end}" for key in ("win_rate_vs_sft", "win_rate_vs_chosen") for end in ("low", "high")]
     keys = ["step", *_COLUMNS, "reward_se", "kl_se", *ends]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", *keys])
-    for name, row in table_rows(metrics):
-        writer.writerow([name, *("" if row.get(key) is None else row[key] for key in keys)])
-    return out.getvalue()
+    return csv_table([{"model": name, **{key: row.get(key) for key in keys}} for name, row in table_rows(metrics)])
 
 
 def print_table(metrics: Mapping[str, Any]) -> None:

@@ -62,13 +62,15 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Sample]:
     return _collect(path, (_sample(line, []) for line in read_records(path)), limit)
 
 
-def read_samples(path: str | Path) -> list[Sample]:
+def read_samples(path: str | Path, no_prompt: bool = False) -> list[Sample]:
     """Samples ``{id, prompt, completions}``, or pairs ``{id, prompt, chosen, rejected}`` (K = 2, chosen first).
+
+    With ``no_prompt``, a prompt may be empty or missing.
 
     Raises:
         UserError: as `read_prompts`; a record has no completions, or one of a wrong kind.
     """
-    return _collect(path, (_sample(line, _completions(line)) for line in read_records(path)), None)
+    return _collect(path, (_sample(line, _completions(line), no_prompt) for line in read_records(path)), None)
 
 
 def _collect(path: str | Path, samples: Iterator[Sample], limit: int | None) -> list[Sample]:
@@ -84,15 +86,18 @@ def _collect(path: str | Path, samples: Iterator[Sample], limit: int | None) -> 
     return list(found.values())
 
 
-def _sample(line: Line, completions: list[Text]) -> Sample:
+def _sample(line: Line, completions: list[Text], no_prompt: bool = False) -> Sample:
     identifier = line.record.get("id")
     if identifier is None:
         identifier = f"line-{line.number:06d}"
     elif isinstance(identifier, bool) or not isinstance(identifier, str | int):
         _bad(line, "has an id that is neither text nor a whole number")
-    if line.record.get("prompt") is None:
+    given = line.record.get("prompt")
+    if no_prompt and not given:
+        given = ""
+    elif given is None:
         _bad(line, "has no 'prompt'; give prompt, or build the data with build_data")
-    prompt = _text(line, line.record["prompt"], "prompt", may_be_empty=False)
+    prompt = _text(line, given, "prompt", may_be_empty=no_prompt)
     return Sample(line.where, str(identifier), prompt, completions, line.record)
 
 
@@ -132,9 +137,13 @@ def reply_text(completion: Text) -> str:
 def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample, chat: bool) -> str:
     """The prompt as the model reads it; messages (and, with ``chat``, strings) go through the chat template.
 
+    An empty prompt is none: there is no turn before the completion's.
+
     Raises:
         UserError: the tokenizer has no chat template, or the template refuses the messages.
     """
+    if not sample.prompt:
+        return ""
     if isinstance(sample.prompt, str) and not chat:
         return sample.prompt
     return _render(tokenizer, sample, _messages(sample.prompt, "user"), generation=True)
@@ -154,7 +163,8 @@ def whole_text(tokenizer: PreTrainedTokenizerBase, sample: Sample, completion: T
     else:
         reply = _messages(completion, "assistant")
         reply = [*reply[:-1], {**reply[-1], "content": reply[-1]["content"].rstrip()}]
-        rendered = _render(tokenizer, sample, [*_messages(sample.prompt, "user"), *reply], generation=False)
+        before = _messages(sample.prompt, "user") if sample.prompt else []
+        rendered = _render(tokenizer, sample, [*before, *reply], generation=False)
         response = rendered[len(prompt) :]  # as upstream: the template begins with what it makes of the prompt
     text = (prompt + response).rstrip("\n")
     eos = str(tokenizer.eos_token)

@@ -4,12 +4,21 @@ Takes any reward model folder that OpenRLHF's ``train_rm`` wrote, and reads samp
 (``chosen``, ``rejected``). Text, EOS and truncation are those of its training. Rewards are the head's raw output: the
 mean and deviation that ``train_rm`` may have put into the config are not applied. A run that was cut short goes on
 where it stopped, and gives the numbers of an uninterrupted one.
+
+With ``--no_prompt`` the model reads the completion alone, as ``train_rm`` trains without ``--data.prompt_key``, and a
+record needs no prompt: ``{"completions": ["Once upon a time ..."]}`` is a story to score.
+
+``python -m orlhf_ext.launch serve_rm --reward.model_name_or_path RM --data.max_len N --host 127.0.0.1 --port P`` serves
+the same numbers: ``POST /get_reward {"query": [TEXT, ...]}`` answers ``{"rewards": [...]}``. A query is read as it is:
+it must end in one space and the EOS token, and fit into N tokens, since a longer one is cut and loses its EOS. (Without
+``--host``, other machines can ask, too.)
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +30,7 @@ from .flags import DTYPES, add_compute, check_least, make_parser
 from .journal import Journal
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config, weight_shapes
 from .records import sha256_file
-from .samples import Sample, encode, read_samples, whole_text
+from .samples import Sample, Text, encode, read_samples, whole_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,11 +47,22 @@ class Encoded(NamedTuple):
 
 
 def encode_rows(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, max_len: int, chat: bool = False
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    max_len: int,
+    chat: bool = False,
+    no_prompt: bool = False,
 ) -> Encoded:
-    """Token ids as OpenRLHF's `RewardDataset` makes them: text rule, truncation, and EOS as the last id in any case."""
+    """Token ids as OpenRLHF's `RewardDataset` makes them: text rule, truncation, and EOS as the last id in any case.
+
+    With ``no_prompt``, of the completions alone.
+    """
+
+    def read(sample: Sample, completion: Text) -> Sample:
+        return replace(sample, prompt="" if isinstance(completion, str) else []) if no_prompt else sample
+
     texts = [
-        (i, k, *whole_text(tokenizer, sample, completion, chat))
+        (i, k, *whole_text(tokenizer, read(sample, completion), completion, chat))
         for i, sample in enumerate(samples)
         for k, completion in enumerate(sample.completions)
     ]
@@ -128,6 +148,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
     parser.add_argument("--max_len", type=int, required=True, help="tokens; the same as in the model's training")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    parser.add_argument("--no_prompt", action="store_true", help="the model was trained on completions alone")
     add_compute(parser, dtypes=DTYPES[:2])
     args = parser.parse_args(argv)
     check_least(args, max_len=2, batch_tokens=2)
@@ -139,13 +160,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score each file; the model is loaded once, and only if something is left to do."""
     args = parse(argv)
     pairs = check_files(args.data, args.out)
-    samples = {data: read_samples(data) for data, _ in pairs}
+    samples = {data: read_samples(data, args.no_prompt) for data, _ in pairs}
     folder = find_model(args.model)
     check_reward_model(folder)
     check_context(folder, args.max_len)
     tokenizer = load_tokenizer(folder)
-    settings = {key: getattr(args, key) for key in ("max_len", "apply_chat_template", "batch_tokens", "dtype")}
-    settings["attn_implementation"] = args.attn_implementation
+    names = ("max_len", "apply_chat_template", "no_prompt", "batch_tokens", "dtype", "attn_implementation")
+    settings = {name: getattr(args, name) for name in names}
     model = {"folder": args.model, "identity": identity(folder)}
 
     @cache
@@ -155,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for data, out in pairs:
         source = {"path": str(data), "sha256": sha256_file(data)}
         with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
-            encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template)
+            encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)
             check_ids(folder, (row.ids for row in encoded.rows))
             if encoded.truncated:
                 print(

@@ -28,7 +28,8 @@ from ..errors import UserError, command
 from ..evaluate import CONFIDENCE, Interval, bootstrap, paired_difference, read_run
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..journal import Journal
-from ..records import atomic_write, read_records, sha256_file, write_json
+from ..records import read_records, sha256_file, write_json
+from ..report import write_tables
 from . import report
 from .score import THRESHOLD, generations_of, prompt_of
 
@@ -326,9 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     summary = {**run, **about, "prompts": len(first.prompts), "metrics": found}
     write_json(args.save_file, summary)
-    for suffix, text in ((".md", report.markdown(found)), (".csv", report.comma_separated(found))):
-        with atomic_write(Path(args.save_file).with_suffix(suffix)) as stream:
-            stream.write(text)
+    write_tables(args.save_file, report.markdown(found), report.comma_separated(found))
     report.print_samples(args.samples, files, args.show)
     report.print_table(found, args.perplexity_model)
 

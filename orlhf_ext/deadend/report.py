@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..report import plain
+from ..report import csv_table, markdown_table, plain
 from .score import THRESHOLD
 
 if TYPE_CHECKING:
@@ -51,11 +49,9 @@ def _cell(row: Mapping[str, Any], key: str, gap: str = " ") -> str:
 def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown."""
     keys = _columns(found)
-    lines = [["decoding", *(_COLUMNS[key][0] for key in keys), "empty"], ["---", *["---:"] * (len(keys) + 1)]]
-    lines += [
-        [name.replace("|", "\\|"), *(_cell(row, key) for key in keys), str(row["empty"])] for name, row in found.items()
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    head = ["decoding", *(_COLUMNS[key][0] for key in keys), "empty"]
+    rows = [[name, *(_cell(row, key) for key in keys), str(row["empty"])] for name, row in found.items()]
+    return markdown_table(head, rows)
 
 
 def comma_separated(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -67,11 +63,7 @@ def comma_separated(found: Mapping[str, Mapping[str, Any]]) -> str:
             ends = {"": "mean", "_low": "bootstrap_low", "_high": "bootstrap_high"}
             flat |= {f"difference_{key}{suffix}": gap[end] for suffix, end in ends.items()}
         rows.append(flat)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_table(rows)
 
 
 def print_table(found: Mapping[str, Mapping[str, Any]], perplexity_model: str | None) -> None:

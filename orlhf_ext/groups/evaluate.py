@@ -12,8 +12,6 @@ them by --run: a row for each proportion, k, method and group, with the mean ove
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +23,8 @@ import numpy as np
 from ..errors import UserError, command
 from ..evaluate import Interval, Lists, bootstrap, mean_and_error, prompt_means, read_run, t_interval, win_rates
 from ..flags import make_parser
-from ..records import Record, atomic_write, write_json
-from ..report import print_examples
+from ..records import Record, write_json
+from ..report import csv_table, markdown_table, print_examples, write_tables
 from ..samples import Sample, read_samples
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
 
@@ -246,30 +244,24 @@ def _head(baseline: str, keys: Sequence[str]) -> list[str]:
 
 def markdown(rows: Sequence[Mapping[str, Any]], baseline: str, keys: Sequence[str]) -> str:
     """The table in Markdown."""
-    head = _head(baseline, keys)
-    lines = [head, [*["---"] * len(keys), *["---:"] * (len(head) - len(keys))]]
-    lines += [[*_names(row, keys), *_cells(row, baseline)] for row in rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+    cells = [[*_names(row, keys), *_cells(row, baseline)] for row in rows]
+    return markdown_table(_head(baseline, keys), cells, names=len(keys))
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as CSV, every number of it."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
+    return csv_table(
+        [
             {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
-        )
-    return out.getvalue()
+            for row in rows
+        ]
+    )
 
 
 def write(out: str, summary: Mapping[str, Any], rows: Sequence[Record], baseline: str, keys: Sequence[str]) -> None:
     """Write the summary, and the table beside it, in Markdown and as CSV."""
     write_json(out, dict(summary))
-    for suffix, text in ((".md", markdown(rows, baseline, keys)), (".csv", comma_separated(rows))):
-        with atomic_write(Path(out).with_suffix(suffix)) as stream:
-            stream.write(text)
+    write_tables(out, markdown(rows, baseline, keys), comma_separated(rows))
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], baseline: str, keys: Sequence[str]) -> None:

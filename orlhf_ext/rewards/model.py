@@ -1,7 +1,7 @@
 """``model``: the score of a reward model, which reads the text with its own tokenizer.
 
 Any folder will do that ``train_rm`` wrote, or transformers (a decoder's ``...ForSequenceClassification`` with one
-label). The text is the prompt as the policy read it and the response, then an end:
+label). The text is the prompt as the policy read it (not with ``no_prompt``) and the response, then an end:
 
 - by default, ``" "`` and EOS, as ``train_rm`` trains on strings;
 - with ``chat``, what the model's own chat template writes after an assistant's message, as ``train_rm
@@ -34,6 +34,7 @@ class Model(Reward):
     path: Annotated[str, "folder or hub name"]
     max_len: Annotated[int, "tokens it reads, as in its training; 0: all that it has positions for"] = 0
     chat: Annotated[bool, "it was trained on chats, in the policy's chat template"] = False
+    no_prompt: Annotated[bool, "it was trained on responses alone, such as stories"] = False
     batch_tokens: Annotated[int, "padded tokens in a batch"] = 16384
     dtype: Annotated[Literal["bfloat16", "float16"], "bfloat16 or float16"] = "bfloat16"
     attn_implementation: Annotated[str, "as in transformers"] = "sdpa"
@@ -42,6 +43,8 @@ class Model(Reward):
     def __post_init__(self) -> None:
         if self.max_len < 0 or self.max_len == 1 or self.batch_tokens < 2 or self.gpus < 0:
             raise ValueError("--model.max_len and --model.batch_tokens are at least 2, --model.gpus is not negative")
+        if self.chat and self.no_prompt:
+            raise ValueError("--model.chat reads a chat, and --model.no_prompt a response alone; leave one out")
 
     def setup(self, context: RewardContext) -> None:
         """Check the folder, and load model and tokenizer.
@@ -92,7 +95,7 @@ class Model(Reward):
             rows = [Row(i, 0, self._cut(ids), len(prompts[i])) for i, ids in enumerate(wholes)]
         else:
             samples = [Sample("", r.id, r.prompt, [text], {}) for r, text in zip(batch, texts, strict=True)]
-            rows = encode_rows(samples, self._tokenizer, self._max_len).rows
+            rows = encode_rows(samples, self._tokenizer, self._max_len, no_prompt=self.no_prompt).rows
         for row, rollout in zip(rows, batch, strict=True):
             if row.prompt_length >= self._max_len - 1 and self._tokenizer.truncation_side == "right":
                 raise UserError(

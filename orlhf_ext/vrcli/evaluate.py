@@ -8,8 +8,6 @@ record for each held-out record, ready to plot, as O.records.jsonl.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from ..errors import UserError, command
 from ..evaluate import mean_and_error, paired_difference, t_interval, write_summary
 from ..flags import make_parser
 from ..records import Record, read_records, write_jsonl
-from ..report import plain
+from ..report import csv_table, markdown_table, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,21 +148,13 @@ def _cells(row: Mapping[str, Any], gap: str = " ") -> list[str]:
 
 def markdown(metrics: Mapping[str, Any]) -> str:
     """The table in Markdown."""
-    lines = [["", *(title for _, title, _ in COLUMNS.values())], ["---", *["---:"] * len(COLUMNS)]]
-    lines += [[when, *_cells(metrics[when])] for when in ("before", "after")]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    head = ["", *(title for _, title, _ in COLUMNS.values())]
+    return markdown_table(head, [[when, *_cells(metrics[when])] for when in ("before", "after")])
 
 
 def comma_separated(metrics: Mapping[str, Any]) -> str:
     """The table as CSV, every number of it."""
-    out = io.StringIO()
-    keys = list(metrics["before"])
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["when", *keys])
-    for when in ("before", "after"):
-        values = [metrics[when][key] for key in keys]
-        writer.writerow([when, *("" if value is None else value for value in values)])
-    return out.getvalue()
+    return csv_table([{"when": when, **metrics[when]} for when in ("before", "after")])
 
 
 def print_table(metrics: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Bradley-Terry and generative reward models of creative writing (LitBench): prompts, verdicts, evaluation."""

@@ -1,0 +1,375 @@
+"""How often a reward model prefers the better story, with intervals, and what its preference owes to length.
+
+``python -m orlhf_ext.litbench.evaluate --pairs scored.jsonl --out O.json``: a Bradley-Terry model, on the test pairs
+that ``orlhf_ext.score`` has scored.
+
+``python -m orlhf_ext.litbench.evaluate --data D.jsonl --verdicts V.jsonl --logprobs L.jsonl --out O.json``: a
+generative one. D is the builder's rationales_test.jsonl, each test pair in both orders. V is what
+``orlhf_ext.generate`` made of it (an answer each, at temperature 0; one without a verdict is wrong), and L what
+``orlhf_ext.logprobs --no_eos`` made of it (which verdict is more likely, A or B?); one of the two will do. Accuracy is
+that of each pair's primary order.
+
+Beside O.json stand the table, as O.md and O.csv, and a record for each pair, as O.pairs.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..build_data import sidecar_path
+from ..errors import UserError, command
+from ..evaluate import numbers, write_summary
+from ..flags import make_parser
+from ..records import Line, Record, read_records, write_jsonl
+from ..report import csv_table, markdown_table
+from ..samples import Sample, read_samples, reply_text
+from .accuracy import BUCKETS, MUCH, length_ratio, measure, measure_orders, share
+from .verdict import parse_verdict
+
+if TYPE_CHECKING:
+    from .accuracy import Array
+
+BUILD = "give rationales_test.jsonl as build_data litbench rationales writes it"
+
+#: the judges' names in the summary, and in the table
+JUDGES = {
+    "reward_model": "reward model",
+    "verdict": "verdict",
+    "logprob": "log-prob",
+    "longer_story": "longer story wins",
+}
+PERCENT = "{:.1%}"
+#: the table's rows: key of `measure`, title, form
+ROWS = {
+    "accuracy": ("accuracy", PERCENT),
+    "ties": ("ties, no verdict", "{:d} pairs"),
+    "accuracy_without_ties": ("without these", PERCENT),
+    "length_controlled": ("length-controlled", PERCENT),
+    **{f"accuracy_{name}": (name.replace("_", " "), PERCENT) for name in BUCKETS},
+    "picks_longer": ("picks the longer", PERCENT),
+    "length_correlation": ("length correlation", "{:z.2f}"),
+    "parse_rate": ("verdicts parsed", PERCENT),
+    "share_a": ("A preferred", PERCENT),
+    "both_orders": ("both orders", PERCENT),
+    "consistency": ("consistent", PERCENT),
+    "joined": ("orders joined", PERCENT),
+    "share_a_both_orders": ("A in both orders", PERCENT),
+}
+
+
+class Order(NamedTuple):
+    """A test pair as the judge reads it, in one of its two orders."""
+
+    where: str
+    id: str
+    pair: str
+    #: +1 if story A is the chosen one, -1 if it is B
+    sign: int
+    primary: bool
+    #: of the chosen and the rejected story
+    words: tuple[int, int]
+
+
+class Both(NamedTuple):
+    """A pair's two orders; data may be limited to the primary ones."""
+
+    first: Order
+    second: Order | None
+
+
+def read_orders(path: str) -> list[Both]:
+    """The pairs of a file, in its order.
+
+    Raises:
+        UserError: a record lacks what the builder writes, an id stands twice, or a pair's orders do not fit together.
+    """
+    found: dict[str, list[Order]] = {}
+    seen: dict[str, str] = {}
+    for line in read_records(path):
+        order = _order(line)
+        if order.id in seen:
+            raise UserError(f"{order.where} has the id {order.id!r} of {seen[order.id]}; {BUILD}")
+        seen[order.id] = order.where
+        found.setdefault(order.pair, []).append(order)
+    if not found:
+        raise UserError(f"{path} holds no record; {BUILD}")
+    pairs = []
+    for name, orders in found.items():
+        orders.sort(key=lambda order: not order.primary)
+        first, *others = orders
+        fits = len(others) < 2 and all(one.sign != first.sign and one.words == first.words for one in others)
+        if not fits or sum(order.primary for order in orders) != 1:
+            raise UserError(f"{orders[-1].where} does not fit to the other order of the pair {name!r}; {BUILD}")
+        pairs.append(Both(first, others[0] if others else None))
+    return pairs
+
+
+def _order(line: Line) -> Order:
+    row = line.record
+    words = row.get("words")
+    checks = {
+        "id": isinstance(row.get("id"), str),
+        "pair": isinstance(row.get("pair"), str),
+        "label": row.get("label") in ("A", "B"),
+        "primary": isinstance(row.get("primary"), bool),
+        "words": isinstance(words, list) and len(words) == 2 and all(isinstance(n, int) and n >= 0 for n in words),
+    }
+    if bad := [key for key, right in checks.items() if not right]:
+        raise UserError(f"{line.where} has no {bad[0]} that says which story is the better one; {BUILD}")
+    a, b = row["words"]
+    chosen_first = row["label"] == "A"
+    return Order(
+        line.where,
+        row["id"],
+        row["pair"],
+        1 if chosen_first else -1,
+        row["primary"],
+        (a, b) if chosen_first else (b, a),
+    )
+
+
+def read_answers(path: str, pairs: Sequence[Both], read: Callable[[Sample], float]) -> dict[str, float]:
+    """What a judge says of each order: above 0 for A, below 0 for B, 0 for neither.
+
+    Args:
+        path: samples with the orders' ids.
+        pairs: all of them.
+        read: the number of one sample.
+
+    Raises:
+        UserError: an order has no sample, or a sample no order.
+    """
+    ids = [order.id for both in pairs for order in both if order]
+    found = {sample.id: sample for sample in read_samples(path)}
+    if lost := [identifier for identifier in ids if identifier not in found]:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UserError(f"{path} lacks the id {lost[0]!r}{more}, which --data has; answer the whole of --data")
+    known = set(ids)
+    if stray := next((sample for sample in found.values() if sample.id not in known), None):
+        raise UserError(f"{stray.name} is not in --data; give the answers to that file")
+    return {identifier: read(found[identifier]) for identifier in ids}
+
+
+def lean_of_verdict(sample: Sample) -> float:
+    """+1 for the verdict A, -1 for B, 0 without one.
+
+    Raises:
+        UserError: there is more than one answer.
+    """
+    if len(sample.completions) != 1:
+        raise UserError(
+            f"{sample.name} has {len(sample.completions)} answers; sample one for each, with --temperature 0"
+        )
+    return {"A": 1.0, "B": -1.0, None: 0.0}[parse_verdict(reply_text(sample.completions[0]))]
+
+
+def lean_of_logprobs(sample: Sample, key: str) -> float:
+    """The log-probability of the answer A minus that of the answer B, in nats.
+
+    Raises:
+        UserError: there are none, or the completions are not these two answers.
+    """
+    if [parse_verdict(reply_text(completion)) for completion in sample.completions] != ["A", "B"]:
+        raise UserError(f"{sample.name} has other completions than the verdicts A and B, in this order; {BUILD}")
+    values = numbers(sample, key)
+    if not values:
+        raise UserError(f"{sample.name} has no {key}; run orlhf_ext.logprobs --no_eos on --data, or give another key")
+    return values[0] - values[1]
+
+
+def judge_orders(pairs: Sequence[Both], leans: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """`measure` of the primary orders; ``share_a`` of their decisions, ``gold_share_a`` of their labels.
+
+    Where every pair has both orders, also `measure_orders`, and ``share_a_both_orders``.
+    """
+    first = np.array([leans[both.first.id] for both in pairs])
+    signs = np.array([both.first.sign for both in pairs])
+    out = measure(first * signs, words_of(pairs))
+    out |= share("share_a", first[first != 0] > 0)
+    out["gold_share_a"] = float((signs > 0).mean())
+    second = np.array([leans[both.second.id] for both in pairs if both.second])
+    if len(second) == len(pairs):
+        out |= measure_orders(first * signs, -second * signs, seed)
+        both = np.r_[first, second]
+        out |= share("share_a_both_orders", both[both != 0] > 0)
+    return out
+
+
+def words_of(pairs: Sequence[Both]) -> Array:
+    """``(pairs, 2)``, words of the chosen and the rejected stories."""
+    return np.array([both.first.words for both in pairs], dtype=np.float64)
+
+
+def evaluate_scores(path: str) -> tuple[dict[str, Any], list[Record]]:
+    """The metrics of a Bradley-Terry model and of the longer story, and a record for each pair.
+
+    Raises:
+        UserError: a record has not two stories with a finite reward each; it is named.
+    """
+    samples = read_samples(path, no_prompt=True)
+    scores, words = [], []
+    for sample in samples:
+        rewards = numbers(sample, "rewards")
+        if len(rewards) != 2:
+            what = "no rewards" if not rewards else f"{len(rewards)} rewards"
+            raise UserError(f"{sample.name} has {what}, and a pair has two; give pairs that orlhf_ext.score has scored")
+        scores.append(rewards)
+        words.append([len(reply_text(story).split()) for story in sample.completions])
+    table = np.array(scores)
+    margins, lengths = table[:, 0] - table[:, 1], np.array(words, dtype=np.float64)
+    rows: list[Record] = [
+        {"id": sample.id, "chosen": chosen, "rejected": rejected, "margin": chosen - rejected, "words": count}
+        for sample, (chosen, rejected), count in zip(samples, scores, words, strict=True)
+    ]
+    return {"reward_model": measure(margins, lengths), "longer_story": longer_story(lengths)}, rows
+
+
+def longer_story(words: Array) -> dict[str, Any]:
+    """The metrics of a judge that prefers the longer story, whatever it tells; without what says that it does so."""
+    found = measure(length_ratio(words), words)
+    return {key: value for key, value in found.items() if not key.startswith(("picks_longer", "length_correlation"))}
+
+
+def evaluate_answers(args: argparse.Namespace) -> tuple[dict[str, Any], list[Record]]:
+    """The metrics of a generative model's verdicts and log-probabilities, and a record for each pair.
+
+    Raises:
+        UserError: as `read_orders` and `read_answers`.
+    """
+    pairs = read_orders(args.data)
+    metrics: dict[str, Any] = {}
+    rows: list[Record] = [
+        {"id": both.first.pair, "label": "A" if both.first.sign > 0 else "B", "words": list(both.first.words)}
+        for both in pairs
+    ]
+    if args.verdicts:
+        leans = read_answers(args.verdicts, pairs, lean_of_verdict)
+        metrics["verdict"] = judge_orders(pairs, leans, args.seed)
+        parsed = np.array([leans[both.first.id] != 0 for both in pairs])
+        metrics["verdict"] |= share("parse_rate", parsed)
+        _put(rows, pairs, "verdict", {name: {1.0: "A", -1.0: "B"}.get(lean) for name, lean in leans.items()})
+    if args.logprobs:
+        leans = read_answers(args.logprobs, pairs, lambda sample: lean_of_logprobs(sample, args.logprobs_key))
+        metrics["logprob"] = judge_orders(pairs, leans, args.seed)
+        _put(rows, pairs, "logprob_a_minus_b", leans)
+    return {**metrics, "longer_story": longer_story(words_of(pairs))}, rows
+
+
+def _put(rows: Sequence[Record], pairs: Sequence[Both], key: str, values: Mapping[str, Any]) -> None:
+    """What a judge says of each pair, as ``KEY`` in its primary order and ``KEY_swapped`` in the other."""
+    for row, both in zip(rows, pairs, strict=True):
+        row[key] = values[both.first.id]
+        if both.second:
+            row[f"{key}_swapped"] = values[both.second.id]
+
+
+def origin(path: str) -> str | None:
+    """Where a file's pairs come from, as the builder's sidecar has it; that of scored pairs names their file."""
+    for _ in range(2):
+        try:
+            meta = json.loads(sidecar_path(Path(path)).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if "builder" in meta:
+            return meta.get("test_source")
+        path = meta.get("data", {}).get("path", "")
+    return None
+
+
+def table_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table's head and rows: a column for each judge, a row for each number that one of them has."""
+    judges = {name: metrics[name] for name in JUDGES if name in metrics}
+    rows = []
+    for key, (title, form) in ROWS.items():
+        if all(judge.get(key) is None for judge in judges.values()):
+            continue
+        if (bucket := key.removeprefix("accuracy_")) in BUCKETS:
+            title += f" ({metrics['longer_story'][f'pairs_{bucket}']})"
+        rows.append([title, *(_cell(judge, key, form) for judge in judges.values())])
+    return ["", *(JUDGES[name] for name in judges)], rows
+
+
+def _cell(judge: Mapping[str, Any], key: str, form: str) -> str:
+    """A number, with its interval; percent without their sign."""
+    values = [judge.get(name) for name in (key, f"{key}_low", f"{key}_high")]
+    value, low, high = ["" if one is None else form.format(one).removesuffix("%") for one in values]
+    return f"{value} [{low}, {high}]" if low and high else value
+
+
+def caption(metrics: Mapping[str, Any]) -> str:
+    """What stands above the table."""
+    return f"{metrics['pairs']} test pairs ({metrics['test_source'] or 'of unknown origin'}); in %, [95 % interval]"
+
+
+def note() -> str:
+    """What stands under it."""
+    return f"shorter, longer: the chosen story, in words; much: by a ratio of {MUCH} or more"
+
+
+def markdown(metrics: Mapping[str, Any]) -> str:
+    """The table in Markdown."""
+    return f"{caption(metrics)}\n\n{markdown_table(*table_rows(metrics))}\n{note()}\n"
+
+
+def comma_separated(metrics: Mapping[str, Any]) -> str:
+    """The table as CSV: a row for each judge, every number of it."""
+    return csv_table([{"judge": name, **metrics[name]} for name in JUDGES if name in metrics])
+
+
+def print_table(metrics: Mapping[str, Any]) -> None:
+    """The table on the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    head, rows = table_rows(metrics)
+    table = Table(title=caption(metrics), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns are enough
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(note())
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("python -m orlhf_ext.litbench.evaluate", __doc__)
+    add = parser.add_argument
+    add("--pairs", metavar="FILE", help="Bradley-Terry: the test pairs, scored by orlhf_ext.score")
+    add("--data", metavar="FILE", help="generative: the test pairs in both orders, rationales_test.jsonl")
+    add("--verdicts", metavar="FILE", help="answers to --data, by orlhf_ext.generate")
+    add("--logprobs", metavar="FILE", help="log-probabilities of the two verdicts of --data, by orlhf_ext.logprobs")
+    add("--logprobs_key", default="logprobs", metavar="NAME", help="their column (%(default)s)")
+    add("--out", required=True, metavar="FILE", help="summary, a .json file")
+    add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
+    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    args = parser.parse_args(argv)
+    if not args.out.endswith(".json"):
+        raise UserError(f"--out {args.out} must end in .json")
+    answers = args.verdicts or args.logprobs
+    if bool(args.pairs) == bool(answers) or bool(answers) != bool(args.data):
+        raise UserError("give --pairs FILE alone, or --data FILE with --verdicts FILE, --logprobs FILE or both")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, measure, write, print."""
+    args = parse(argv)
+    metrics, rows = evaluate_scores(args.pairs) if args.pairs else evaluate_answers(args)
+    metrics = {"pairs": len(rows), "test_source": origin(args.pairs or args.data), **metrics}
+    write_summary(args, metrics, markdown(metrics), comma_separated(metrics))
+    write_jsonl(Path(args.out).with_suffix(".pairs.jsonl"), rows)
+    print_table(metrics)
+
+
+if __name__ == "__main__":
+    main()
