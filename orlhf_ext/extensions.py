@@ -31,6 +31,7 @@ _READY_MADE = {
         "hh-groups": "data_builders.hh_groups:Builder",
         "hh-prompts": "data_builders.hh_prompts:Builder",
         "jigsaw": "data_builders.jigsaw:Builder",
+        "litbench": "data_builders.litbench:Builder",
         "story": "data_builders.story:Builder",
     },
     REWARDS: {

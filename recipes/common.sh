@@ -151,6 +151,7 @@ launch=(python -m orlhf_ext.launch)
 set_logger() {
     logger=(--logger.tensorboard_dir "$OUT/tb" --logger.wandb.run_name "$1")
     [[ -z ${WANDB_API_KEY:-} ]] || logger+=(--logger.wandb.key env)
+    [[ -z ${WANDB_API_KEY:-} || -z ${WANDB_PROJECT:-} ]] || logger+=(--logger.wandb.project "$WANDB_PROJECT")
 }
 
 # split_words NAME...: the words of NAME_ARGS as the array name_args, split as a shell splits words, quotes included, with

@@ -309,7 +309,7 @@ def cell(args: argparse.Namespace) -> None:
 
 def count_data(args: argparse.Namespace) -> None:
     """The command ``data``: enter source, kept and dropped rows from the data's sidecars into ``run.json``."""
-    files = {split: Path(args.folder) / f"{split}.meta.json" for split in ("train", "val", "test")}
+    files = {split: Path(args.folder) / f"{args.prefix}{split}.meta.json" for split in ("train", "val", "test")}
     for split in ("val", "test"):
         if not files[split].exists():
             del files[split]
@@ -355,6 +355,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     counting = actions.add_parser("data", help="enter the data's counts into OUT/run.json")
     counting.add_argument("folder")
+    counting.add_argument("--prefix", default="", help="of the names of its files, before train, val and test")
     finishing = actions.add_parser("finish", help="complete a summary and copy it to OUT")
     finishing.add_argument("summary")
     for sub in (beginning, joining, running, counting, finishing):

@@ -27,9 +27,8 @@ def pages(*names: str) -> str:
 
 def environment(**variables: str) -> dict[str, str]:
     """This environment without anything that a recipe reads, and with ``variables``."""
-    rows = re.findall(
-        r"^\| ((?:`[A-Z_]+`(?:, )?)+)", pages("hh_exo", "jigsaw_rectify", "hh_groups", "ncp_vrcli"), flags=re.M
-    )
+    documented = pages("hh_exo", "jigsaw_rectify", "hh_groups", "ncp_vrcli", "litbench")
+    rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+)", documented, flags=re.M)
     known = {name for names in rows for name in re.findall(r"[A-Z_]+", names)}
     assert {"PROFILE", "LOSS", "STORIES", "OUT", "SFT_ARGS", "RL_ARGS", "DRY_RUN"} <= known
     return {
@@ -39,17 +38,19 @@ def environment(**variables: str) -> dict[str, str]:
     }
 
 
-def recipe(name: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+def recipe(
+    name: str, root: Path = ROOT, words: Iterable[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a recipe to its end."""
     return subprocess.run(
-        ["bash", str(root / "recipes" / f"{name}.sh")],
+        ["bash", str(root / "recipes" / f"{name}.sh"), *words],
         env=environment(**variables), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/",
     )  # fmt: skip
 
 
-def finished(name: str, **variables: str) -> str:
+def finished(name: str, words: Iterable[str] = (), **variables: str) -> str:
     """What a recipe printed that ended well."""
-    result = recipe(name, **variables)
+    result = recipe(name, words=words, **variables)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     return result.stdout
 
@@ -78,14 +79,14 @@ def skipped(output: str) -> set[str]:
     return set(re.findall(r"^# (\S+): already done", output, flags=re.M))
 
 
-def dry(name: str, **variables: str) -> dict[str, list[str]]:
+def dry(name: str, words: Iterable[str] = (), **variables: str) -> dict[str, list[str]]:
     """The commands that a recipe would run."""
-    return commands(finished(name, DRY_RUN="1", **variables))
+    return commands(finished(name, words, DRY_RUN="1", **variables))
 
 
-def refused(name: str, variables: dict[str, str], root: Path = ROOT) -> str:
+def refused(name: str, variables: dict[str, str], root: Path = ROOT, words: Iterable[str] = ()) -> str:
     """The one sentence that a recipe ends with."""
-    result = recipe(name, root, **{"PROFILE": "smoke", "DRY_RUN": "1", **variables})
+    result = recipe(name, root, words, **{"PROFILE": "smoke", "DRY_RUN": "1", **variables})
     assert result.returncode == 2, result.stdout
     (line,) = result.stderr.splitlines()
     assert line.startswith("recipe: error: ")
@@ -114,10 +115,10 @@ def check_flags(found: Iterable[list[str]]) -> int:
     return len(seen)
 
 
-def check_pages(name: str, stages: Iterable[str]) -> None:
-    """Every variable of a recipe, and every stage, stands in its documentation."""
+def check_pages(name: str, stages: Iterable[str], *scripts: str) -> None:
+    """Every variable of a recipe (and of other scripts), and every stage, stands in its documentation."""
     text = pages(name)
-    script = "".join((ROOT / "recipes" / file).read_text() for file in (f"{name}.sh", "common.sh"))
+    script = "".join((ROOT / "recipes" / f"{file}.sh").read_text() for file in (name, "common", *scripts))
     for variable in set(re.findall(r'"\$\{([A-Z_]+):=', script)) - _INTERNAL:
         assert f"`{variable}`" in text, variable
     for stage in stages:

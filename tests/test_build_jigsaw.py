@@ -225,7 +225,7 @@ def whole(tokenizer: Tokenizer, text: str, max_len: int) -> str:
     return tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids[:max_len], skip_special_tokens=False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=5), max_len=st.integers(1, 30), name=st.sampled_from(sorted(TOKENIZERS))
 )

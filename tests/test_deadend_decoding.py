@@ -136,7 +136,7 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(cases(), st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_limit_keeps_to_its_caps(case: tuple[torch.Tensor, torch.Tensor], epsilon: float) -> None:
     z, q = case
     limit = rectify(z, q, epsilon, passes=None)
@@ -154,7 +154,7 @@ def test_the_limit_keeps_to_its_caps(case: tuple[torch.Tensor, torch.Tensor], ep
 
 
 @given(cases(), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_larger_epsilon_takes_from_the_capped(
     case: tuple[torch.Tensor, torch.Tensor], one: float, other: float
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_larger_epsilon_takes_from_the_capped(
 
 
 @given(cases(), st.floats(0, 1), st.integers(1, 4), st.sampled_from(["normalize", "fallback"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_passes_never_raise_a_logit(
     case: tuple[torch.Tensor, torch.Tensor], epsilon: float, passes: int, infeasible: str
 ) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.common import Reject
@@ -106,7 +106,6 @@ plain = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=
 well_formed = st.lists(plain, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2 == 1)
 
 
-@settings(deadline=None)
 @given(noisy | st.just(Q), noisy, noisy)
 def test_no_text_crashes_and_no_pair_is_without_a_preference(start: str, chosen: str, rejected: str):
     for rule in (make_pair, make_compat_pair):
@@ -119,7 +118,6 @@ def test_no_text_crashes_and_no_pair_is_without_a_preference(start: str, chosen:
         assert make_pair(pair.prompt + pair.chosen, pair.prompt + pair.rejected) == pair
 
 
-@settings(deadline=None)
 @given(well_formed, plain, plain, st.lists(plain, max_size=2))
 def test_prompt_and_response_are_the_start_of_a_well_formed_dialogue(turns, good, bad, more):
     speakers = ("Human", "Assistant")

@@ -96,7 +96,7 @@ judged = margins.flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(judged)
 def test_chosen_and_rejected_exchanged(pair: tuple[list[float], list[tuple[int, int]]]) -> None:
     values, words = pair
@@ -118,7 +118,7 @@ def test_chosen_and_rejected_exchanged(pair: tuple[list[float], list[tuple[int, 
         assert sum(row[f"pairs_{name}"] for name in (*BUCKETS, "equal")) == len(values)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(judged, st.randoms(use_true_random=False))
 def test_the_order_of_pairs_does_not_matter(pair: tuple[list[float], list[tuple[int, int]]], random: Any) -> None:
     values, words = pair

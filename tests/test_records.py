@@ -124,7 +124,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         records(tmp_path / "none.jsonl")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.integers() | st.none())))
 def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]):
     path = tmp_path_factory.mktemp("round") / "x.jsonl"

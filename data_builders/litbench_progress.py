@@ -1,0 +1,191 @@
+"""What is known of each comment and post so far, in a file that a killed run goes on with."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from orlhf_ext.errors import UserError
+from orlhf_ext.records import write_json
+
+NAME = "rehydrate_progress.jsonl"
+#: Reddit's prefixes of the names of comments and of posts
+COMMENT, POST = "t1", "t3"
+#: the field that each of them is looked up for
+TEXT = {COMMENT: "body", POST: "title"}
+_TOMBSTONE = re.compile(r"\[ ?(deleted|removed)( by [a-z ]+)? ?\]", re.IGNORECASE)
+
+
+class Failure(NamedTuple):
+    """Why there is no answer for an id, in a few words."""
+
+    reason: str
+
+
+#: what a fetcher says of an id: the fields of the comment or post, nothing if there is none, or why it cannot tell
+Answer = dict[str, Any] | Failure | None
+
+
+class Entry(NamedTuple):
+    """What is known of an id; ``status`` is ``ok``, ``missing``, ``deleted``, ``removed`` or ``error``."""
+
+    status: str
+    data: dict[str, Any] | None
+
+
+def status_of(text: str) -> str:
+    """``ok`` for a text, or what a text that stands for a lost one means."""
+    text = html.unescape(text).replace("\u200b", "").strip()
+    if found := _TOMBSTONE.fullmatch(text):
+        return found[1].lower()
+    return "ok" if text else "missing"
+
+
+def judge(kind: str, answer: Answer) -> Entry:
+    """What an answer for a comment or post means. The text of a deleted or removed one is not kept."""
+    if answer is None:
+        return Entry("missing", None)
+    if isinstance(answer, Failure):
+        return Entry("error", {"reason": answer.reason})
+    text = answer.get(TEXT[kind])
+    if not isinstance(text, str):
+        return Entry("error", {"reason": f"no {TEXT[kind]}"})
+    status = status_of(text)
+    kept = _writable(text) if status == "ok" else None
+    if kind == POST:
+        return Entry(status, {"title": kept})
+    author, post = answer.get("author"), answer.get("link_id")
+    score = _number(answer.get("score"))
+    return Entry(
+        status,
+        {
+            "story": kept,
+            "score": None if score is None else int(score),
+            "author": author if isinstance(author, str) and status_of(author) == "ok" else None,
+            "timestamp": _number(answer.get("created_utc")),
+            "post": post.removeprefix("t3_") if isinstance(post, str) and post else None,
+        },
+    )
+
+
+def _writable(text: str) -> str:
+    """The text with halves of surrogate pairs joined, or replaced if there is but one."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _number(value: Any) -> float | None:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        number = float(value)
+        return number if abs(number) < 1e15 else None
+    return None
+
+
+class Progress:
+    """The journal of one folder: a line ``{"id", "status", "data", "fetched_at"}`` for each id; its last line counts.
+
+    Comments stand under their ids, posts under ``t3_`` and theirs. Where the answers come from stands in a sidecar,
+    so that answers of two sources are never mixed. The file is locked while it is open.
+
+    Args:
+        folder: where it lies.
+        origin: what the answers come from, as a JSON value.
+        resume: go on with what is there, rather than start anew.
+
+    Raises:
+        UserError: another process has it open, or it has answers from somewhere else.
+    """
+
+    def __init__(self, folder: Path, origin: Any, resume: bool = True) -> None:
+        self.path = folder / NAME
+        self.known: dict[str, Entry] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stream: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 (closed by close)
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not resume:
+                self._stream.truncate(0)
+            end = self._read()
+            if self.known and _origin(self.path) != origin:
+                raise UserError(
+                    f"{self.path} has answers from another source; choose another --out, or add --no-resume to "
+                    "discard them"
+                )
+            self._stream.truncate(end)  # a torn last line goes
+            for path in folder.glob(".rehydrate*.tmp"):  # what a killed run was writing
+                path.unlink()
+            if not end:
+                write_json(_sidecar(self.path), {"origin": origin})
+        except BlockingIOError as error:
+            self.close()
+            raise UserError(f"{self.path} is being written by another process; wait for it, or end it") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> int:
+        """Take in what is there; returns the length in bytes of what is whole, up to the first broken line."""
+        end = 0
+        self._stream.seek(0)
+        for line in self._stream:
+            try:
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                self.known[row["id"]] = Entry(row["status"], row["data"])
+            except (ValueError, KeyError, TypeError):
+                break
+            end += len(line)
+        return end
+
+    def add(self, entries: Mapping[str, Entry]) -> None:
+        """Keep some entries; when this returns, a killed process does not lose them."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        lines = (
+            json.dumps({"id": name, "status": entry.status, "data": entry.data, "fetched_at": now}, ensure_ascii=False)
+            for name, entry in entries.items()
+        )
+        try:
+            self._stream.write("".join(f"{line}\n" for line in lines).encode())
+            self._stream.flush()
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        self.known.update(entries)
+
+    def pending(self, names: Iterable[str]) -> list[str]:
+        """Those of some names of which nothing is known, or only an error."""
+        return [name for name in names if name not in self.known or self.known[name].status == "error"]
+
+    def statuses(self, names: Iterable[str]) -> dict[str, int]:
+        """How many of some names have each status, the most frequent first."""
+        return dict(Counter(self.known[name].status for name in names).most_common())
+
+    def close(self) -> None:
+        """Unlock the file, and leave it."""
+        with contextlib.suppress(OSError):  # on a full disk, closing tries once more to write what is left
+            self._stream.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".meta.json")
+
+
+def _origin(path: Path) -> Any:
+    try:
+        return json.loads(_sidecar(path).read_bytes())["origin"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,314 @@
+"""Training, validation and test pairs that have no prompt and no story in common.
+
+The source is read three times, and only hashes of it are held in memory: first to see what each row is (and whether it
+leaks from a test pair), then for the validation pairs, then for the training pairs. Where rows of two parts have the
+same prompt, or nearly identical stories, the test set keeps them, then the validation set; see
+`data_builders.litbench_leaks`.
+
+A validation set of N rows is drawn by prompt: prompts in the order of a hash of theirs and the seed, each with all its
+rows, and one that has more rows than are still wanted is passed over. So it has exactly N rows whenever enough prompts
+have one row, and no order of the file changes it. If every prompt has more than N rows, one with the fewest is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+from orlhf_ext.errors import UserError
+from orlhf_ext.records import BadLine, Record
+
+from .common import Built, Counts, Reject, digest, draw, progress, write_some
+from .litbench_leaks import StoryIndex, prompt_key
+from .litbench_sources import Pair, as_pair, check_columns, find_source, find_test, read_table
+
+AGAIN = Reject("pair of an earlier row")
+SAME_ID = Reject("id of an earlier row", bad=True)
+TEST_PROMPT = Reject("prompt of a test pair")
+TEST_STORY = Reject("story nearly identical to one of a test pair")
+VAL_STORY = Reject("story nearly identical to one of a validation pair")
+
+#: what becomes of a row of the source
+DROPPED, TRAIN, VAL, TEST = range(4)
+BY_PROMPT = (
+    "by prompt, in the order of a hash of prompt and seed; a prompt with more rows than are still wanted is passed over"
+)
+
+
+class Found(NamedTuple):
+    """A pair and the row that it stands in."""
+
+    where: str
+    pair: Pair
+
+
+#: a row's place, and its pair or why it has none
+Row = tuple[str, Pair | Reject]
+#: from pairs to the rows of each that is kept
+Convert = Callable[[Iterator[Found], Counts], Iterator[list[Record]]]
+
+
+class Splits:
+    """The three parts.
+
+    Args:
+        args: the options of `litbench_sources.add_arguments`, and the common ones.
+        default: SOURCE where none is given.
+        wanted: the number of usable rows -> that of validation rows.
+        check: why a training row is of no use to the step, if it is not.
+        val_of_test: draw the validation rows from the test pairs, and leave them there.
+
+    Raises:
+        UserError: no source, no test pairs, a part without a row, a broken row under ``--strict``.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        default: str,
+        wanted: Callable[[int], int],
+        check: Callable[[Pair], Reject | None] = lambda _: None,
+        val_of_test: bool = False,
+    ) -> None:
+        args.source = args.source or default
+        self.args = args
+        self.check = check
+        self.source = find_source(args.source)
+        self.test_source = find_test(args, self.source)
+        check_columns(self.source.files)
+        self.counts, self.val_counts, self.test_counts = (
+            Counts(args.strict, args.max_count_of_reported) for _ in range(3)
+        )
+        #: training rows with a prompt or a story of a test pair, or a story of a validation pair
+        self.leaks: Counter[str] = Counter()
+        self.fates = bytearray()
+        self.test_prompts: dict[str, int] = {}  # by the ids of the pairs
+        stories = StoryIndex(self._note_test())
+        if not self.test_prompts:
+            raise UserError(self._why_none("test", self.test_counts))
+        self.drawn: set[str] = set()
+        if val_of_test:
+            ids = sorted(self.test_prompts, key=lambda name: digest(name, f"{args.seed} val"))
+            self.drawn = set(ids[: wanted(len(ids))])
+        self._scan(stories, (lambda _: 0) if val_of_test else wanted)
+
+    # --- the parts ---------------------------------------------------------------------------------------------------
+
+    def test(self, counts: Counts | None = None) -> Iterator[Found]:
+        """The test pairs in the order of their file; what is left out is counted in ``counts``, if they are given."""
+        counts = counts or Counts()
+        seen = Seen()
+        rows = self._rows(self.test_source.files or self.source.files, "test")
+        for where, outcome in rows:
+            if self.test_source.held_out and not (isinstance(outcome, Pair) and self._held_out(outcome)):
+                continue
+            counts.read += 1
+            outcome = outcome if isinstance(outcome, Reject) else seen(outcome, prompt_key(outcome.prompt))
+            if isinstance(outcome, Reject):
+                counts.drop(where, outcome)
+                continue
+            counts.kept += 1
+            yield Found(where, outcome)
+            if counts.kept == self.args.limit_test:
+                return
+
+    def val(self) -> Iterator[Found]:
+        """The validation pairs in the order of the file that they are drawn from."""
+        if self.drawn:
+            return (found for found in self.test() if found.pair.id in self.drawn)
+        return self._with_fate(VAL)
+
+    def train(self) -> Iterator[Found]:
+        """The training pairs in the order of the source, those that leak from a validation pair left out."""
+        stories = StoryIndex(story for _, pair in self._with_fate(VAL) for story in (pair.chosen, pair.rejected))
+        for found in self._with_fate(TRAIN):
+            if stories.near(found.pair.chosen, found.pair.rejected):
+                self.leaks[VAL_STORY.reason] += 1
+                if not self.args.keep_leaks:
+                    self.counts.drop(found.where, VAL_STORY)
+                    continue
+            yield found
+
+    def build(self, split: str, target: Path, convert: Convert) -> Built:
+        """Write one part; ``train`` first, since it may still be found to be empty.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            target: the file.
+            convert: makes the rows of each pair, and counts the pairs that it drops.
+        """
+        part, counts, limit = {
+            "train": (self.train, self.counts, self.args.limit),
+            "val": (self.val, self.val_counts, None),
+            "test": (self.test, self.test_counts, None),
+        }[split]
+        counts.kept = rows = 0
+
+        def lines() -> Iterator[Record]:
+            nonlocal rows
+            for some in draw(convert(part(), counts), limit, None, counts):
+                rows += len(some)
+                yield from some
+
+        sources = [*self.source.files, *self.test_source.files]
+        itself = [path for path in sources if target.exists() and target.samefile(path)]
+        main = self.test_source.files if split == "test" and self.test_source.files else sources
+        write_some(target, lines(), counts, (itself or main)[0])
+        counts.not_drawn = counts.read - counts.kept - counts.dropped.total()
+        details: Record = {"rows": rows, "source": self.source.label, "test_source": self.test_source.label}
+        if split == "train":
+            details["leaks"] = {"found": dict(self.leaks), "they_are": "kept" if self.args.keep_leaks else "dropped"}
+        if split == "val":
+            how = "drawn from the test pairs by a hash of id and seed; they are test pairs all the same"
+            details["split"] = how if self.drawn else BY_PROMPT
+        return Built(target, counts, sources, self.source.licence, details)
+
+    # --- how they are made -------------------------------------------------------------------------------------------
+
+    def _rows(self, files: list[Path], what: str, wanted: Iterable[bool] = repeat(True)) -> Iterator[Row]:
+        """The rows of some files, only those that are wanted parsed."""
+        with contextlib.closing(progress(read_table(files), what)) as lines:
+            for line, want in zip(lines, wanted, strict=False):
+                if not want:
+                    continue
+                if isinstance(line, BadLine):
+                    yield line.where, Reject(line.reason, bad=True)
+                else:
+                    yield line.where, as_pair(line.record)
+
+    def _held_out(self, pair: Pair) -> bool:
+        """Whether a pair is held out of the training set: by a hash of its prompt, so the same in every source."""
+        held_out = self.test_source.held_out
+        key = digest(str(prompt_key(pair.prompt)), f"{self.args.seed} test") if held_out else 0
+        return key < held_out * 2**64
+
+    def _note_test(self) -> Iterator[str]:
+        """The stories of the test pairs; their prompts are noted."""
+        for _, pair in self.test(self.test_counts):
+            self.test_prompts[pair.id] = prompt_key(pair.prompt)
+            yield pair.chosen
+            yield pair.rejected
+
+    def _scan(self, test_stories: StoryIndex, wanted: Callable[[int], int]) -> None:
+        """Decide the fate of each row of the source."""
+        seen = Seen()
+        counts = self.counts
+        test_prompts = set(self.test_prompts.values())
+        rows_of: Counter[int] = Counter()  # by prompt
+        prompts: list[int] = []  # of the rows that can be used
+        for where, outcome in self._rows(self.source.files, "rows"):
+            if isinstance(outcome, Pair) and self._held_out(outcome):
+                self.fates.append(TEST)
+                continue
+            counts.read += 1
+            if isinstance(outcome, Pair):
+                prompt = prompt_key(outcome.prompt)
+                outcome = self._usable(outcome, prompt, seen, test_prompts, test_stories)
+            if isinstance(outcome, Reject):
+                counts.drop(where, outcome)
+                self.fates.append(DROPPED)
+                continue
+            prompts.append(prompt)
+            rows_of[prompt] += 1
+            self.fates.append(TRAIN)
+        if not prompts:
+            raise UserError(self._why_none("training", counts))
+        chosen = draw_prompts(rows_of, wanted(len(prompts)), f"{self.args.seed} val")
+        keys = iter(prompts)
+        for place, fate in enumerate(self.fates):
+            if fate == TRAIN and next(keys) in chosen:
+                self.fates[place] = VAL
+        self.val_counts.read = len(self.drawn) or self.fates.count(VAL)
+        counts.read -= self.fates.count(VAL)
+        if not self.val_counts.read:
+            raise UserError(
+                f"the usable rows of {self.source.label} have one prompt, and validation needs another; give more rows"
+            )
+
+    def _usable(
+        self, pair: Pair, prompt: int, seen: Seen, test_prompts: set[int], test_stories: StoryIndex
+    ) -> Pair | Reject:
+        """A pair that may be trained on, or why it may not."""
+        args = self.args
+        if fault := self.check(pair):
+            return fault
+        if args.min_words and min(pair.words()) < args.min_words:
+            return Reject(f"story of less than {args.min_words} words")
+        if args.max_words and max(pair.words()) > args.max_words:
+            return Reject(f"story of more than {args.max_words} words")
+        outcome = seen(pair, prompt)
+        if isinstance(outcome, Reject):
+            return outcome
+        leak = TEST_PROMPT if prompt in test_prompts else None
+        if not leak and test_stories.near(pair.chosen, pair.rejected):
+            leak = TEST_STORY
+        if leak:
+            self.leaks[leak.reason] += 1
+            if not args.keep_leaks:
+                return leak
+        return pair
+
+    def _with_fate(self, fate: int) -> Iterator[Found]:
+        for where, outcome in self._rows(self.source.files, "pairs", (own == fate for own in self.fates)):
+            if isinstance(outcome, Pair):
+                yield Found(where, outcome)
+
+    def _why_none(self, name: str, counts: Counts) -> str:
+        where = self.test_source.label if name == "test" else self.source.label
+        if not counts.dropped:
+            way = (
+                "choose a larger share, or give more prompts" if self.test_source.held_out else "give a file with rows"
+            )
+            return f"{where} has no {name} pair; {way}"
+        reason, rows = counts.dropped.most_common(1)[0]
+        return (
+            f"none of the {counts.read} rows of {where} can be kept as a {name} pair ({rows} of them: {reason}); mend "
+            "the data, or give other options"
+        )
+
+
+class Seen:
+    """Rejects pairs that came before, in either order, and ids that did."""
+
+    def __init__(self) -> None:
+        self._pairs: set[tuple[int, int, int]] = set()
+        self._ids: set[int] = set()
+
+    def __call__(self, pair: Pair, prompt: int) -> Pair | Reject:
+        """The pair, if it is new; ``prompt`` is its `prompt_key`."""
+        low, high = sorted(digest(story) for story in (pair.chosen, pair.rejected))
+        key, name = (prompt, low, high), digest(pair.id)
+        if key in self._pairs:
+            return AGAIN
+        if name in self._ids:
+            return SAME_ID
+        self._pairs.add(key)
+        self._ids.add(name)
+        return pair
+
+
+def draw_prompts(rows_of: dict[int, int], wanted: int, seed: str) -> set[int]:
+    """Prompts that have ``wanted`` rows together, or as many fewer as whole prompts allow.
+
+    At least one prompt is left and, if there are two, at least one is drawn.
+
+    Args:
+        rows_of: the rows of each prompt.
+        wanted: how many rows.
+        seed: of the order, which depends on nothing else.
+    """
+    chosen: set[int] = set()
+    order = sorted(rows_of, key=lambda key: digest(str(key), seed))
+    room = wanted
+    for prompt in order:
+        if rows_of[prompt] <= room and len(chosen) < len(order) - 1:
+            chosen.add(prompt)
+            room -= rows_of[prompt]
+    if wanted and not chosen and len(order) > 1:
+        chosen.add(min(order, key=lambda prompt: rows_of[prompt]))
+    return chosen

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# LitBench's Bradley-Terry reward model, through OpenRLHF's train_rm: pairs of stories -> reward model -> accuracy on the
+# test pairs, with interval, baseline and control for length.
+#
+#   bash recipes/litbench_btrm.sh                                           what fits this machine
+#   TARGET_BATCH_SIZE=64 bash recipes/litbench_btrm.sh --epochs 2           variables: recipes/litbench.md
+#   DRY_RUN=1 bash recipes/litbench_btrm.sh                                 only prints the commands
+RECIPE=litbench_btrm
+KIND=bt_reward
+source "$(dirname "${BASH_SOURCE[0]}")/litbench.sh"
+
+case $PROFILE in
+    smoke)
+        default_model=models/tiny default_data=sample
+        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=4}" "${MAX_LEN:=256}" "${EPOCHS:=1}" "${LEARNING_RATE:=1e-3}"
+        ;;
+    cpu)
+        default_model=models/smollm2-135m-instruct default_data=sample
+        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=4}" "${MAX_LEN:=256}" "${EPOCHS:=2}" "${LEARNING_RATE:=3e-5}"
+        ;;
+    gpu) # upstream's
+        default_model=meta-llama/Llama-3.2-1B default_data=SAA-Lab/LitBench-Train
+        : "${TARGET_BATCH_SIZE:=128}" "${MICRO_BATCH_SIZE:=8}" "${MAX_LEN:=2048}" "${EPOCHS:=1}" "${LEARNING_RATE:=1e-5}"
+        ;;
+esac
+: "${LITBENCH_DATA:=$default_data}" "${WITH_PROMPT:=0}" "${SAVE_STEPS:=500}"
+choice WITH_PROMPT 0 1
+counts SAVE_STEPS
+adapt_batch
+find_test
+name_run "$LITBENCH_DATA" "${MODEL:-$default_model}" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" "$WITH_PROMPT" "$SEED" \
+    "${tested[@]}" "${DATA_ARGS:-}" "${TRAIN_ARGS:-}"
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch"
+data=$OUT/data
+
+# 0. The model that training starts from
+: "${MODEL:=$default_model}"
+small_model
+
+# 1. Pairs for training and validation, and the test pairs
+stage data --source "$LITBENCH_DATA" ${TEST_FILE:+"$TEST_FILE"} --out "$data" -- \
+    python -m orlhf_ext.build_data litbench pairs "$LITBENCH_DATA" --out "$data" --seed "$SEED" "${tested[@]}" \
+    "${data_args[@]}"
+run_file data "$data" --prefix pairs_
+
+# 2. The reward model; by default it reads the story alone
+prompted=() alone=(--no_prompt)
+((!WITH_PROMPT)) || prompted=(--data.prompt_key prompt --data.input_template $'{}\n\n') alone=()
+gpu_words=()
+[[ $PROFILE != gpu ]] || gpu_words=(--model.gradient_checkpointing_enable)
+count_steps "$data/pairs_train.jsonl" 43327
+set_logger "$name"
+stage train --in "$data"/pairs_{train,val}.jsonl --source "$MODEL" --out "$model" --scratch "$OUT/checkpoints/$name" -- \
+    "${launch[@]}" train_rm --model.model_name_or_path "$MODEL" --ckpt.output_dir "$model" \
+    --data.dataset "$data/pairs_train.jsonl" --eval.dataset "$data/pairs_val.jsonl" --eval.split train \
+    --data.chosen_key chosen --data.rejected_key rejected "${prompted[@]}" --data.max_len "$MAX_LEN" \
+    --train.batch_size "$batch" --train.micro_batch_size "$MICRO_BATCH_SIZE" --train.max_epochs "$EPOCHS" \
+    --train.seed "$SEED" --adam.lr "$LEARNING_RATE" --adam.betas 0.9 0.999 --lr_scheduler linear --lr_warmup_ratio 0.1 \
+    --max_norm 1.0 --model.compute_fp32_loss_enable --ds.zero_stage 2 "${gpu_words[@]}" "${saving[@]}" \
+    "${logger[@]}" "${train_args[@]}"
+
+# 3. The test pairs
+stage score --in "$data/pairs_test.jsonl" "$model" --out "$results/scored.jsonl" -- \
+    python -m orlhf_ext.score --model "$model" --data "$data/pairs_test.jsonl" --out "$results/scored.jsonl" \
+    --max_len "$MAX_LEN" "${alone[@]}"
+stage evaluate --in "$results/scored.jsonl" -- \
+    python -m orlhf_ext.litbench.evaluate --pairs "$results/scored.jsonl" --run "$OUT/run.json" \
+    --out "$results/summary.json" --seed "$SEED"
+run_file finish "$results/summary.json"
+finish_run

@@ -1,0 +1,157 @@
+"""recipes/litbench_btrm.sh and litbench_genrm.sh: batches, folders of runs, refusals, and whole runs at smoke size."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from recipe_runs import (
+    check_flags,
+    check_pages,
+    commands,
+    dry,
+    finished,
+    following,
+    kill,
+    read,
+    redone,
+    refused,
+    skipped,
+    started,
+)
+
+BTRM, GENRM = "litbench_btrm", "litbench_genrm"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variables", "words", "told"),
+    [
+        (BTRM, {"WITH_PROMPT": "yes"}, [], ["WITH_PROMPT=yes", "0 1"]),
+        (BTRM, {"NEW": "2"}, [], ["NEW=2"]),
+        (BTRM, {"LEARNING_RATE": "fast"}, [], ["LEARNING_RATE=fast"]),
+        (BTRM, {"TARGET_BATCH_SIZE": "0"}, [], ["TARGET_BATCH_SIZE=0"]),
+        (BTRM, {}, ["--epochs", "many"], ["EPOCHS=many"]),
+        (BTRM, {}, ["--epochs"], ["--epochs needs a value"]),
+        (BTRM, {}, ["--batch", "3"], ["--batch is not known", "--learning_rate"]),
+        (BTRM, {"OUT": "/a", "OUTPUT_DIR": "/b"}, [], ["OUTPUT_DIR=/b", "OUT=/a"]),
+        (BTRM, {"TRAIN_ARGS": "'open"}, [], ["TRAIN_ARGS", "open quote"]),
+        (GENRM, {"STYLE": "plain"}, [], ["STYLE=plain", "marker chat"]),
+        (GENRM, {"USE_COT": "true"}, [], ["USE_COT=true"]),
+        (GENRM, {"TARGET_BATCH_SIZE": "50000"}, [], ["fewer than the 50000"]),
+    ],
+)
+def test_a_wrong_variable_is_one_sentence(recipe: str, variables: dict[str, str], words: list[str], told: list[str]):
+    line = refused(recipe, variables, words=words)
+    assert all(word in line for word in told), line
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch"),
+    [
+        (1, 128), (2, 128), (3, 132), (4, 128), (5, 130), (6, 132), (7, 140), (8, 128), (16, 128), (48, 192), (64, 128),
+        (65, 130),
+    ],
+)  # fmt: skip
+def test_the_batch_fits_the_number_of_gpus(processes: int, batch: int):
+    train = dry(GENRM, PROFILE="gpu", NPROC=str(processes))["train"]
+    assert following(train, "--train.batch_size") == str(batch) and following(train, "--train.micro_batch_size") == "2"
+    assert processes == 1 or following(train, "--nproc_per_node") == str(processes)
+
+
+def test_the_gpu_profiles_have_upstreams_settings():
+    words = ["--data.max_len", "--train.max_epochs", "--adam.lr", "--lr_scheduler", "--lr_warmup_ratio", "--max_norm"]
+    found = dry(BTRM, PROFILE="gpu", NPROC="1", OUT="/tmp/none")
+    train = found["train"]
+    assert [following(train, word) for word in words] == ["2048", "1", "1e-5", "linear", "0.1", "1.0"]
+    assert following(train, "--model.model_name_or_path") == "meta-llama/Llama-3.2-1B"
+    assert following(train, "--train.batch_size") == "128" and following(train, "--train.micro_batch_size") == "8"
+    assert "--data.prompt_key" not in train and "--no_prompt" in found["score"]
+    # 43,327 pairs are 338 steps: upstream's interval of 500 would never fire
+    assert following(train, "--ckpt.save_steps") == following(train, "--eval.steps") == "169"
+
+    found = dry(GENRM, PROFILE="gpu", NPROC="1", OUT="/tmp/none")
+    train = found["train"]
+    assert [following(train, word) for word in words] == ["8192", "3", "2e-5", "linear", "0.1", "1.0"]
+    assert following(train, "--data.input_template") == "{}" and following(train, "--ckpt.save_steps") == "50"
+    assert [following(found["verdicts"], word) for word in ("--temperature", "--max_new_tokens")] == ["0", "8"]
+    assert "logprobs" in found
+    reasoning = dry(GENRM, PROFILE="gpu", USE_COT="1", OUT="/tmp/none")
+    assert "logprobs" not in reasoning and "--use_cot" in reasoning["data"]
+    assert following(reasoning["verdicts"], "--max_new_tokens") == "1024"
+
+
+def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
+    words = ["--epochs", "2", "--max_length=512", "--learning_rate", "3e-6", "--output_dir", str(tmp_path)]
+    train = dry(BTRM, words, PROFILE="gpu", TARGET_BATCH_SIZE="64", NPROC="1")["train"]
+    names = ["--train.max_epochs", "--data.max_len", "--adam.lr", "--train.batch_size"]
+    assert [following(train, name) for name in names] == ["2", "512", "3e-6", "64"]
+    assert following(train, "--ckpt.output_dir").startswith(f"{tmp_path}/bt_reward_model_2")
+    # a rehydrated file is found where the seed has it, and where this project puts it
+    (tmp_path / "rehydrated_test_data.csv").touch()
+    data = dry(BTRM, PROFILE="gpu", DATA_DIR=str(tmp_path))["data"]
+    assert following(data, "--test_file") == f"{tmp_path}/rehydrated_test_data.csv"
+    assert following(dry(BTRM, PROFILE="gpu", OUTPUT_DIR="/tmp/x")["train"], "--ckpt.output_dir").startswith("/tmp/x/")
+    assert "wandb.key" not in " ".join(train)
+    logged = dry(BTRM, PROFILE="gpu", WANDB_API_KEY="secret", WANDB_PROJECT="stories")
+    assert following(logged["train"], "--logger.wandb.project") == "stories" and "secret" not in str(logged)
+    assert following(logged["train"], "--logger.wandb.key") == "env"
+
+
+def test_their_page_has_every_variable_and_stage():
+    stages = ["model", "data", "train", "score", "verdicts", "logprobs", "evaluate"]
+    check_pages("litbench", stages, BTRM, GENRM)
+
+
+@pytest.mark.launcher
+def test_every_flag_of_every_command_exists():
+    variants = ({"PROFILE": "smoke"}, {"PROFILE": "cpu", "USE_COT": "1"}, {"PROFILE": "gpu", "WITH_PROMPT": "1"})
+    found = [command for name in (BTRM, GENRM) for extra in variants for command in dry(name, **extra).values()]
+    assert check_flags(found) >= 7
+
+
+@pytest.mark.recipe
+def test_from_stories_to_the_accuracy(tmp_path: Path):
+    variables = {"PROFILE": "smoke", "OUT": str(tmp_path)}
+    # killed in training, the same folder is gone on with
+    process = started(BTRM, **variables)
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("# --- train"):
+            break
+    time.sleep(1)
+    kill(process, tmp_path)
+    (begun,) = tmp_path.glob("*.begun")
+    output = finished(BTRM, **variables)
+    name = begun.name.removesuffix(".begun")
+    assert [path.name for path in tmp_path.glob("bt_reward_model_*.begun")] == [begun.name]
+    model = tmp_path / name
+    assert (model / "model.safetensors").exists() and (tmp_path / f"{name}.done").exists()
+    summary = read(tmp_path / "summary.json")
+    assert (summary["recipe"], summary["profile"], summary["run"]) == (BTRM, "smoke", name)
+    metrics = summary["metrics"]
+    assert metrics["test_source"] and set(metrics) == {"pairs", "test_source", "reward_model", "longer_story"}
+    found = metrics["reward_model"]
+    assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
+    pairs = (tmp_path / "results" / name / "summary.pairs.jsonl").read_text().splitlines()
+    assert len(pairs) == metrics["pairs"] == found["pairs"] >= 20
+    assert sum(json.loads(pair)["margin"] > 0 for pair in pairs) == found["correct"]
+    again = finished(BTRM, **variables)
+    assert redone(again) == {"evaluate"} and skipped(again) == set(commands(output)) - {"evaluate"}
+    # other settings, or NEW=1, make another folder beside it
+    other = finished(BTRM, ["--learning_rate", "5e-4"], **variables)
+    assert {"train", "score"} <= redone(other) and len([*tmp_path.glob("bt_reward_model_*.begun")]) == 2
+    assert (model / "model.safetensors").exists()
+
+
+@pytest.mark.recipe
+def test_from_rationales_to_verdicts(tmp_path: Path):
+    variables = {"PROFILE": "smoke", "OUT": str(tmp_path)}
+    output = finished(GENRM, **variables)
+    summary = read(tmp_path / "summary.json")
+    for judge in ("verdict", "logprob"):
+        found = summary["metrics"][judge]
+        assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"] and 0 <= found["consistency"] <= 1
+    assert 0 <= summary["metrics"]["verdict"]["parse_rate"] <= 1
+    assert set(summary["seconds"]) == set(commands(output))
