@@ -24,8 +24,9 @@ case $PROFILE in
         default_model=models/smollm2-135m-instruct default_q=models/smollm2-135m-8-layers
         default_classifier=models/smollm2-135m-8-layers default_data=sample
         # few comments: none is spared, and their rare toxic ones stay rare, or the classifier would find too many
-        : "${COMMENT_DROP_RATE:=0}" "${NUM_COMMENTS:=2000}" "${NUM_PROMPTS:=180}" "${NUM_EVAL:=40}" "${PROMPT_DROP_RATE:=0}" "${MODE:=all}"
+        : "${COMMENT_DROP_RATE:=0}" "${NUM_COMMENTS:=2000}" "${NUM_PROMPTS:=140}" "${NUM_EVAL:=40}" "${PROMPT_DROP_RATE:=0}" "${MODE:=all}"
         : "${CLASSIFIER_EPOCHS:=3}" "${CLASSIFIER_BATCH:=16}" "${Q_EPOCHS:=1}" "${BATCH_SIZE:=32}" "${MICRO_BATCH_SIZE:=32}"
+        : "${EPSILONS:=0.3 0.5}" # Q_D of so few texts hardly ever says less than -0.1
         classifier_lr=1e-4 classifier_words=(--max_length 64 --group_by_length) q_lr=3e-4 perplexity_num=5
         backend=()
         ;;
