@@ -115,7 +115,7 @@ class Fitter:
         """
         if not both.startswith(before):
             return NO_PREFIX
-        start = before.rfind(self.block)
+        start = max(0, before.rfind(self.block))
         first, second = self._encode([before[start:], both[start:]])
         if second[: len(first)] != first or len(second) == len(first):
             return NO_PREFIX

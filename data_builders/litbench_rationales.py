@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from orlhf_ext.errors import UserError
-from orlhf_ext.litbench.prompts import LABELS, TEMPLATES, Label, answer, exchange, fill, other
+from orlhf_ext.litbench.prompts import LABELS, TEMPLATES, Label, answer, exchange, fill, names_stories, other
 from orlhf_ext.records import Record
 
 from .common import Built, Counts, Reject, digest, positive_int, share
@@ -31,6 +31,7 @@ from .litbench_splits import Found, Splits
 DEFAULT = "SAA-Lab/LitBench-Rationales"
 VAL_SHARE = 0.05
 NO_RATIONALE = Reject("no rationale")
+NO_NAMES = Reject("rationale that speaks of A and B, which the row does not have", bad=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +102,11 @@ class Rows:
 
     def fault(self, pair: Pair) -> Reject | None:
         """Why a pair cannot be trained on, if it cannot."""
-        return NO_RATIONALE if self.args.use_cot and not pair.rationale else None
+        if not self.args.use_cot:
+            return None
+        if not pair.rationale:
+            return NO_RATIONALE
+        return NO_NAMES if not pair.label and names_stories(pair.rationale) else None
 
     def train(self, pairs: Iterator[Found], counts: Counts) -> Iterator[list[Record]]:
         """The rows of training pairs: one each, or with ``--swap_augment`` two."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orlhf_ext.errors import UserError
-from orlhf_ext.litbench.prompts import LABELS, Label, names_stories, other
+from orlhf_ext.litbench.prompts import LABELS, Label, other
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
 from .common import SUFFIXES, Reject, fetch, looks_like_hub_name, positive_int, share
@@ -47,7 +47,6 @@ SAME = Reject("equal stories")
 NOT_TEXT = Reject("prompt or story that is no text", bad=True)
 NOT_UTF8 = Reject("text that is not UTF-8", bad=True)
 NO_LABEL = Reject("no label A or B", bad=True)
-NO_NAMES = Reject("rationale that speaks of A and B, which the row does not have", bad=True)
 
 
 class Pair(NamedTuple):
@@ -227,8 +226,6 @@ def as_pair(record: Record) -> Pair | Reject:
     prompt, rationale = record["prompt"], record.get("rationale")
     if not isinstance(rationale, str) or not rationale.strip():
         rationale = None
-    elif not label and names_stories(rationale):
-        return NO_NAMES
     facts = facts_of(record)
     names = [str(facts.get(f"{side}_comment_id", "")).removeprefix("t1_") for side in SIDES]
     if not all(names):

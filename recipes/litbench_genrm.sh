@@ -38,7 +38,7 @@ counts SAVE_STEPS MAX_NEW_TOKENS
 adapt_batch
 find_test
 name_run "$LITBENCH_DATA" "${MODEL:-$default_model}" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" "$STYLE" "$USE_COT" \
-    "$SWAP_AUGMENT" "$SEED" "${tested[@]}" "${DATA_ARGS:-}" "${TRAIN_ARGS:-}"
+    "$SWAP_AUGMENT" "$MAX_NEW_TOKENS" "$SEED" "${tested[@]}" "${DATA_ARGS:-}" "${TRAIN_ARGS:-}"
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch"
 data=$OUT/data
 
@@ -52,7 +52,7 @@ words=()
 ((!SWAP_AUGMENT)) || words+=(--swap_augment)
 stage data --source "$LITBENCH_DATA" "$MODEL" ${TEST_FILE:+"$TEST_FILE"} --out "$data" -- \
     python -m orlhf_ext.build_data litbench rationales "$LITBENCH_DATA" --out "$data" --seed "$SEED" "${tested[@]}" \
-    --style "$STYLE" --tokenizer "$MODEL" --max_len "$MAX_LEN" "${words[@]}" "${data_args[@]}"
+    --style "$STYLE" --tokenizer "$MODEL" --max_len "$MAX_LEN" --answer_tokens "$MAX_NEW_TOKENS" "${words[@]}" "${data_args[@]}"
 run_file data "$data" --prefix rationales_
 
 # 2. The model learns the answer, and to stop after it

@@ -6,6 +6,7 @@ import csv
 import datetime
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,19 @@ def test_split_sizes_of_litbench():
     assert len(draw_prompts(dict.fromkeys(range(43_827), 1), 500, "42")) == 500
 
 
+def test_memory_does_not_grow_with_the_source(tmp_path: Path, held_out: Path):
+    peaks = []
+    for count in (50, 400):
+        data = [pair(n, chosen_story=story(n, 200) * 5, rejected_story=story(-n - 1, 200) * 5) for n in range(count)]
+        size = write(tmp_path / "x.jsonl", data).stat().st_size
+        del data
+        tracemalloc.start()
+        build("pairs", tmp_path / "x.jsonl", "--test_file", held_out, "--out", tmp_path / "out", "--val_pairs", 5)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert size > 3e6 and peaks[1] - peaks[0] < 5e5
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just([]) | st.just({})
@@ -401,7 +415,7 @@ NAMES = ["prompt", "chosen_story", "rejected_story", "story_a", "story_b", "pref
 NAMES += ["chosen_comment_id", "chosen_timestamp", "chosen"]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(NAMES), ANYTHING | st.just("A"), max_size=9))
 def test_no_row_is_too_odd(record: dict[str, Any]):
     found = as_pair(record)

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from data_builders.litbench_fit import cut
 from data_builders.litbench_rationales import primary
 from orlhf_ext.build_data import main
+from orlhf_ext.litbench.evaluate import read_orders
 from orlhf_ext.litbench.prompts import TEMPLATES, answer, exchange, fill, judging_input, marked
+from orlhf_ext.samples import read_prompts, read_samples
 
 MOST = 700
 LONG = "The tide went out and did not come back. Nobody on the island said so. " * 30
@@ -106,7 +108,7 @@ def test_exchange(text: str, expected: str | None):
         assert exchange(expected) == text
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["Story A", "Story B", "A ", "B", "is", "a tale", ". ", "\n", " ", "s"])).map("".join))
 def test_an_exchange_undoes_itself(text: str):
     swapped = exchange(text)
@@ -221,13 +223,11 @@ def test_the_sample(tmp_path: Path):
         assert one["completion"].startswith("Reasoning: ") and one["completion"].endswith(
             f"\nPreferred: {one['label']}"
         )
-    pairs = write_pairs(tmp_path / "p")
-    assert {row["id"] for row in read(pairs)} == {row["pair"] for row in found["test"]}
-
-
-def write_pairs(folder: Path) -> Path:
-    main(["litbench", "pairs", "sample", "--out", str(folder)])
-    return folder / "pairs_test.jsonl"
+    main(["litbench", "pairs", "sample", "--out", str(tmp_path)])
+    assert {one["id"] for one in read(tmp_path / "pairs_test.jsonl")} == {one["pair"] for one in found["test"]}
+    # what the commands that come next make of it
+    file = tmp_path / "rationales_test.jsonl"
+    assert len(read_orders(str(file))) * 2 == len(read_prompts(file)) == len(read_samples(file)) == len(found["test"])
 
 
 # --- by token --------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_only_the_answer_is_trained(
     assert sidecar["answer_ends_with"].startswith(eos)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     longest = max(len(tokenizer.encode(masked).ids) for masked, _, _ in trained(folder, file, style, MOST))
-    assert MOST - 60 < longest + (MOST // 4 if reasons else 12) <= MOST
+    assert MOST - 60 < longest + (MOST // 4 if reasons else 8) <= MOST
 
 
 def test_stories_are_cut_alike(tmp_path: Path, tiny_model: Path, data: list[object]):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import ROOT, failing, meta, read, write
 
-from orlhf_ext import logprobs, score
+from orlhf_ext import backends, logprobs, score
 from orlhf_ext.model_folder import load_tokenizer
 from orlhf_ext.rewards import RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.combine import RewardSet
@@ -180,3 +180,15 @@ def test_a_served_model_scores_as_the_command_does(reward_model: Path, tmp_path:
     finally:
         server.terminate()
         server.wait(30)
+
+
+def test_the_loss_is_bradley_terrys():
+    backends.install()
+    import torch
+    from openrlhf.models import PairWiseLoss
+
+    chosen, rejected = torch.tensor([[1.5, 0.5], [-0.25, 0.75], [0, 0], [3, -1]], dtype=torch.float64).T
+    wanted = [0.31326168751822286, 1.3132616875182228, 0.6931471805599453, 0.018149927917809738]
+    found = [PairWiseLoss()(a[None], b[None]).item() for a, b in zip(chosen, rejected, strict=True)]
+    assert found == pytest.approx(wanted, abs=1e-12)
+    assert PairWiseLoss()(chosen, rejected).item() == pytest.approx(0.5844551208785502, abs=1e-12)

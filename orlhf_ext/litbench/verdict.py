@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-Letter = Literal["A", "B"]
+from .prompts import Label
 
 # Opening and closing marks may stand in any number, as Markdown has them. What stands behind the letter tells a
 # verdict from an article ("a story"), from the prompt's own words ("[A or B]") and from a longer word ("Apple").
@@ -15,7 +14,7 @@ _VERDICT = re.compile(
 )
 
 
-def parse_verdict(text: str) -> Letter | None:
+def parse_verdict(text: str) -> Label | None:
     """The letter of the last verdict in an answer, or None if there is none.
 
     A verdict begins a line (``*`` may stand before it): ``preferred``, a colon, and A or B in either case, perhaps in
