@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,3 +107,27 @@ def scalars(out: Path) -> dict[str, list[float]]:
     events = EventAccumulator(str(out / "tb" / "run"))
     events.Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def openrlhf_rewards(
+    folder: Path, pairs: list[dict], max_len: int, chat: bool = False, prompt_key: str | None = "prompt"
+) -> tuple[list, list]:
+    """Ids of pairs by OpenRLHF's data set, and rewards of each row alone by its model."""
+    import torch
+    from datasets import Dataset
+    from openrlhf.datasets import RewardDataset
+    from openrlhf.models.model import get_llm_for_sequence_regression
+
+    from orlhf_ext.model_folder import load_tokenizer
+
+    keys = {"prompt_key": prompt_key, "chosen_key": "chosen", "rejected_key": "rejected"}
+    strategy: Any = SimpleNamespace(args=SimpleNamespace(data=SimpleNamespace(**keys, apply_chat_template=chat)))
+    rows = RewardDataset(Dataset.from_list(pairs), load_tokenizer(folder), max_len, strategy, num_processors=1)
+    model = get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="sdpa").eval()
+    ids, rewards = [], []
+    with torch.inference_mode():
+        for i in range(len(rows)):
+            chosen, chosen_mask, rejected, rejected_mask, _ = rows.collate_fn([rows[i]])
+            ids += [chosen[0].tolist(), rejected[0].tolist()]
+            rewards.append([model(chosen, chosen_mask).item(), model(rejected, rejected_mask).item()])
+    return ids, rewards

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import ROOT, failing, meta, read, write
+from helpers import ROOT, failing, meta, openrlhf_rewards, read, write
 
 from orlhf_ext import backends, logprobs, score
 from orlhf_ext.model_folder import load_tokenizer
@@ -36,26 +35,6 @@ PAIRS = [
 MAX_LEN = 96
 
 
-def upstream(folder: Path, chat: bool = False, pairs: list[dict] = PAIRS) -> tuple[list, list]:
-    """Ids by OpenRLHF's data set, which is given no prompt key, and rewards of each row alone by its model."""
-    import torch
-    from datasets import Dataset
-    from openrlhf.datasets import RewardDataset
-    from openrlhf.models.model import get_llm_for_sequence_regression
-
-    data = SimpleNamespace(prompt_key=None, chosen_key="chosen", rejected_key="rejected", apply_chat_template=chat)
-    strategy: Any = SimpleNamespace(args=SimpleNamespace(data=data))
-    rows = RewardDataset(Dataset.from_list(pairs), load_tokenizer(folder), MAX_LEN, strategy, num_processors=1)
-    model = get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="sdpa").eval()
-    ids, rewards = [], []
-    with torch.inference_mode():
-        for i in range(len(rows)):
-            chosen, chosen_mask, rejected, rejected_mask, _ = rows.collate_fn([rows[i]])
-            ids += [chosen[0].tolist(), rejected[0].tolist()]
-            rewards.append([model(chosen, chosen_mask).item(), model(rejected, rejected_mask).item()])
-    return ids, rewards
-
-
 def scored(model: Path, data: Path, *more: str) -> list[dict]:
     out = data.with_name(f"scored_{data.name}")
     score.main([*f"--model {model} --data {data} --out {out} --max_len {MAX_LEN} --batch_tokens 2".split(), *more])
@@ -63,7 +42,7 @@ def scored(model: Path, data: Path, *more: str) -> list[dict]:
 
 
 def test_stories_alone_are_scored_as_train_rm_reads_them(reward_model: Path, tmp_path: Path) -> None:
-    ids, rewards = upstream(reward_model)
+    ids, rewards = openrlhf_rewards(reward_model, PAIRS, MAX_LEN, prompt_key=None)
     pairs = write(tmp_path / "pairs.jsonl", PAIRS)
     encoded = score.encode_rows(read_samples(pairs), load_tokenizer(reward_model), MAX_LEN, no_prompt=True)
     assert [row.ids for row in encoded.rows] == ids and encoded.truncated == 1
@@ -88,7 +67,7 @@ def test_messages_alone_are_scored_as_train_rm_reads_them(reward_model: Path, tm
     keys = ("chosen", "rejected")
     pairs = [{**row, **{key: row[key].strip() for key in keys}} for row in PAIRS]
     chats = [{**row, **{key: [{"role": "assistant", "content": row[key]}] for key in keys}} for row in pairs]
-    ids, _ = upstream(reward_model, True, chats)
+    ids, _ = openrlhf_rewards(reward_model, chats, MAX_LEN, chat=True, prompt_key=None)
     tokenizer = load_tokenizer(reward_model)
     by_messages = read_samples(write(tmp_path / "chats.jsonl", chats))
     assert [row.ids for row in score.encode_rows(by_messages, tokenizer, MAX_LEN, no_prompt=True).rows] == ids
@@ -112,7 +91,7 @@ def rewards_of(reward: Any, batch: RewardBatch) -> list[float]:
 
 
 def test_the_reward_model_reads_the_response_alone(reward_model: Path) -> None:
-    _, rewards = upstream(reward_model)
+    _, rewards = openrlhf_rewards(reward_model, PAIRS, MAX_LEN, prompt_key=None)
     wanted = [value for row in rewards for value in row]
     # a prompt that would fill --model.max_len by itself
     batch = RewardBatch([Rollout(f"r{i}", PROMPT * 20, story) for i, story in enumerate(STORIES)])

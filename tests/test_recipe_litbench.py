@@ -99,6 +99,26 @@ def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
     assert following(logged["train"], "--logger.wandb.key") == "env"
 
 
+def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path: Path):
+    def folder(**more: str) -> str:
+        model = following(dry(BTRM, PROFILE="smoke", OUT=str(tmp_path), **more)["train"], "--ckpt.output_dir")
+        return model.removeprefix(f"{tmp_path}/bt_reward_model_")
+
+    def begin(stamp: str, words: str = "sample models/tiny 8 256 1 1e-3 0 1234", done: bool = False) -> None:
+        (tmp_path / f"bt_reward_model_{stamp}.begun").write_text(f"{words}  \n")
+        if done:
+            (tmp_path / f"bt_reward_model_{stamp}.done").touch()
+
+    assert folder().startswith("20")  # nothing is there: the time is its name
+    begin("1", done=True)
+    assert folder() == "1"  # finished: shown again
+    begin("2")
+    begin("3", done=True)
+    begin("4", words="sample models/tiny 8 256 1 5e-4 0 1234")
+    assert folder() == "2" and folder(LEARNING_RATE="5e-4") == "4"
+    assert folder(NEW="1").startswith("20") and folder(EPOCHS="2").startswith("20")
+
+
 def test_their_page_has_every_variable_and_stage():
     stages = ["model", "data", "train", "score", "verdicts", "logprobs", "evaluate"]
     check_pages("litbench", stages, BTRM, GENRM)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from helpers import openrlhf_rewards
 
 from orlhf_ext import score
 from orlhf_ext.errors import UserError
@@ -32,33 +31,13 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path / "pairs.jsonl"
 
 
-def upstream(folder: Path, records: list[dict], chat: bool = False) -> tuple[list, list]:
-    """Ids by OpenRLHF's data set, and rewards of each row alone by its model."""
-    import torch
-    from datasets import Dataset
-    from openrlhf.datasets import RewardDataset
-    from openrlhf.models.model import get_llm_for_sequence_regression
-
-    data = SimpleNamespace(prompt_key="prompt", chosen_key="chosen", rejected_key="rejected", apply_chat_template=chat)
-    strategy: Any = SimpleNamespace(args=SimpleNamespace(data=data))
-    rows = RewardDataset(Dataset.from_list(records), load_tokenizer(folder), MAX_LEN, strategy, num_processors=1)
-    model = get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="sdpa").eval()
-    ids, rewards = [], []
-    with torch.inference_mode():
-        for i in range(len(rows)):
-            chosen, chosen_mask, rejected, rejected_mask, _ = rows.collate_fn([rows[i]])
-            ids += [chosen[0].tolist(), rejected[0].tolist()]
-            rewards.append([model(chosen, chosen_mask).item(), model(rejected, rejected_mask).item()])
-    return ids, rewards
-
-
 def run(model: Path, data: Path, out: Path, *more: str) -> list[dict]:
     score.main([*f"--model {model} --data {data} --out {out} --max_len {MAX_LEN}".split(), *more])
     return [line.record for line in read_records(out)]
 
 
 def test_rows_and_rewards_are_those_of_training(reward_model: Path, pairs: Path, tmp_path: Path) -> None:
-    ids, rewards = upstream(reward_model, PAIRS)
+    ids, rewards = openrlhf_rewards(reward_model, PAIRS, MAX_LEN)
     encoded = score.encode_rows(read_samples(pairs), load_tokenizer(reward_model), MAX_LEN)
     assert [row.ids for row in encoded.rows] == ids
     assert (encoded.truncated, encoded.unseen) == (3, 2)
@@ -86,7 +65,7 @@ def test_chats_go_through_the_template_as_in_training(reward_model: Path, tmp_pa
         for record in PAIRS
     ]
     write_jsonl(tmp_path / "chats.jsonl", chats)
-    ids, rewards = upstream(reward_model, chats, chat=True)
+    ids, rewards = openrlhf_rewards(reward_model, chats, MAX_LEN, chat=True)
     tokenizer = load_tokenizer(reward_model)
     assert [
         row.ids for row in score.encode_rows(read_samples(tmp_path / "chats.jsonl"), tokenizer, MAX_LEN).rows
