@@ -1,6 +1,6 @@
 # What litbench_btrm.sh and litbench_genrm.sh share: their variables and flags, the batch, the folder of a run.
 # They set RECIPE and KIND (bt_reward or genrm) and source this file with their own arguments.
-PATH_VARIABLES=(LITBENCH_DATA TEST_FILE MODEL)
+PATH_VARIABLES=(LITBENCH_DATA TEST_FILE DATA_DIR MODEL)
 
 # The training scripts' flags stand for variables.
 while (($#)); do
