@@ -14,7 +14,7 @@ choice USE_COT 0 1
 case $PROFILE in
     smoke)
         default_model=models/tiny-2048 default_data=sample
-        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=4}" "${MAX_LEN:=$((USE_COT ? 1024 : 512))}" "${EPOCHS:=2}" "${LEARNING_RATE:=3e-3}"
+        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=4}" "${MAX_LEN:=$((USE_COT ? 1024 : 512))}" "${EPOCHS:=5}" "${LEARNING_RATE:=3e-3}"
         : "${STYLE:=marker}" "${MAX_NEW_TOKENS:=$((USE_COT ? 40 : 20))}" # letters are its tokens
         sampling=(--backend hf)
         ;;

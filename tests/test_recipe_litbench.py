@@ -173,5 +173,5 @@ def test_from_rationales_to_verdicts(tmp_path: Path):
     for judge in ("verdict", "logprob"):
         found = summary["metrics"][judge]
         assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"] and 0 <= found["consistency"] <= 1
-    assert 0 <= summary["metrics"]["verdict"]["parse_rate"] <= 1
+    assert summary["metrics"]["verdict"]["parse_rate"] > 0.9  # it has learned to answer, and to stop
     assert set(summary["seconds"]) == set(commands(output))
