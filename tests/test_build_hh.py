@@ -336,6 +336,7 @@ def peak(folder: Path, count: int, *options: str) -> int:
     return most
 
 
+@pytest.mark.launcher
 def test_memory_does_not_grow_with_the_input(tmp_path: Path):
     peak(tmp_path / "warm", 10)
     small, large = peak(tmp_path / "small", 400), peak(tmp_path / "large", 2800)
@@ -508,6 +509,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.launcher
 def test_a_hub_name(tmp_path: Path, folder: Path):
     Hub.files = {
         f"{name}/{split}.jsonl.gz": gzip.compress((folder / f"{split}.jsonl").read_bytes(), mtime=0)

@@ -384,6 +384,7 @@ def test_all_rows_dropped(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "does not exist; give a CSV file" in refused(capsys, "reward", "-f", tmp_path / "no.csv")
 
 
+@pytest.mark.launcher
 def test_memory_does_not_grow(tmp_path: Path):
     peaks = []
     for size in (6_000, 24_000):

@@ -395,6 +395,7 @@ def test_split_sizes_of_litbench():
     assert len(draw_prompts(dict.fromkeys(range(43_827), 1), 500, "42")) == 500
 
 
+@pytest.mark.launcher
 def test_memory_does_not_grow_with_the_source(tmp_path: Path, held_out: Path):
     peaks = []
     for count in (50, 400):

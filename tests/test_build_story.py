@@ -333,6 +333,7 @@ def test_the_bundled_stories_are_the_default(tmp_path: Path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.launcher
 def test_real_novels(tmp_path: Path, shared_data: Path):
     if not (shared_data / "stories").is_dir():
         pytest.skip("../shared/data/stories is absent")
@@ -652,6 +653,7 @@ def test_lengths(tmp_path: Path, tiny_model: Path, shelf: Path, capsys: pytest.C
     assert "has no chat template; choose a chat model's" in refused(capsys, shelf, "--out", out, "--tokenizer", model)
 
 
+@pytest.mark.launcher
 def test_memory_does_not_grow_with_the_input(tmp_path: Path):
     def peak(count: int) -> int:
         """Bytes that Python holds at most while building from one file of ``count`` rows of 3 kB."""

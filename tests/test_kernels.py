@@ -15,6 +15,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.launcher
 def test_bf16_products_and_attention_are_those_of_float32_rounded_once() -> None:
     run(
         """
@@ -50,6 +51,7 @@ def test_bf16_products_and_attention_are_those_of_float32_rounded_once() -> None
     )
 
 
+@pytest.mark.launcher
 def test_exponentials_from_uniforms_are_exponential() -> None:
     run(
         """
@@ -71,6 +73,7 @@ def test_exponentials_from_uniforms_are_exponential() -> None:
     )
 
 
+@pytest.mark.launcher
 def test_freed_memory_is_used_again() -> None:
     out = run(
         """

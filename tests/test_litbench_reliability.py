@@ -292,6 +292,7 @@ def test_many_kills(tmp_path: Path, server: RedditServer, undisturbed, capfd, mo
 # --- whole commands --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.launcher
 def test_time_outs_and_no_secret_of_a_whole_command(tmp_path: Path, server: RedditServer, undisturbed, capfd):
     """In a process of its own, since the time-out is fixed when praw is imported."""
     server.clear()
