@@ -23,18 +23,17 @@ case $PROFILE in
         : "${TARGET_BATCH_SIZE:=128}" "${MICRO_BATCH_SIZE:=8}" "${MAX_LEN:=2048}" "${EPOCHS:=1}" "${LEARNING_RATE:=1e-5}"
         ;;
 esac
-: "${LITBENCH_DATA:=$default_data}" "${WITH_PROMPT:=0}" "${SAVE_STEPS:=500}"
+: "${LITBENCH_DATA:=$default_data}" "${MODEL:=$default_model}" "${WITH_PROMPT:=0}" "${SAVE_STEPS:=500}"
 choice WITH_PROMPT 0 1
 counts SAVE_STEPS
 adapt_batch
 find_test
-name_run "$LITBENCH_DATA" "${MODEL:-$default_model}" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" "$WITH_PROMPT" "$SEED" \
+name_run "$LITBENCH_DATA" "$MODEL" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" "$WITH_PROMPT" "$SEED" \
     "${tested[@]}" "${DATA_ARGS:-}" "${TRAIN_ARGS:-}"
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch"
 data=$OUT/data
 
 # 0. The model that training starts from
-: "${MODEL:=$default_model}"
 small_model
 
 # 1. Pairs for training and validation, and the test pairs

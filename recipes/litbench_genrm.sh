@@ -31,19 +31,18 @@ case $PROFILE in
         sampling=(--num_engines "$NPROC")
         ;;
 esac
-: "${LITBENCH_DATA:=$default_data}" "${SWAP_AUGMENT:=0}" "${SAVE_STEPS:=50}"
+: "${LITBENCH_DATA:=$default_data}" "${MODEL:=$default_model}" "${SWAP_AUGMENT:=0}" "${SAVE_STEPS:=50}"
 choice STYLE marker chat
 choice SWAP_AUGMENT 0 1
 counts SAVE_STEPS MAX_NEW_TOKENS
 adapt_batch
 find_test
-name_run "$LITBENCH_DATA" "${MODEL:-$default_model}" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" "$STYLE" "$USE_COT" \
+name_run "$LITBENCH_DATA" "$MODEL" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" "$STYLE" "$USE_COT" \
     "$SWAP_AUGMENT" "$MAX_NEW_TOKENS" "$SEED" "${tested[@]}" "${DATA_ARGS:-}" "${TRAIN_ARGS:-}"
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch"
 data=$OUT/data
 
 # 0. The model that training starts from
-: "${MODEL:=$default_model}"
 small_model
 
 # 1. Two stories, the question, and the answer; test pairs stand there in both orders

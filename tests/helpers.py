@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,3 +134,16 @@ def openrlhf_rewards(
             ids += [chosen[0].tolist(), rejected[0].tolist()]
             rewards.append([model(chosen, chosen_mask).item(), model(rejected, rejected_mask).item()])
     return ids, rewards
+
+
+@contextmanager
+def serving(server: HTTPServer) -> Iterator[None]:
+    """A server that answers in a thread of its own until the block ends."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()

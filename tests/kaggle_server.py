@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+
+from helpers import serving
 
 USER, KEY, TOKEN, SIGNATURE = "planted-user", "planted-key-4711", "planted-token-0815", "planted-signature-3141"
 SECRETS = (KEY, TOKEN, SIGNATURE, base64.b64encode(f"{USER}:{KEY}".encode()).decode())
@@ -97,14 +98,9 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(files: dict[str, bytes]) -> Iterator[KaggleServer]:
     """A running server."""
-    with KaggleServer(files) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = KaggleServer(files)
+    with serving(server):
+        yield server
 
 
 def zipped(members: dict[str, bytes | str]) -> bytes:

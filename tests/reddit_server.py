@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from helpers import serving
+
 CLIENT_ID, CLIENT_SECRET = "planted-client-4711", "planted-secret-0815"
 TOKEN = "planted-token-3141"
 BASIC = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
@@ -239,12 +241,9 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(world: dict[str, dict[str, Any]]) -> Iterator[RedditServer]:
     """A running server."""
-    with RedditServer(world) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    server = RedditServer(world)
+    with serving(server):
         try:
             yield server
         finally:
             server.released.set()
-            server.shutdown()
-            thread.join()
