@@ -20,6 +20,8 @@ T = TypeVar("T")
 #: a chat as TRL and chat templates have it: ``{"role": ..., "content": ...}`` each
 Messages = list[dict[str, str]]
 
+#: the small data sets that were written for this project
+SAMPLES = Path(__file__).parent / "samples"
 SPLITS = ("train", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".parquet")
 

@@ -28,8 +28,8 @@ _READY_MADE = {
     },
     BUILDERS: {
         "hh": "data_builders.hh:Builder",
-        "hh-groups": "data_builders.hh_groups:Builder",
-        "hh-prompts": "data_builders.hh_prompts:Builder",
+        "hh-groups": "data_builders.hh.groups:Builder",
+        "hh-prompts": "data_builders.hh.prompts:Builder",
         "jigsaw": "data_builders.jigsaw:Builder",
         "litbench": "data_builders.litbench:Builder",
         "story": "data_builders.story:Builder",

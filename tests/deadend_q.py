@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 
-def make_q(out: Path, tokenizer_from: Path, positions: int = 512, vocab_size: int | None = None, seed: int = 5) -> Path:
-    """Save a GPT-2 trunk and the tokenizer; values are around -1.55, so that many tokens, and some texts, look dead."""
+def make_q(
+    out: Path,
+    tokenizer_from: Path,
+    positions: int = 512,
+    vocab_size: int | None = None,
+    seed: int = 5,
+    mean: float = -1.55,
+) -> Path:
+    """Save a GPT-2 trunk and the tokenizer; values are around ``mean``, where many tokens look dead."""
     import torch
     from transformers import GPT2Config
 
@@ -24,7 +31,7 @@ def make_q(out: Path, tokenizer_from: Path, positions: int = 512, vocab_size: in
         with torch.no_grad():
             model.q_head.inner.weight.normal_(0, 0.3)
             model.q_head.values.weight.normal_(0, 0.03)
-            model.q_head.values.bias.normal_(-1.55, 0.2)
+            model.q_head.values.bias.normal_(mean, 0.2)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

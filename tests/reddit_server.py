@@ -28,9 +28,9 @@ SECRETS = (CLIENT_ID, CLIENT_SECRET, TOKEN, BASIC)
 #: runs a command against a server, with all waiting 100 times shorter
 AT_SERVER = """
 import runpy, sys, time
-from data_builders import litbench_reddit
+from data_builders.litbench import reddit
 url = sys.argv.pop(1)
-litbench_reddit.ENDPOINTS.update(reddit_url=url, oauth_url=url)
+reddit.ENDPOINTS.update(reddit_url=url, oauth_url=url)
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(seconds / 100)
 runpy.run_module("orlhf_ext.build_data", run_name="__main__", alter_sys=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import meta, read, run_python, write
 
-from data_builders.story_prompts import from_messages
+from data_builders.story.prompts import from_messages
 from orlhf_ext.errors import UserError
 from orlhf_ext.preflight import check_arguments
 from orlhf_ext.rewards.base import RewardContext

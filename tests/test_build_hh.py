@@ -18,8 +18,8 @@ import pytest
 from helpers import ROOT, build_light, failing, meta, read, run_python, write
 
 from data_builders.common import Counts, draw
-from data_builders.dialogues import make_pair
 from data_builders.hh import Builder
+from data_builders.hh.dialogues import make_pair
 from orlhf_ext.build_data import main, make_parser
 
 Q = "\n\nHuman: Name a fruit\n\nAssistant:"

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_builders.jigsaw import SAMPLE
-from data_builders.jigsaw_csv import find_csv
-from data_builders.jigsaw_cut import Cutter, smollm2_tokenizer, splits_at_spaces
+from data_builders.jigsaw.cut import Cutter, smollm2_tokenizer, splits_at_spaces
+from data_builders.jigsaw.table import find_csv
 from orlhf_ext.build_data import main
 
 STORIES = ROOT / "data_builders" / "samples" / "stories"

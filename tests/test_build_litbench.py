@@ -15,10 +15,10 @@ from helpers import build_light, failing, meta, read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders import litbench_sources
-from data_builders.litbench_leaks import StoryIndex, prompt_key, runs, words
-from data_builders.litbench_sources import REHYDRATED, Pair, as_pair
-from data_builders.litbench_splits import draw_prompts
+from data_builders.litbench import sources
+from data_builders.litbench.leaks import StoryIndex, prompt_key, runs, words
+from data_builders.litbench.sources import REHYDRATED, Pair, as_pair
+from data_builders.litbench.splits import draw_prompts
 from orlhf_ext.build_data import main
 from orlhf_ext.errors import UserError
 
@@ -247,9 +247,9 @@ def test_without_a_test_set(
     hub = {"ids": [{"chosen_comment_id": "a", "rejected_comment_id": "b"}], "texts": rows(3, 1000)}
     for name, data in hub.items():
         write(tmp_path / name / "train.jsonl", data)
-    monkeypatch.setattr(litbench_sources, "fetch", lambda *_: tmp_path / "ids")
+    monkeypatch.setattr(sources, "fetch", lambda *_: tmp_path / "ids")
     assert "LitBench-Test has ids only" in refused(capsys, "pairs", source, "--out", tmp_path / "out")
-    monkeypatch.setattr(litbench_sources, "fetch", lambda *_: tmp_path / "texts")
+    monkeypatch.setattr(sources, "fetch", lambda *_: tmp_path / "texts")
     build("pairs", source, "--out", tmp_path / "out")
     assert meta(tmp_path / "out" / "pairs_test.jsonl")["test_source"] == "SAA-Lab/LitBench-Test (it has texts)"
 
@@ -455,4 +455,4 @@ def test_one_sentence(tmp_path: Path, source: Path, held_out: Path, capsys: pyte
     build("pairs", source, *held, "--out", tmp_path / "out")
     assert "is the source itself" in said(tmp_path / "out" / "pairs_train.jsonl", *held)
     with pytest.raises(UserError, match="cannot be read"):
-        list(litbench_sources.read_csv(tmp_path))
+        list(sources.read_csv(tmp_path))

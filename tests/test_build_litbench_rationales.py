@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from data_builders.litbench_fit import cut
-from data_builders.litbench_rationales import primary
+from data_builders.litbench.fit import cut
+from data_builders.litbench.rationales import primary
 from orlhf_ext.build_data import main
 from orlhf_ext.litbench.evaluate import read_orders
 from orlhf_ext.litbench.prompts import TEMPLATES, answer, exchange, fill, judging_input, marked

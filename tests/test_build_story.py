@@ -15,11 +15,11 @@ from helpers import ROOT, build_light, failing, meta, read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders.books import _value, find_chapters, first_words, last_words, read_book
 from data_builders.common import Reject
 from data_builders.story import Builder
-from data_builders.story_prompts import from_chapter, from_messages, scoring_messages, with_system
-from data_builders.story_sources import SPLITS, Division
+from data_builders.story.books import _value, find_chapters, first_words, last_words, read_book
+from data_builders.story.prompts import from_chapter, from_messages, scoring_messages, with_system
+from data_builders.story.sources import SPLITS, Division
 from orlhf_ext.build_data import main, make_parser
 from orlhf_ext.errors import UserError
 

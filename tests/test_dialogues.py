@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.common import Reject
-from data_builders.dialogues import Pair, Turn, as_chat, make_compat_pair, make_pair, split_turns
+from data_builders.hh.dialogues import Pair, Turn, as_chat, make_compat_pair, make_pair, split_turns
 
 Q = "\n\nHuman: Name a fruit\n\nAssistant:"
 

@@ -16,8 +16,8 @@ import pytest
 from helpers import ROOT, failing, meta, read
 from kaggle_server import KEY, SECRETS, TOKEN, TOXIC, UNINTENDED, USER, KaggleServer, serve, zipped
 
-import data_builders.jigsaw_download as download
-from data_builders.jigsaw_download import Limits, has_credentials, unpack
+import data_builders.jigsaw.download as download
+from data_builders.jigsaw.download import Limits, has_credentials, unpack
 from orlhf_ext.build_data import main
 from orlhf_ext.errors import UserError
 

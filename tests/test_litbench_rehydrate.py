@@ -19,9 +19,9 @@ import pytest
 from helpers import failing, meta, read, write
 from reddit_server import CLIENT_ID, CLIENT_SECRET, RedditServer, hold_secrets, make_world, serve, write_ids
 
-from data_builders import litbench_dump, litbench_reddit
-from data_builders.litbench_progress import judge, status_of
-from data_builders.litbench_rehydrate import HEADER, clean_text
+from data_builders.litbench import dump, reddit
+from data_builders.litbench.progress import judge, status_of
+from data_builders.litbench.rehydrate import HEADER, clean_text
 from orlhf_ext.build_data import main
 from orlhf_ext.errors import UserError
 
@@ -50,8 +50,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedditServer]:
     monkeypatch.setenv("REDDIT_CLIENT_ID", CLIENT_ID)
     monkeypatch.setenv("REDDIT_CLIENT_SECRET", CLIENT_SECRET)
     with serve(WORLD) as running:
-        monkeypatch.setitem(litbench_reddit.ENDPOINTS, "reddit_url", running.url)
-        monkeypatch.setitem(litbench_reddit.ENDPOINTS, "oauth_url", running.url)
+        monkeypatch.setitem(reddit.ENDPOINTS, "reddit_url", running.url)
+        monkeypatch.setitem(reddit.ENDPOINTS, "oauth_url", running.url)
         yield running
 
 
@@ -130,7 +130,7 @@ def test_a_second_run_costs_nothing_and_needs_no_credentials(tmp_path: Path, ids
     build(out, ids)
     stand = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir() if "meta" not in path.name}
     asked = dict(server.counts)
-    for name in litbench_reddit.CREDENTIALS:
+    for name in reddit.CREDENTIALS:
         os.environ.pop(name)
     capfd.readouterr()
     build(out, "--source", ids)
@@ -234,9 +234,9 @@ def test_a_dump_gives_what_reddit_gives(
     tmp_path: Path, ids: Path, server: RedditServer, kind: str, monkeypatch: pytest.MonkeyPatch
 ):
     build(tmp_path / "reddit", ids, "--keep_incomplete")
-    monkeypatch.setattr(litbench_dump, "_PIECE", 1000)
-    monkeypatch.setattr(litbench_dump, "_PACKED", 7)
-    monkeypatch.setattr(litbench_dump, "_BATCH", 30)
+    monkeypatch.setattr(dump, "_PIECE", 1000)
+    monkeypatch.setattr(dump, "_PACKED", 7)
+    monkeypatch.setattr(dump, "_BATCH", 30)
     files = [packed(path, kind) for path in dumps(tmp_path)]
     build(tmp_path / "dump", ids, "--keep_incomplete", "--dump", *files)
     assert (tmp_path / "dump" / CSV).read_bytes() == (tmp_path / "reddit" / CSV).read_bytes()
@@ -268,14 +268,14 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path, ids: Path):
         for _ in range(30):
             writer.write(line * 1000)
     tracemalloc.start()
-    found = list(litbench_dump.Dump([str(path)]).look_up("t1", ["c0"]))
+    found = list(dump.Dump([str(path)]).look_up("t1", ["c0"]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == [{"c0": None}] and peak < 30e6
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"[" + b"1," * (33 << 20))
     with pytest.raises(UserError, match="a line of more than 64 MiB"):
-        list(litbench_dump.Dump([str(path)]).look_up("t1", ["c0"]))
+        list(dump.Dump([str(path)]).look_up("t1", ["c0"]))
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])

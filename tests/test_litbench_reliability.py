@@ -31,7 +31,7 @@ from reddit_server import (
     write_ids,
 )
 
-from data_builders import litbench_reddit
+from data_builders.litbench import reddit
 from orlhf_ext.build_data import main
 
 pytest.importorskip("praw", reason="no praw (pip install 'praw>=7.7,<9')")
@@ -53,15 +53,15 @@ def server() -> Iterator[RedditServer]:
 def slept(server: RedditServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A user with credentials for a kind server; the seconds that were to be waited."""
     server.clear()
-    monkeypatch.setattr(litbench_reddit, "BATCH", BATCH)
+    monkeypatch.setattr(reddit, "BATCH", BATCH)
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())  # finding others takes longer than a run
     for name in [name for name in os.environ if name.startswith(("REDDIT_", "praw_", "PRAW"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("REDDIT_CLIENT_ID", CLIENT_ID)
     monkeypatch.setenv("REDDIT_CLIENT_SECRET", CLIENT_SECRET)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in litbench_reddit.ENDPOINTS:
-        monkeypatch.setitem(litbench_reddit.ENDPOINTS, name, server.url)
+    for name in reddit.ENDPOINTS:
+        monkeypatch.setitem(reddit.ENDPOINTS, name, server.url)
     write_ids(tmp_path / "ids.csv", COMMENTS)
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
@@ -91,9 +91,9 @@ def undisturbed(server: RedditServer, tmp_path_factory: pytest.TempPathFactory) 
         patch.setenv("REDDIT_CLIENT_ID", CLIENT_ID)
         patch.setenv("REDDIT_CLIENT_SECRET", CLIENT_SECRET)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setattr(litbench_reddit, "BATCH", BATCH)
-        for name in litbench_reddit.ENDPOINTS:
-            patch.setitem(litbench_reddit.ENDPOINTS, name, server.url)
+        patch.setattr(reddit, "BATCH", BATCH)
+        for name in reddit.ENDPOINTS:
+            patch.setitem(reddit.ENDPOINTS, name, server.url)
         main(command(folder))
     assert server.counts == {"log-ins": 1, "look-ups": 5}
     found = result(folder / "out")
@@ -259,7 +259,7 @@ def kill_when(reached: Callable[[], object], words: list[str], delay: float = 0.
 def kills(number: int, tmp_path: Path, server: RedditServer, undisturbed, capfd, monkeypatch) -> None:
     """Run a command anew each time that it is killed; when it is done at last, go on with another one."""
     chance = random.Random()
-    monkeypatch.setattr(litbench_reddit, "BATCH", 5)
+    monkeypatch.setattr(reddit, "BATCH", 5)
     server.clear()
     killed = rounds = 0
     while killed < number:
@@ -309,12 +309,12 @@ def test_time_outs_and_no_secret_of_a_whole_command(tmp_path: Path, server: Redd
 
 ON_A_SMALL_DISK = """
 import contextlib, glob, os, shutil, subprocess, sys, time
-from data_builders import litbench_reddit
+from data_builders.litbench import reddit
 from orlhf_ext.build_data import main
 url, disk, kept, *words = sys.argv[1:]
-litbench_reddit.ENDPOINTS.update(reddit_url=url, oauth_url=url)
+reddit.ENDPOINTS.update(reddit_url=url, oauth_url=url)
 time.sleep = lambda seconds: None
-litbench_reddit.BATCH = 24
+reddit.BATCH = 24
 for size in [*range(8, 100, 12), 10000]:
     subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
     with contextlib.suppress(SystemExit):

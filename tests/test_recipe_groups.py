@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recipe_runs
+from hub_server import TOKEN, contents, hub
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
 
 finished = functools.partial(recipe_runs.finished, "hh_groups")
@@ -155,8 +157,16 @@ def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
     log = (out / "logs" / "rm_sharedrep-prop0.1-seed42-k16.log").read_text()
     assert " 0 computed" in log
 
-    again = finished(PROFILE="smoke", OUT=str(out))
-    assert redone(again) == {f"evaluate/{RUN}"} and skipped(again) == set(stages) - {f"evaluate/{RUN}"}
+    with hub() as server:
+        again = finished(PROFILE="smoke", OUT=str(out), PUSH_TO_HUB="me/hh", **server.environment)
+    folders = {f"{kind}-{name}": out / kind / name for kind in ("rm", "policy") for name in os.listdir(out / kind)}
+    assert set(server.repositories) == {f"me/hh-{name}" for name in folders} and len(folders) == 5
+    for name, folder in folders.items():
+        found = server.repositories[f"me/hh-{name}"]
+        assert found.private and found.files == contents(folder), name
+    pushed = {f"push/{name.replace('-', '/', 1)}" for name in folders}
+    assert redone(again) == {f"evaluate/{RUN}"} | pushed and TOKEN not in again
+    assert skipped(again) == set(stages) - {f"evaluate/{RUN}"}
 
 
 @pytest.mark.slow

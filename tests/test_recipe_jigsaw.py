@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import recipe_runs
+from hub_server import contents, hub
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped
 
 finished = functools.partial(recipe_runs.finished, "jigsaw_rectify")
@@ -124,8 +125,13 @@ def test_from_comments_to_the_table(tmp_path: Path):
     assert "toxicity probability of eps0.5 minus plain" in output
     assert "perplexity is that under the unrectified policy itself" in output
 
-    again = finished(**variables)
-    assert redone(again) == {"evaluate"} and skipped(again) == set(stages) - {"evaluate"}
+    with hub() as server:
+        again = finished(**variables, PUSH_TO_HUB="me/jigsaw", **server.environment)
+    assert {name: one.files for name, one in server.repositories.items()} == {
+        f"me/jigsaw-{name}": contents(out / name) for name in ("classifier", "q_d")
+    }
+    assert redone(again) == {"evaluate", "push/classifier", "push/q_d"}
+    assert skipped(again) == set(stages) - {"evaluate"}
     # another epsilon costs one decoding
     more = finished(**{**variables, "EPSILONS": "0.5 0.9"})
     assert redone(more) == {"decode/eps0.9", "score/generations", "evaluate"}

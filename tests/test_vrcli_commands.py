@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import failing
 
-from data_builders.story_prompts import from_chapter, from_messages
+from data_builders.story.prompts import from_chapter, from_messages
 from orlhf_ext import likelihood, logprobs
 from orlhf_ext.errors import UserError
 from orlhf_ext.journal import journal_path

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.story_prompts import from_chapter, from_messages
+from data_builders.story.prompts import from_chapter, from_messages
 from orlhf_ext import likelihood
 from orlhf_ext.errors import UserError
 from orlhf_ext.likelihood import make_scorer, score, span_logprobs

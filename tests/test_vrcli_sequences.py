@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.story_prompts import Task, from_chapter, from_messages
+from data_builders.story.prompts import Task, from_chapter, from_messages
 from orlhf_ext.errors import UserError
 from orlhf_ext.model_folder import context_length, load_tokenizer
 from orlhf_ext.vrcli.labels import Label, baseline_of, read_label

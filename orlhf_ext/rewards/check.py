@@ -197,9 +197,9 @@ def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
 
 def bundled() -> Path:
     """The bundled sample rollouts."""
-    import data_builders
+    from data_builders.common import SAMPLES
 
-    return Path(data_builders.__path__[0]) / "samples" / BUNDLED
+    return SAMPLES / BUNDLED
 
 
 @command

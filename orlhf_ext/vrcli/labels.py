@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from data_builders.common import is_messages
-from data_builders.story_prompts import VERSION, scoring_messages
+from data_builders.story.prompts import VERSION, scoring_messages
 
 from ..errors import UserError
 from ..records import parse_object

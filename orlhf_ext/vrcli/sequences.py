@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from data_builders.story_prompts import with_system
+from data_builders.story.prompts import with_system
 
 from ..errors import UserError
 from ..samples import Messages, encode

@@ -139,7 +139,7 @@ def in_a_child(function: Callable[..., Any], *words: object) -> None:
 
 def make_tokenizer(path: Path) -> None:
     """Write SmolLM2's tokenizer."""
-    from data_builders.jigsaw_cut import smollm2_tokenizer
+    from data_builders.jigsaw.cut import smollm2_tokenizer
 
     path.write_text(smollm2_tokenizer().to_str(), encoding="utf-8")
 

@@ -3,7 +3,7 @@
 The source is read three times, and only hashes of it are held in memory: first to see what each row is (and whether it
 leaks from a test pair), then for the validation pairs, then for the training pairs. Where rows of two parts have the
 same prompt, or nearly identical stories, the test set keeps them, then the validation set; see
-`data_builders.litbench_leaks`.
+`data_builders.litbench.leaks`.
 
 A validation set of N rows is drawn by prompt: prompts in the order of a hash of theirs and the seed, each with all its
 rows, and one that has more rows than are still wanted is passed over. So it has exactly N rows whenever enough prompts
@@ -23,9 +23,9 @@ from typing import NamedTuple
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import BadLine, Record
 
-from .common import Built, Counts, Reject, digest, draw, progress, write_some
-from .litbench_leaks import StoryIndex, prompt_key
-from .litbench_sources import Pair, as_pair, check_columns, find_source, find_test, read_table
+from ..common import Built, Counts, Reject, digest, draw, progress, write_some
+from .leaks import StoryIndex, prompt_key
+from .sources import Pair, as_pair, check_columns, find_source, find_test, read_table
 
 AGAIN = Reject("pair of an earlier row")
 SAME_ID = Reject("id of an earlier row", bad=True)
@@ -57,7 +57,7 @@ class Splits:
     """The three parts.
 
     Args:
-        args: the options of `litbench_sources.add_arguments`, and the common ones.
+        args: the options of `sources.add_arguments`, and the common ones.
         default: SOURCE where none is given.
         wanted: the number of usable rows -> that of validation rows.
         check: why a training row is of no use to the step, if it is not.

@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.errors import UserError
 
-from .common import Built, Counts, Reject, positive_int, progress
-from .jigsaw_csv import find_csv, number_of, open_table, text_fault
-from .jigsaw_cut import Cutter, load_tokenizer
-from .jigsaw_download import fetch_competition, unpack
-from .jigsaw_value import build_value
-from .jigsaw_write import built_pair, hold_some, writers
+from ..common import SAMPLES, Built, Counts, Reject, positive_int, progress
+from .cut import Cutter, load_tokenizer
+from .download import fetch_competition, unpack
+from .table import find_csv, number_of, open_table, text_fault
+from .value import build_value
+from .write import built_pair, hold_some, writers
 
-SAMPLE = Path(__file__).parent / "samples" / "jigsaw"
+SAMPLE = SAMPLES / "jigsaw"
 TEXT = "comment_text"
 #: comments whose tokens are cut at once
 BATCH = 2000

@@ -14,7 +14,8 @@ from orlhf_ext.groups.render import Style, answer_text, prompt_text
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 from orlhf_ext.samples import reply_text
 
-from .common import (
+from ..common import (
+    SAMPLES,
     SEEN,
     SPLITS,
     Built,
@@ -33,10 +34,10 @@ from .common import (
     share,
     write_some,
 )
+from ..lengths import TEMPLATE, LengthFilter
 from .dialogues import EMPTY, Pair, as_chat, make_compat_pair, make_pair
-from .lengths import TEMPLATE, LengthFilter
 
-SAMPLE = Path(__file__).parent / "samples" / "hh"
+SAMPLE = SAMPLES / "hh"
 #: where a hub data set keeps the files that the paper uses
 HUB_FOLDERS = {"Anthropic/hh-rlhf": "helpful-base"}
 LICENCES = {"sample": "Apache-2.0", "Anthropic/hh-rlhf": "MIT"}

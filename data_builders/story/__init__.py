@@ -21,7 +21,7 @@ With a plan (stripped, not empty) the content ``c`` of ``messages[plan["message"
     c[:start] + before + PLAN + after + c[end:]
 
 and with an empty plan ``c[:start] + empty + c[end:]``; ``start`` and ``end`` count characters (Python's indices).
-`data_builders.story_prompts.scoring_messages(label, plan)` does just this, ``plan=None`` being the baseline. In
+`data_builders.story.prompts.scoring_messages(label, plan)` does just this, ``plan=None`` being the baseline. In
 ``generic`` rows, in books, and with ``--same_instruction``, ``start == end`` and ``after`` and ``empty`` are ``""``, so
 that an empty plan gives the baseline itself, and an improvement of exactly 0. In other next-chapter rows the splice
 also replaces the instruction with one that speaks of the plan, as upstream does: then an empty plan changes the prompt
@@ -44,10 +44,10 @@ from typing import Any, NamedTuple
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import Record
 
-from .common import SEEN, Built, Counts, Messages, Reject, check_options, digest, draw, positive_int, share, write_some
-from .lengths import TEMPLATE, LengthFilter
-from .story_prompts import Task, scoring_messages
-from .story_sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
+from ..common import SEEN, Built, Counts, Messages, Reject, check_options, digest, draw, positive_int, share, write_some
+from ..lengths import TEMPLATE, LengthFilter
+from .prompts import Task, scoring_messages
+from .sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
 
 SAME_ID = Reject("id of an earlier row", bad=True)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .common import Messages, Reject, is_messages
+from ..common import Messages, Reject, is_messages
 
 VERSION = 1
 

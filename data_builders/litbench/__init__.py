@@ -6,7 +6,7 @@
 - ``rationales``: ``rationales_train.jsonl``, ``rationales_val.jsonl``, rows
   ``{"id", "prompt", "completion", "label": "A" | "B"}``, and ``rationales_test.jsonl``: the test pairs in both orders
 
-The last two find their test pairs in the first one's file, by the rules of `data_builders.litbench_sources`.
+The last two find their test pairs in the first one's file, by the rules of `data_builders.litbench.sources`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 
 from orlhf_ext.errors import UserError
 
-from . import litbench_pairs, litbench_rationales, litbench_rehydrate, litbench_sources
-from .common import Built
+from ..common import Built
+from . import pairs, rationales, rehydrate, sources
 
 #: what adds the options of each step
 OPTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], ...]] = {
-    "rehydrate": (litbench_rehydrate.add_arguments,),
-    "pairs": (litbench_sources.add_arguments, litbench_pairs.add_arguments),
-    "rationales": (litbench_sources.add_arguments, litbench_rationales.add_arguments),
+    "rehydrate": (rehydrate.add_arguments,),
+    "pairs": (sources.add_arguments, pairs.add_arguments),
+    "rationales": (sources.add_arguments, rationales.add_arguments),
 }
 RUN: dict[str, Callable[[argparse.Namespace], Iterator[Built]]] = {
-    "rehydrate": litbench_rehydrate.run,
-    "pairs": litbench_pairs.run,
-    "rationales": litbench_rationales.run,
+    "rehydrate": rehydrate.run,
+    "pairs": pairs.run,
+    "rationales": rationales.run,
 }
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 from orlhf_ext.records import Record
 
-from .common import Built, Counts, positive_int
-from .litbench_splits import Found, Splits
+from ..common import Built, Counts, positive_int
+from .splits import Found, Splits
 
 DEFAULT = "SAA-Lab/LitBench-Train"
 VAL_PAIRS = 500

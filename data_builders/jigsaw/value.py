@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import BadLine, Line, read_lines
 
-from .common import Built, Counts, Reject, progress
-from .jigsaw_write import RowWriter, built_pair, hold_some, writers
+from ..common import Built, Counts, Reject, progress
+from .write import RowWriter, built_pair, hold_some, writers
 
 #: a score from here on is undesired
 THRESHOLD = 0.5

@@ -25,7 +25,7 @@ from orlhf_ext.groups.label import Label, write_label
 from orlhf_ext.groups.render import STYLES
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
-from .common import SEEN, Built, Counts, Reject, digest, find_splits, is_messages, positive_int, progress, write_some
+from ..common import SEEN, Built, Counts, Reject, digest, find_splits, is_messages, positive_int, progress, write_some
 
 #: the format of ``build_data hh`` -> how its prompts were rendered
 FORMATS = {"hh": "hh", "legacy": "legacy", "template": "chat"}

@@ -1,8 +1,8 @@
 """LitBench's test set, which is published as ids of comments -> ``rehydrated_test_data.csv``, with their texts.
 
-The texts come from Reddit (`data_builders.litbench_reddit`) or from local dumps (`data_builders.litbench_dump`): first
+The texts come from Reddit (`data_builders.litbench.reddit`) or from local dumps (`data_builders.litbench.dump`): first
 the comments, then the titles of the posts that they answer. What is known of each id is kept at once
-(`data_builders.litbench_progress`), so that a run goes on where one before it was stopped. The CSV has upstream's
+(`data_builders.litbench.progress`), so that a run goes on where one before it was stopped. The CSV has upstream's
 columns in upstream's order, its rows are in the order of the id list, and its bytes are those that pandas would write.
 """
 
@@ -26,11 +26,11 @@ from orlhf_ext import __version__
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import BadLine, Line, atomic_write, sha256_file, write_json
 
-from .common import Built, Counts, Reject, positive_int
-from .litbench_dump import Dump
-from .litbench_progress import COMMENT, NAME, POST, Failure, Progress, judge
-from .litbench_reddit import Reddit, credentials
-from .litbench_sources import HUB_TEST, REHYDRATED, find_source, read_table
+from ..common import Built, Counts, Reject, positive_int
+from .dump import Dump
+from .progress import COMMENT, NAME, POST, Failure, Progress, judge
+from .reddit import Reddit, credentials
+from .sources import HUB_TEST, REHYDRATED, find_source, read_table
 
 REPORT = "rehydrate_report.json"
 SIDES = ("chosen", "rejected")

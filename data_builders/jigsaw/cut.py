@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import atomic_write
 
-from .common import fetch, looks_like_hub_name
+from ..common import fetch, looks_like_hub_name
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -18,7 +18,7 @@ from functools import cache
 
 import numpy as np
 
-from .common import digest
+from ..common import digest
 
 #: words in a run
 RUN = 8

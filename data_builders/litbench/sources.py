@@ -21,9 +21,9 @@ from orlhf_ext.errors import UserError
 from orlhf_ext.litbench.prompts import LABELS, Label, other
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
-from .common import SUFFIXES, Reject, fetch, looks_like_hub_name, positive_int, share
+from ..common import SAMPLES, SUFFIXES, Reject, fetch, looks_like_hub_name, positive_int, share
 
-SAMPLE = Path(__file__).parent / "samples" / "litbench"
+SAMPLE = SAMPLES / "litbench"
 HUB_TEST = "SAA-Lab/LitBench-Test"
 #: what the step ``rehydrate`` writes
 REHYDRATED = "rehydrated_test_data.csv"

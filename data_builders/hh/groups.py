@@ -32,9 +32,9 @@ from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_group
 from orlhf_ext.groups.render import STYLES
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
-from .common import Built, Counts, Reject, digest, draw, progress, share, write_some
+from ..common import Built, Counts, Reject, digest, draw, progress, share, write_some
 from .dialogues import EMPTY, SAME
-from .hh_prompts import id_of
+from .prompts import id_of
 
 TEST_SIZE = 0.05
 NO_TEXT = Reject("no prompt and completions that are all text", bad=True)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import BadLine, Record, read_lines, sha256_file
 
+from ..common import SAMPLES, SUFFIXES, Reject, digest, fetch, looks_like_hub_name, progress
 from .books import Chapter, find_chapters, first_words, read_book, text_before
-from .common import SUFFIXES, Reject, digest, fetch, looks_like_hub_name, progress
-from .story_prompts import Task, from_chapter, from_messages
+from .prompts import Task, from_chapter, from_messages
 
 SPLITS = ("train", "val", "test")
-SAMPLE = Path(__file__).parent / "samples" / "stories"
+SAMPLE = SAMPLES / "stories"
 CONTEXT_WORDS, GOLD_WORDS, SHARE = 700, 200, 0.1
 #: the name that upstream's files have by default
 SEED_NAME = "story_dataset"

@@ -13,7 +13,7 @@ from typing import IO, Any
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import atomic_write
 
-from .common import Built, Counts
+from ..common import Built, Counts
 
 
 class RowWriter:

@@ -21,7 +21,7 @@ from typing import Any
 from orlhf_ext import __version__
 from orlhf_ext.errors import UserError
 
-from .litbench_progress import COMMENT, POST, TEXT, Answer, Failure
+from .progress import COMMENT, POST, TEXT, Answer, Failure
 
 CREDENTIALS = ("REDDIT_CLIENT_ID", "REDDIT_CLIENT_SECRET")
 APPS = "https://www.reddit.com/prefs/apps"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orlhf_ext.errors import UserError
 
-from .common import Counts, Reject
+from ..common import Counts, Reject
 
 #: what marks a missing value for pandas, with which the upstream project reads these files
 MISSING = frozenset(

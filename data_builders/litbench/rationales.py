@@ -23,10 +23,10 @@ from orlhf_ext.errors import UserError
 from orlhf_ext.litbench.prompts import LABELS, TEMPLATES, Label, answer, exchange, fill, names_stories, other
 from orlhf_ext.records import Record
 
-from .common import Built, Counts, Reject, digest, positive_int, share
-from .litbench_fit import Fitted, Fitter, Task
-from .litbench_sources import Pair
-from .litbench_splits import Found, Splits
+from ..common import Built, Counts, Reject, digest, positive_int, share
+from .fit import Fitted, Fitter, Task
+from .sources import Pair
+from .splits import Found, Splits
 
 DEFAULT = "SAA-Lab/LitBench-Rationales"
 VAL_SHARE = 0.05

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .common import Messages, Reject
+from ..common import Messages, Reject
 
 ANSWER = "Assistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}

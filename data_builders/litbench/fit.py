@@ -18,8 +18,8 @@ from orlhf_ext.errors import UserError
 from orlhf_ext.litbench.prompts import DIRECT, LABELS, REASONED, REASONING, Label, answer, judging_input, marked
 from orlhf_ext.records import Record
 
-from .common import Reject
-from .lengths import TEMPLATE, LengthFilter
+from ..common import Reject
+from ..lengths import TEMPLATE, LengthFilter
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Fitter:
     """Renders tasks in a style, and makes them fit.
 
     Args:
-        args: the options of `litbench_rationales.add_arguments`.
+        args: the options of `rationales.add_arguments`.
 
     Raises:
         UserError: the tokenizer cannot be read, has no end token, or (in chat style) no chat template, or it joins
