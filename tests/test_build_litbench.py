@@ -317,10 +317,13 @@ def test_what_is_nearly_identical():
 
 def test_runs_are_the_same_for_the_same_words_and_no_others():
     text = story("x", 40)
-    assert len(runs(words(text))) == 33 and len(set(runs(words(text)).tolist())) == 33
+    mine = set(runs(words(text)).tolist())
+    assert len(mine) == 33
     tail = " ".join(text.split()[5:])
-    assert runs(words(f"Quite another beginning: {tail}"))[-28:].tolist() == runs(words(text))[-28:].tolist()
-    assert len(runs(words("a b c"))) == 1 and len(runs(words("..."))) == 0 and words(" A--b\u2019s  ") == b"a b s "
+    assert len(mine & set(runs(words(f"Quite another beginning: {tail}")).tolist())) == 28
+    assert (
+        len(runs(words("a b c"))) == 1 and len(runs(words("..."))) == 0 and words(" A--b\u2019s  _") == ["a", "b", "s"]
+    )
 
 
 @settings(max_examples=60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
 
     with hub() as server:
         again = finished(PROFILE="smoke", OUT=str(out), PUSH_TO_HUB="me/hh", **server.environment)
-    folders = {f"{kind}-{name}": out / kind / name for kind in ("rm", "policy") for name in os.listdir(out / kind)}
+    folders = {f"{path.parent.name}-{path.name}": path for kind in ("rm", "policy") for path in (out / kind).glob("*/")}
     assert set(server.repositories) == {f"me/hh-{name}" for name in folders} and len(folders) == 5
     for name, folder in folders.items():
         found = server.repositories[f"me/hh-{name}"]
