@@ -25,11 +25,11 @@ TOKEN = "planted-token-3141"
 BASIC = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
 SECRETS = (CLIENT_ID, CLIENT_SECRET, TOKEN, BASIC)
 
-#: runs a command against a server, with all waiting 100 times shorter
+#: runs a command against a server, so many ids at a time, with all waiting 100 times shorter
 AT_SERVER = """
 import runpy, sys, time
 from data_builders.litbench import reddit
-url = sys.argv.pop(1)
+url, reddit.BATCH = sys.argv.pop(1), int(sys.argv.pop(1))
 reddit.ENDPOINTS.update(reddit_url=url, oauth_url=url)
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(seconds / 100)

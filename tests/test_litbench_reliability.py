@@ -7,7 +7,6 @@ journal, and the table has the same bytes. Waiting is recorded, and made short. 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import subprocess
@@ -236,24 +235,16 @@ def test_a_torn_line_is_dropped_and_a_journal_has_one_writer(tmp_path: Path, ser
 # --- kills -----------------------------------------------------------------------------------------------------------
 
 
-def attempt(words: list[str]) -> None:
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-    main(words)
-
-
-def kill_when(reached: Callable[[], object], words: list[str], delay: float = 0.0) -> bool:
+def kill_when(reached: Callable[[], object], line: list[str], delay: float) -> bool:
     """Run a command in a process of its own, and kill it (-9) at a point; False if it was done before."""
-    process = multiprocessing.get_context("fork").Process(target=attempt, args=(words,))
-    process.start()
-    while process.is_alive() and not reached():
+    environment = {**os.environ, "PYTHONPATH": PATH}
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not reached():
         pass
     really_sleep(delay)
     process.kill()
-    process.join(30)
-    assert process.exitcode in (0, -9)
-    return process.exitcode == -9
+    assert process.wait(30) in (0, -9)
+    return process.returncode == -9
 
 
 def kills(number: int, tmp_path: Path, server: RedditServer, undisturbed, capfd, monkeypatch) -> None:
@@ -266,13 +257,14 @@ def kills(number: int, tmp_path: Path, server: RedditServer, undisturbed, capfd,
         rounds += 1
         out = tmp_path / f"out{rounds}"
         words = [*command(tmp_path)[:-1], str(out)]
+        line = [sys.executable, "-c", AT_SERVER, server.url, "5", *words]
         while not out.exists() or chance.random() < 0.8:
             if chance.random() < 0.2:  # Reddit has its own troubles
                 server.plan([chance.choice(["503", "429 1", "drop", "expired", "no json"])])
             until = len(server.asked) + chance.randint(0, 4)
-            killed += kill_when(lambda until=until: server.wait_for(until, 0.01), words, chance.random() * 0.03)
+            killed += kill_when(lambda until=until: server.wait_for(until, 0.01), line, chance.random() * 0.03)
         for name in (CSV, REPORT):
-            killed += kill_when((out / name).exists, words)
+            killed += kill_when((out / name).exists, line, 0)
         main(words)
         assert result(out) == undisturbed
         hold_secrets(capfd.readouterr().out, out)
@@ -298,7 +290,7 @@ def test_time_outs_and_no_secret_of_a_whole_command(tmp_path: Path, server: Redd
     server.clear()
     server.plan(["hang", None, "hang", "hang", "hang", "500", "429 2", "no json"])
     environment = {**os.environ, "PYTHONPATH": PATH, "PRAWCORE_TIMEOUT": "0.4"}
-    line = [sys.executable, "-c", AT_SERVER, server.url, *command(tmp_path)]
+    line = [sys.executable, "-c", AT_SERVER, server.url, "100", *command(tmp_path)]
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "out") == undisturbed
