@@ -122,7 +122,7 @@ def test_a_gpt2_classifier_scores_as_its_own_class(gpt2: Path) -> None:
     alone = Traits([f"h={gpt2}"], batch_tokens=2).score([PROMPT] * 5, RESPONSES)["h"]
     assert alone == pytest.approx(wanted, abs=0.02)
     batched = Traits([f"h={gpt2}"]).score([PROMPT] * 5, RESPONSES)["h"]  # padded with EOS, on the left
-    assert batched == pytest.approx(wanted, abs=0.03)
+    assert batched == pytest.approx(wanted, rel=0.02, abs=0.03)  # a few steps of bf16; other kernels, other steps
 
 
 def test_long_texts_keep_their_answer(gpt2: Path) -> None:
