@@ -37,10 +37,10 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 (closed by close)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock(self._stream, out)
+        except UserError:
             self._stream.close()
-            raise UserError(f"{out} is being written by another process; wait for it, or end it") from error
+            raise
         found, self.done, end = _read(self.path)
         if found != self.fingerprint:
             if self.done:
@@ -57,12 +57,7 @@ class Journal:
         self.done[key] = value
 
     def _write(self, line: Record) -> None:
-        try:
-            self._stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            self._stream.flush()
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
+        append(self._stream, [line])
 
     def absorb(self, parts: Iterable[Path]) -> None:
         """Take over the finished pieces of other journals of the same run, and remove these files.
@@ -72,10 +67,7 @@ class Journal:
         """
         for path in parts:
             with open(path, "rb") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise UserError(f"{path} is being written by another process; wait for it, or end it") from error
+                lock(stream, path)
                 found, done, _ = _read(path)
                 if found == self.fingerprint:
                     for key in done.keys() - self.done.keys():
@@ -99,6 +91,32 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def lock(stream: IO[bytes], out: str | os.PathLike) -> None:
+    """Lock a file for as long as it is open.
+
+    Args:
+        stream: the file.
+        out: what it stands for, to name in the error.
+
+    Raises:
+        UserError: another process has it.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{out} is being written by another process; wait for it, or end it") from error
+
+
+def append(stream: IO[bytes], lines: Iterable[Record]) -> None:
+    """Append JSON lines; when this returns, a killed process does not lose them. Errors of the disk name the file."""
+    try:
+        stream.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+        stream.flush()
+    except OSError as error:
+        error.filename = str(stream.name)
+        raise
 
 
 def journal_path(out: str | os.PathLike, part: str = "") -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import html
 import json
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.journal import append, lock
 from orlhf_ext.records import write_json
 
 NAME = "rehydrate_progress.jsonl"
@@ -109,7 +109,7 @@ class Progress:
         folder.mkdir(parents=True, exist_ok=True)
         self._stream: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 (closed by close)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._stream, self.path)
             if not resume:
                 self._stream.truncate(0)
             end = self._read()
@@ -123,9 +123,6 @@ class Progress:
                 path.unlink()
             if not end:
                 write_json(_sidecar(self.path), {"origin": origin})
-        except BlockingIOError as error:
-            self.close()
-            raise UserError(f"{self.path} is being written by another process; wait for it, or end it") from error
         except BaseException:
             self.close()
             raise
@@ -148,16 +145,13 @@ class Progress:
     def add(self, entries: Mapping[str, Entry]) -> None:
         """Keep some entries; when this returns, a killed process does not lose them."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = (
-            json.dumps({"id": name, "status": entry.status, "data": entry.data, "fetched_at": now}, ensure_ascii=False)
-            for name, entry in entries.items()
+        append(
+            self._stream,
+            [
+                {"id": name, "status": entry.status, "data": entry.data, "fetched_at": now}
+                for name, entry in entries.items()
+            ],
         )
-        try:
-            self._stream.write("".join(f"{line}\n" for line in lines).encode())
-            self._stream.flush()
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
         self.known.update(entries)
 
     def pending(self, names: Iterable[str]) -> list[str]:
@@ -170,7 +164,7 @@ class Progress:
 
     def close(self) -> None:
         """Unlock the file, and leave it."""
-        with contextlib.suppress(OSError):  # on a full disk, closing tries once more to write what is left
+        with contextlib.suppress(OSError):  # as in `Journal.close`
             self._stream.close()
 
     def __enter__(self) -> Progress:
