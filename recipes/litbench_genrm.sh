@@ -20,8 +20,8 @@ case $PROFILE in
         ;;
     cpu)
         default_model=models/smollm2-135m-instruct default_data=sample
-        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=2}" "${MAX_LEN:=768}" "${EPOCHS:=2}" "${LEARNING_RATE:=5e-5}"
-        : "${STYLE:=chat}" "${MAX_NEW_TOKENS:=$((USE_COT ? 128 : 8))}"
+        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=2}" "${MAX_LEN:=768}" "${EPOCHS:=3}" "${LEARNING_RATE:=5e-5}"
+        : "${STYLE:=chat}" "${MAX_NEW_TOKENS:=$((USE_COT ? 128 : 8))}" "${SWAP_AUGMENT:=1}" # in one order so few pairs teach it one letter
         sampling=()
         ;;
     gpu) # upstream's
