@@ -49,15 +49,12 @@ class Journal:
             self.done, end = {}, 0
         self._stream.truncate(end)  # a torn last line goes
         if not end:
-            self._write({"fingerprint": self.fingerprint})
+            append(self._stream, [{"fingerprint": self.fingerprint}])
 
     def add(self, key: str, value: Any) -> None:
         """Keep one finished piece; when this returns, a killed process does not lose it."""
-        self._write({"key": key, "value": value})
+        append(self._stream, [{"key": key, "value": value}])
         self.done[key] = value
-
-    def _write(self, line: Record) -> None:
-        append(self._stream, [line])
 
     def absorb(self, parts: Iterable[Path]) -> None:
         """Take over the finished pieces of other journals of the same run, and remove these files.

@@ -1,5 +1,5 @@
 """A local server that takes folders as the Hugging Face hub does: repositories are made, small files come inside of a
-commit, large ones as LFS objects before it (`ENVIRONMENT` leads the hub's client there, and away from Xet)."""
+commit, large ones as LFS objects before it. `ONLINE` keeps the hub's client away from Xet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from helpers import serving
 
 TOKEN = "hf_verysecret"
-ENVIRONMENT = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "HF_TOKEN": TOKEN}
+ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
 
 
 @dataclass
@@ -38,7 +38,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.environment = {**ENVIRONMENT, "HF_ENDPOINT": self.url}
+        self.environment = {**ONLINE, "HF_ENDPOINT": self.url, "HF_TOKEN": TOKEN}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,12 +94,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, _: str, lines: list[dict]) -> None:
         """Weights are to come as LFS objects."""
-        modes = [
-            {"path": one["path"], "uploadMode": mode, "shouldIgnore": False}
-            for one in lines[0]["files"]
-            for mode in ["lfs" if one["path"].endswith(".safetensors") else "regular"]
-        ]
-        self.reply(200, {"files": modes})
+        files = [{"path": one["path"], "shouldIgnore": False} for one in lines[0]["files"]]
+        for one in files:
+            one["uploadMode"] = "lfs" if one["path"].endswith(".safetensors") else "regular"
+        self.reply(200, {"files": files})
 
     def commit(self, name: str, lines: list[dict]) -> None:
         """Put what was sent into the repository."""

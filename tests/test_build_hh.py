@@ -8,14 +8,14 @@ import json
 import random
 import re
 import subprocess
-import threading
 import tracemalloc
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, build_light, failing, meta, read, run_python, write
+from helpers import ROOT, build_light, failing, meta, read, run_python, serving, write
+from hub_server import ONLINE
 
 from data_builders.common import Counts, draw
 from data_builders.hh import Builder
@@ -517,14 +517,12 @@ def test_a_hub_name(tmp_path: Path, folder: Path):
         for split in ("train", "test")
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    online = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
-    online |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    online = {**ONLINE, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
 
     def fetch(name: str) -> subprocess.CompletedProcess[str]:
         return run_python("-m", "orlhf_ext.build_data", "hh", name, "--out", str(tmp_path / "out"), **online)
 
-    try:
+    with serving(server):
         done = fetch(Hub.repo)
         assert done.returncode == 0, done.stderr
         assert len(read(tmp_path / "out" / "train.jsonl")) == 20
@@ -536,9 +534,6 @@ def test_a_hub_name(tmp_path: Path, folder: Path):
         assert unknown.returncode == 2 and "the hub has no data set owner/none" in unknown.stderr
         gated = fetch("owner/gated")
         assert gated.returncode == 2 and "owner/gated is gated: accept its terms" in gated.stderr
-    finally:
-        server.shutdown()
-        server.server_close()
     again = fetch(Hub.repo)  # no network any more, but the hub's cache has it
     assert again.returncode == 0, again.stderr
     lost = fetch("owner/none")
