@@ -95,3 +95,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/data is absent, so there is no real data to test against")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests/faults counted; a pytest-xdist controller reads no conftest below this one."""
+    counts = dict.fromkeys(("told", "silent", "lost", "traceback"), 0)
+    for kind in ("passed", "failed"):
+        for report in terminalreporter.stats.get(kind, ()):
+            if report.when == "call":
+                for name, verdict in report.user_properties:
+                    if name == "fault":
+                        counts[verdict] += 1
+    if total := sum(counts.values()):
+        _, silent, lost, tracebacks = counts.values()
+        terminalreporter.write_line(f"{total} faults, {silent} silent, {lost} lost, {tracebacks} tracebacks")
