@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from .errors import UserError
 from .journal import Journal
+from .outputs import check_file
 from .records import Record
 from .samples import Sample
 
@@ -132,6 +133,7 @@ def check_files(data: Sequence[str], out: Sequence[str]) -> list[tuple[Path, Pat
     for _, b in pairs:
         if not b.name.endswith(".jsonl"):
             raise UserError(f"--out {b} must end in .jsonl")
+        check_file(b)
     return pairs
 
 

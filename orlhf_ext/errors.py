@@ -1,12 +1,33 @@
-"""Mistakes that a user can mend are told in one sentence, without a traceback."""
+"""One sentence, without a traceback, for what its user can mend and for what the operating system refuses."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+#: error of the operating system -> what it means for the file it is about, and the way out
+_REFUSALS = {
+    errno.EACCES: "may not be read or written by this user; change its permissions, or give another path",
+    errno.EPERM: "may not be changed, not even by its owner; give another path",
+    errno.EROFS: "is on a file system that can only be read; give another path",
+    errno.EISDIR: "is a folder, where a file is expected; name a file",
+    errno.ENOTDIR: "has a file among its folders; correct the path",
+    errno.ENOENT: "does not exist; correct the path",
+    errno.EEXIST: "exists already, as something else; remove it, or give another path",
+    errno.ENOTEMPTY: "is a folder that holds something; remove it, or give another path",
+    errno.ENAMETOOLONG: "has a name that is too long for the file system; shorten it",
+    errno.ELOOP: "is a link that leads back to itself; remove it",
+    errno.EFBIG: "would be larger than a file may be here; raise the limit (ulimit -f), or use another file system",
+    errno.EMFILE: "is one file too many for this process; raise the limit (ulimit -n)",
+    errno.EIO: "cannot be read or written: the disk or the network drive fails; use another one",
+    errno.ESTALE: "is gone from its network drive; mount the drive again",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -16,38 +37,62 @@ class UserError(Exception):
     """
 
 
-def fail(message: str) -> NoReturn:
-    """Print one sentence and leave with exit code 2."""
-    print(f"orlhf-ext: error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print one sentence and leave with that exit code."""
+    print(f"orlhf-ext: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate the ``main`` of a command: a `UserError` or a full disk ends it with one sentence and exit code 2.
+    """Decorate the ``main`` of a command, so that it ends in one sentence.
 
-    Set ``ORLHF_EXT_TRACEBACK=1`` to see where a user error was raised.
+    Exit code 2 follows a `UserError` and an error of the operating system, 130 follows Ctrl-C. What is kept then is
+    said by the notes of the ``KeyboardInterrupt``, which `orlhf_ext.journal` and the launcher add. Set
+    ``ORLHF_EXT_TRACEBACK=1`` to see where an error was raised.
     """
 
+    @functools.wraps(main)
     def wrapped(*args, **kwargs) -> None:
         try:
             main(*args, **kwargs)
-        except UserError as error:
-            if os.environ.get("ORLHF_EXT_TRACEBACK") == "1":
-                raise
-            fail(str(error))
         except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except KeyboardInterrupt as stop:
+            kept = "; ".join(getattr(stop, "__notes__", ()))
+            fail(f"interrupted; {kept or 'finished files are kept, unfinished ones are not'}", 130)
+        except Exception as error:
+            system = as_os_error(error)
+            if os.environ.get("ORLHF_EXT_TRACEBACK") == "1" or not (system or isinstance(error, UserError)):
                 raise
-            where = f" while writing {error.filename}" if error.filename else ""
-            fail(f"the disk is full{where}; free some space and run the same command again: finished work is kept")
+            fail(f"error: {os_sentence(system) if system else error}")
 
-    wrapped.__doc__ = main.__doc__
-    wrapped.__name__ = main.__name__
-    wrapped.__module__ = main.__module__
     return wrapped
+
+
+def as_os_error(error: BaseException) -> OSError | None:
+    """What the operating system refused, where an exception tells of that.
+
+    Libraries written in Rust (safetensors, tokenizers) have exceptions of their own, which end in ``(os error 28)``.
+    """
+    if isinstance(error, OSError):
+        return error
+    if not isinstance(error, UserError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return None
+
+
+def os_sentence(error: OSError) -> str:
+    """One sentence with the file, the cause, and the way out."""
+    name = error.filename2 or error.filename
+    file = os.fsdecode(name) if isinstance(name, str | bytes) else ""
+    if error.errno in _FULL:
+        where = f" while writing {file}" if file else ""
+        return f"the disk is full{where}; free some space and run the same command again: finished work is kept"
+    if error.errno in _REFUSALS:
+        return f"{file or 'a file'} {_REFUSALS[error.errno]} ({error.strerror})"
+    reason = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{file}: {reason}" if file else reason
 
 
 def suggest(word: str, known: list[str]) -> str:

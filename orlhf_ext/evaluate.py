@@ -20,6 +20,7 @@ import numpy as np
 
 from .errors import UserError, command
 from .flags import make_parser
+from .outputs import check_file
 from .records import write_json
 from .report import comma_separated, markdown, print_examples, print_table, write_tables
 from .samples import Sample, read_samples
@@ -274,6 +275,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("evaluate needs --sft FILE and --out FILE.json, or --rewards_only FILE alone")
     if args.out and not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
+    if args.out:
+        check_file(args.out)
     names = [spec.partition("=")[0] for spec in args.policy]
     for spec, name in zip(args.policy, names, strict=True):
         if not name or not spec.partition("=")[2]:

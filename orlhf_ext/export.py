@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from .errors import UserError, command
 from .flags import DTYPES, make_parser
 from .model_folder import find_model, load_tokenizer
+from .outputs import check_folder
 from .records import atomic_folder
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(args.out).expanduser()
     if os.path.lexists(out):
         raise UserError(f"--out {out} exists; remove it, or give another one")
+    check_folder(out, new=True)
     folder, tag = find_checkpoint(args.checkpoint, args.tag)
     if args.push_to_hub:
         check_hub(args.push_to_hub)

@@ -27,6 +27,7 @@ from .flags import DTYPES, make_parser
 from .journal import Journal, journal_path, part_paths, read_done
 from .logprobs import load_model
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer
+from .outputs import check_file
 from .records import Record, sha256_file
 from .samples import Sample, encode, prompt_text, read_prompts
 
@@ -70,6 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     if not args.out.endswith(".jsonl") or Path(args.out).resolve() == Path(args.data).resolve():
         raise UserError(f"--out {args.out} must end in .jsonl, and not be --data")
+    check_file(args.out)
     if args.num_engines > 1 and args.backend == "hf":
         raise UserError("--num_engines is for vLLM; leave it out with --backend hf")
     return args

@@ -86,8 +86,12 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.close()
+        if isinstance(error, KeyboardInterrupt) and self.done:
+            error.add_note(
+                f"{len(self.done)} finished pieces are kept in {self.path}: run the same command again to go on"
+            )
 
 
 def lock(stream: IO[bytes], out: str | os.PathLike) -> None:

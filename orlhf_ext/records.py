@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
@@ -15,12 +16,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from .errors import UserError
+from .errors import UserError, as_os_error
 
 Record = dict[str, Any]
 
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Line(NamedTuple):
@@ -51,6 +53,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[Line | BadLine]:
         UserError: the file is missing, unreadable, truncated, UTF-16, or of an unknown kind.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a .jsonl, .jsonl.gz, .json or .parquet file")
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl, .jsonl.gz, .json or .parquet file")
     if path.suffix == ".parquet":
@@ -148,10 +152,13 @@ def _read_parquet(path: Path) -> Iterator[Line]:
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` that takes its name only when the block ends without an error."""
     path = Path(path)
+    if path.is_dir():  # which would be known only when all is written
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with _naming(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        with _naming(path), os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -166,6 +173,23 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 
 @contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the disk name the file or folder that was to be, not the temporary one or none; safetensors' too."""
+    try:
+        yield
+    except Exception as error:
+        system = as_os_error(error)
+        if system is None:
+            raise
+        mark = os.path.join(path.parent, f".{path.name}.")
+        if mark in str(system.filename) or (system.filename is None and system.errno in _OF_DISKS):
+            system.filename = str(path)
+        if system is error:
+            raise
+        raise system from error
+
+
+@contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its name only when the block ends without an error.
 
@@ -173,9 +197,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _naming(path):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         _open_permissions(temporary)
         temporary.replace(path)
     except BaseException:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import UserError, command
+from .outputs import check_folder
 from .records import atomic_folder, sha256_file, write_json
 
 if TYPE_CHECKING:
@@ -274,6 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     for kind in (tiny, smollm2, cut):
         kind.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
     args = parser.parse_args(argv)
+    check_folder(args.out, new=True)
     if args.kind == "tiny":
         out = make_tiny(args.out, args.seed, args.positions)
     else:

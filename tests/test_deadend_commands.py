@@ -166,7 +166,7 @@ def stopped_after(count: int, main: Callable, argv: list[str], monkeypatch: pyte
         kept.append(key)
         add(self, key, value)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(Journal, "add", stop)
         main(argv)
 

@@ -81,7 +81,7 @@ def half_done(argv: list[str], ids: list[str], monkeypatch: pytest.MonkeyPatch) 
             keep(identifier, {**piece, "prompt_tokens": 3, "prompt_cut": False})
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(generate, "sample_here", stop)
         generate.main(argv)
     path = journal_path(argv[argv.index("--out") + 1])
@@ -230,7 +230,7 @@ def test_hugging_face_goes_on_to_the_very_same_samples(
         add(journal, key, value)
         kept.append(key)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(Journal, "add", cut_short)
         generate.main(arguments(tiny_model, prompts, cut, *flags))
     computed: list[str] = []

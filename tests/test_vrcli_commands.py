@@ -163,7 +163,7 @@ def test_a_run_that_was_cut_short_goes_on(
         return real(*args, **kwargs)
 
     out = tmp_path / "cut.jsonl"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(likelihood, "span_logprobs", stops_after_two)
         run(model, data, out, *line)
     assert not out.exists() and len(journal_path(out).read_text().splitlines()) == 3
@@ -297,7 +297,7 @@ def test_scores_go_on_after_a_kill(
 ) -> None:
     monkeypatch.setattr(score_command, "PROMPTS_AT_ONCE", 1)
     score_command.main(words_of(model, *scored, tmp_path / "whole.jsonl"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(score_command.Journal, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         score_command.main(words_of(model, *scored, tmp_path / "cut.jsonl"))
     monkeypatch.setattr(logprobs, "load_model", None)  # all is in the journal

@@ -170,8 +170,10 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.close()
+        if isinstance(error, KeyboardInterrupt) and self.known:
+            error.add_note(f"{len(self.known)} answers are kept in {self.path}: run the same command again to go on")
 
 
 def _sidecar(path: Path) -> Path:

@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
+from ..outputs import check_file
 from ..records import read_records, sha256_file, write_json
 from .rows import encode, parse_row
 from .settings import read_settings
@@ -128,6 +129,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     check_least(args, last=1, bins=1, max_len=2, batch_tokens=2)
     if not args.save_file.endswith(".json"):
         raise UserError(f"--save_file {args.save_file} must end in .json")
+    check_file(args.save_file, "--save_file")
     return args
 
 

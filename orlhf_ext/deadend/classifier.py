@@ -21,6 +21,7 @@ from .. import __version__, backends
 from ..errors import UserError, command
 from ..flags import check_least, make_parser
 from ..model_folder import check_context, check_ids, find_model, identity
+from ..outputs import check_folder
 from ..records import atomic_folder, read_records, sha256_file, write_json
 from .toxicity import text_limit, text_tokenizer
 
@@ -146,6 +147,7 @@ def check_output(out: Path, overwrite: bool) -> None:
     """
     if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
         raise UserError(f"--output_dir {out} exists; give another one, or replace it with --overwrite_output_dir")
+    check_folder(out, "--output_dir", new=True)
 
 
 def label_map(train: Sequence[int], valid: Sequence[int], args: argparse.Namespace) -> dict[int, int]:

@@ -28,6 +28,7 @@ from ..errors import UserError, command
 from ..evaluate import CONFIDENCE, Interval, bootstrap, paired_difference, read_run
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..journal import Journal
+from ..outputs import check_file
 from ..records import read_records, sha256_file, write_json
 from ..report import write_tables
 from . import report
@@ -267,6 +268,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     check_least(args, perplexity_num=0, samples=0, seed=0, batch_tokens=2)
     if not args.save_file.endswith(".json"):
         raise UserError(f"--save_file {args.save_file} must end in .json")
+    check_file(args.save_file, "--save_file")
     return args
 
 

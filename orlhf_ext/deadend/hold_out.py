@@ -16,6 +16,7 @@ from .. import __version__
 from ..errors import UserError, command
 from ..flags import check_least, make_parser
 from ..journal import meta_path
+from ..outputs import check_folder
 from ..records import read_records, sha256_file, write_json, write_jsonl
 from .score import prompt_of
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, folder = Path(args.data_file), Path(args.save_dir)
     if folder.resolve() == data.parent.resolve():
         raise UserError(f"--save_dir {folder} is the folder of --data_file; give another one")
+    check_folder(folder, "--save_dir")
     texts = list(dict.fromkeys(prompt_of(line) for line in read_records(data)))
     if len(texts) <= args.num:
         raise UserError(

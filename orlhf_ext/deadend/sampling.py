@@ -25,6 +25,7 @@ from ..flags import DTYPES, check_least
 from ..generate import encode_prompts, tally
 from ..journal import Journal
 from ..model_folder import check_context, context_length, find_model, identity, load_tokenizer
+from ..outputs import check_file
 from ..records import Line, Record, read_records, sha256_file
 from ..samples import Sample
 
@@ -97,6 +98,7 @@ def check_flags(args: argparse.Namespace, size: int, size_flag: str) -> None:
     save = Path(args.save_file)
     if save.suffix not in (".jsonl", ".json") or save.resolve() == Path(args.data_file).resolve():
         raise UserError(f"--save_file {save} must end in .jsonl or .json, and not be --data_file")
+    check_file(save, "--save_file")
 
 
 def read_texts(path: str, size: int, seed: int) -> list[Sample]:

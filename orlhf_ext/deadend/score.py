@@ -20,6 +20,7 @@ from ..batches import fingerprint
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..journal import Journal, meta_path
+from ..outputs import check_file
 from ..records import Line, Record, read_records, sha256_file
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for out in args.save_file:
         if not out.endswith((".jsonl", ".json")):
             raise UserError(f"--save_file {out} must end in .jsonl or .json")
+        check_file(out, "--save_file")
     return args
 
 

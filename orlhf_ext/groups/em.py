@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..outputs import check_file
 from ..records import Line, read_records, sha256_file, write_json, write_jsonl
 from . import DEFAULT_K
 from .render import EOS, STYLES, encode
@@ -253,6 +254,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--out {args.out} must end in .jsonl")
     if Path(args.out).resolve() == Path(args.data).resolve():
         raise UserError("--out is --data; give it a name of its own")
+    check_file(args.out)
     return args
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import UserError, command
 from ..evaluate import Interval, Lists, bootstrap, mean_and_error, prompt_means, read_run, t_interval, win_rates
 from ..flags import make_parser
+from ..outputs import check_file
 from ..records import Record, write_json
 from ..report import csv_table, markdown_table, print_examples, write_tables
 from ..samples import Sample, read_samples
@@ -300,6 +301,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
+    check_file(args.out)
     if args.show < 0:
         raise UserError(f"--show {args.show} must not be below 0")
     if args.grid:

@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import UserError, command
 from ..flags import make_parser
 from ..model_folder import find_model, identity, load_tokenizer, read_config, weight_shapes
+from ..outputs import check_folder
 from ..records import atomic_folder, write_json
 from .render import EOS, STYLES
 from .settings import KEY, HeadSettings, read_settings
@@ -215,6 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Look at every model, then write."""
     args = parse(argv)
+    check_folder(args.out, new=True)
     members = []
     for text in args.models:
         name, equals, path = text.partition("=")

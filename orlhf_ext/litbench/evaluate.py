@@ -26,6 +26,7 @@ from ..build_data import sidecar_path
 from ..errors import UserError, command
 from ..evaluate import numbers, write_summary
 from ..flags import make_parser
+from ..outputs import check_file
 from ..records import Line, Record, read_records, write_jsonl
 from ..report import csv_table, markdown_table
 from ..samples import Sample, read_samples, reply_text
@@ -354,6 +355,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
+    check_file(args.out)
     answers = args.verdicts or args.logprobs
     if bool(args.pairs) == bool(answers) or bool(answers) != bool(args.data):
         raise UserError("give --pairs FILE alone, or --data FILE with --verdicts FILE, --logprobs FILE or both")

@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import UserError, command
 from ..evaluate import mean_and_error, paired_difference, t_interval, write_summary
 from ..flags import make_parser
+from ..outputs import check_file
 from ..records import Record, read_records, write_jsonl
 from ..report import csv_table, markdown_table, plain
 
@@ -210,6 +211,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
+    check_file(args.out)
     if args.show < 0:
         raise UserError(f"--show {args.show} must not be below 0")
     return args
