@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from orlhf_ext.errors import UserError
 
-from .progress import TEXT, Answer, status_of
+from .progress import TEXT, Answer
+from .tombstones import status_of
 
 _ID = re.compile(rb'"id"\s*:\s*"(?:t[13]_)?([0-9a-z]+)"')
 #: bytes that are read at once, and of zstd files, where one byte can become thousands

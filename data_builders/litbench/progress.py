@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -16,12 +14,13 @@ from orlhf_ext.errors import UserError
 from orlhf_ext.journal import append, lock
 from orlhf_ext.records import write_json
 
+from .tombstones import status_of
+
 NAME = "rehydrate_progress.jsonl"
 #: Reddit's prefixes of the names of comments and of posts
 COMMENT, POST = "t1", "t3"
 #: the field that each of them is looked up for
 TEXT = {COMMENT: "body", POST: "title"}
-_TOMBSTONE = re.compile(r"\[ ?(deleted|removed)( by [a-z ]+)? ?\]", re.IGNORECASE)
 
 
 class Failure(NamedTuple):
@@ -39,14 +38,6 @@ class Entry(NamedTuple):
 
     status: str
     data: dict[str, Any] | None
-
-
-def status_of(text: str) -> str:
-    """``ok`` for a text, or what a text that stands for a lost one means."""
-    text = html.unescape(text).replace("\u200b", "").strip()
-    if found := _TOMBSTONE.fullmatch(text):
-        return found[1].lower()
-    return "ok" if text else "missing"
 
 
 def judge(kind: str, answer: Answer) -> Entry:
@@ -69,9 +60,9 @@ def judge(kind: str, answer: Answer) -> Entry:
         {
             "story": kept,
             "score": None if score is None else int(score),
-            "author": author if isinstance(author, str) and status_of(author) == "ok" else None,
+            "author": _writable(author) if isinstance(author, str) and status_of(author) == "ok" else None,
             "timestamp": _number(answer.get("created_utc")),
-            "post": post.removeprefix("t3_") if isinstance(post, str) and post else None,
+            "post": _writable(post.removeprefix("t3_")) if isinstance(post, str) and post else None,
         },
     )
 
