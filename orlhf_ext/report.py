@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .csv_files import format_csv
 from .records import Record, atomic_write
 from .samples import Sample, Text
 
@@ -28,11 +27,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], names: in
 
 def csv_table(rows: Sequence[Record]) -> str:
     """A table as CSV, every number of it; a column for each key, in the order of their first places."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return format_csv([keys, *([row.get(key) for key in keys] for row in rows)])
 
 
 def write_tables(summary: str | Path, markdown: str, numbers: str) -> None:

@@ -331,14 +331,15 @@ def test_bad_rows_are_counted_by_reason_and_line(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     counts = meta(tmp_path / "out" / "rm_train.json")["counts"]
     assert counts["dropped"] == {
-        "label that is neither 0 nor 1": 4,
+        "label that is neither 0 nor 1": 3,
         "no comment": 2,
+        "a row with fewer fields than the header has columns": 1,
+        "a row with more fields than the header has columns": 1,
         "comment that is not UTF-8 text": 1,
-        "more fields than the header has columns": 1,
     }
-    for line, reason in [(4, "comment that is not"), (5, "label"), (6, "label"), (7, "label"), (8, "label")]:
+    for line, reason in [(4, "comment that is not"), (5, "label"), (6, "label"), (7, "label")]:
         assert f"{source} line {line}: {reason}" in said
-    for line, reason in [(9, "more fields"), (10, "no comment"), (12, "no comment")]:
+    for line, reason in [(8, "a row with fewer"), (9, "a row with more"), (10, "no comment"), (12, "no comment")]:
         assert f"{source} line {line}: {reason}" in said
     assert "caf" not in said
     assert f"{source} line 4: comment that is not UTF-8 text; mend" in refused(
@@ -362,9 +363,10 @@ def test_bad_targets(tmp_path: Path):
         (b"", "is empty"),
         (b"id,comment_text,toxic\n", "has no row"),
         (b"id,comment,toxic\n1,a,0\n", "has no column comment_text (it has id, comment, toxic)"),
-        (b'id,comment_text,toxic\n1,a,1\n2,"cut of', "ends inside a quoted comment: it is cut off; fetch it again"),
-        (b'id,comment_text,toxic\n1,"' + b"word \n" * 40_000, "line 21847 has a field of more than 131072 characters"),
-        (b"id,comment_text,toxic\n1,a\rb,1\n", "line 2 cannot be read as CSV"),
+        (b'id,comment_text,toxic\n1,a,1\n2,"cut of', "cannot be read as CSV from line 3 on (the file ends in"),
+        (b'id,comment_text,toxic\n1,"' + b"word \n" * 40_000, "cannot be read as CSV from line 2 on (the file ends"),
+        (b"id,comment_text,toxic\n1,a\rb,1\n", "cannot be read as CSV from line 2 on (a carriage return"),
+        (b"id,comment_text,toxic,toxic\n1,a,0,1\n", "names the column toxic twice in its header"),
         ("id,comment_text,toxic\n1,a,0\n".encode("utf-16"), "is UTF-16 text; re-encode it as UTF-8"),
         (b"PK\x03\x04rest", "is a zip, not a CSV file; unpack it"),
         (b"\x1f\x8brest", "is a gzip file"),

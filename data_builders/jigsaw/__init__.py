@@ -23,12 +23,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orlhf_ext.csv_files import Table, open_table
 from orlhf_ext.errors import UserError
+from orlhf_ext.records import BadLine
 
 from ..common import SAMPLES, Built, Counts, Reject, positive_int, progress
 from .cut import Cutter, load_tokenizer
 from .download import fetch_competition, unpack
-from .table import find_csv, number_of, open_table, text_fault
+from .table import find_csv, number_of, text_fault
 from .value import build_value
 from .write import built_pair, hold_some, writers
 
@@ -237,6 +239,16 @@ def find_source(step: str, args: argparse.Namespace) -> tuple[Path, str]:
     )
 
 
+def rows_of(table: Table, counts: Counts) -> Iterator[list[str]]:
+    """The rows of a CSV file, counted; those of another width than the header are dropped."""
+    for row in table.rows():
+        counts.read += 1
+        if isinstance(row, BadLine):
+            counts.drop(row.where, Reject(row.reason, bad=True))
+        else:
+            yield row
+
+
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 
@@ -259,7 +271,7 @@ def build_reward(path: Path, args: argparse.Namespace, licence: str) -> Iterator
         place, *labels = table.places([TEXT, *args.label_columns])
         first, *more = labels
         quote = train.quote
-        with contextlib.closing(progress(table.rows(counts), path.name)) as rows:
+        with contextlib.closing(progress(rows_of(table, counts), path.name)) as rows:
             for row in rows:
                 label = read_label([row[column] for column in labels]) if more else LABELS.get(row[first])
                 if label == 0 and draw() <= args.drop_rate:
@@ -269,7 +281,7 @@ def build_reward(path: Path, args: argparse.Namespace, licence: str) -> Iterator
                 text = row[place]
                 fault = NO_LABEL if label is None else text_fault(text, args.keep_na)
                 if fault:
-                    counts.drop(table.where(row), fault)
+                    counts.drop(table.where, fault)
                     continue
                 writer.add(f'{{"text": {quote(text)}, "label": {label}}}\n')
                 if train.count == args.limit:
@@ -312,7 +324,7 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
                 writer.add(f'{{"prompt": {{"text": {quote(text)}}}}}\n')
             held.clear()
 
-        with contextlib.closing(progress(table.rows(counts), path.name)) as rows:
+        with contextlib.closing(progress(rows_of(table, counts), path.name)) as rows:
             for row in rows:
                 field = row[target_place]
                 try:
@@ -327,7 +339,7 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
                 text = row[place]
                 fault = NO_TARGET if target is None or not 0 <= target <= 1 else text_fault(text, keep_na)
                 if fault:
-                    counts.drop(table.where(row), fault)
+                    counts.drop(table.where, fault)
                     continue
                 held.append(text)
                 if writer.count + len(held) == args.limit:

@@ -7,7 +7,6 @@ whether there are some; whatever the client prints or raises is withheld, since 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import io
 import json
@@ -21,6 +20,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from orlhf_ext.csv_files import Table
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import atomic_write
 
@@ -225,7 +225,10 @@ def _write_csv(
 ) -> Iterator[Path]:
     head = source.read(_HEAD)
     first = head.partition(b"\n")[0].decode("utf-8-sig", "replace")
-    if not columns <= set(next(csv.reader([first.rstrip("\r")]), [])):
+    found: set[str] = set()
+    with contextlib.suppress(UserError):  # another kind of file, whatever its name
+        found = set(Table(Path(name), [first]).header)
+    if not columns <= found:
         return
     target = folder / PurePosixPath(member.filename).name
     with atomic_write(target, "wb") as out:

@@ -3,16 +3,15 @@
 The texts come from Reddit (`data_builders.litbench.reddit`) or from local dumps (`data_builders.litbench.dump`): first
 the comments, then the titles of the posts that they answer. What is known of each id is kept at once
 (`data_builders.litbench.progress`), so that a run goes on where one before it was stopped. The CSV has upstream's
-columns in upstream's order, its rows are in the order of the id list, and its bytes are those that pandas would write.
+columns in upstream's order, its rows are in the order of the id list, and its bytes are those that pandas writes on
+Python 3.11.9 or newer.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import html
-import io
 import json
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orlhf_ext import __version__
+from orlhf_ext.csv_files import format_csv
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import BadLine, Line, atomic_write, sha256_file, write_json
 
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> Iterator[Built]:
                 f"none of the {len(ids.pairs)} pairs is complete ({number} of them: {reason}), so that no {target} is "
                 "written; give other dumps or ids, or run the same command again if there were errors"
             )
-        content = _as_csv(rows)
+        content = format_csv([HEADER, *rows]).encode()
         if replaceable:
             with atomic_write(target, "wb") as stream:
                 stream.write(content)
@@ -332,12 +332,6 @@ def clean_text(text: str) -> str:
     """``--clean basic``: plain line ends, HTML entities as characters, nothing invisible around the text."""
     text = html.unescape(text.replace("\r\n", "\n").replace("\r", "\n"))
     return re.sub(r"\A[\s\u200b]+|[\s\u200b]+\Z", "", text)
-
-
-def _as_csv(rows: list[list[Any]]) -> bytes:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([HEADER, *rows])
-    return stream.getvalue().encode()
 
 
 # --- what is said about it -------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ with ``--allow_train_holdout`` a share of the training prompts, and its sidecar 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import hashlib
 import math
@@ -17,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orlhf_ext.csv_files import open_table
 from orlhf_ext.errors import UserError
 from orlhf_ext.litbench.prompts import LABELS, Label, other
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
 from ..common import SAMPLES, SUFFIXES, Reject, fetch, looks_like_hub_name, positive_int, share
+from .tombstones import status_of
 
 SAMPLE = SAMPLES / "litbench"
 HUB_TEST = "SAA-Lab/LitBench-Test"
@@ -36,7 +37,6 @@ LICENCES = {
 
 #: the names of the columns of a pair, LitBench's first
 SIDES = {"chosen": ("chosen_story", "chosen"), "rejected": ("rejected_story", "rejected")}
-REMOVED = {"[deleted]", "[removed]"}
 #: small facts that are kept, by LitBench's names in its training set and in the rehydrated one
 FACTS = {"upvotes": ("_upvotes", "_comment_score"), "timestamp": ("_timestamp",), "comment_id": ("_comment_id",)}
 
@@ -161,27 +161,9 @@ def read_csv(path: Path) -> Iterator[Line | BadLine]:
     Raises:
         UserError: no such file, an empty one, or one that is no CSV to its end.
     """
-    try:
-        stream = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give another file") from error
-    with stream:
-        reader = csv.DictReader(stream, strict=True)
-        line = 0  # where the last row ended
-        try:
-            if not reader.fieldnames:
-                raise UserError(f"{path} is empty; give a CSV file with a header")
-            line = reader.line_num
-            for row in reader:
-                where, line = f"{path} line {line + 1}", reader.line_num
-                if None in row:
-                    yield BadLine(where, "a row with more fields than the header has columns")
-                else:
-                    yield Line(where, row)
-        except csv.Error as error:
-            raise UserError(
-                f"{path} cannot be read as CSV from line {line + 1} on ({error}); mend it, or make it again"
-            ) from error
+    with open_table(path, strict=True) as table:
+        for row in table.rows():
+            yield row if isinstance(row, BadLine) else Line(table.where, dict(zip(table.header, row, strict=True)))
 
 
 def lacking(record: Record) -> list[str]:
@@ -241,9 +223,9 @@ def text_fault(prompt: Any, stories: Sequence[Any]) -> Reject | None:
         return NOT_TEXT
     if not all(story and story.strip() for story in stories):
         return NO_STORY
-    if any(story.strip() in REMOVED for story in stories):
+    if any(status_of(story) != "ok" for story in stories):
         return GONE
-    if not (prompt and prompt.strip()):
+    if not prompt or status_of(prompt) != "ok":
         return NO_PROMPT
     first, second = stories
     if first.split(None, 1)[0] == second.split(None, 1)[0] and first.split() == second.split():
