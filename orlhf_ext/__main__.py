@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from . import __version__
 from .errors import UserError, command, suggest
 
 COMMANDS = {
@@ -28,6 +29,10 @@ def main() -> None:
         print("orlhf-ext COMMAND ...\n")
         for name, what in COMMANDS.items():
             print(f"  {name:<13} {what}")
+        print("\norlhf-ext --version shows the version, orlhf-ext COMMAND --help what a command takes.")
+        return
+    if sys.argv[1] in ("-V", "--version"):
+        print(f"orlhf-ext {__version__}")
         return
     name = sys.argv.pop(1).replace("-", "_")
     if name not in COMMANDS:

@@ -14,7 +14,9 @@ Installed packages register theirs under the entry-point group ``orlhf_ext.build
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from . import __version__
 from .errors import UserError, command
 from .extensions import BUILDERS, names, resolve
 from .records import sha256_file, write_json
+from .user_code import user_code
 
 
 @command
@@ -36,13 +39,28 @@ def main(argv: list[str] | None = None) -> None:
         return
     spec, *rest = argv
     builder = load(spec)
-    args = make_parser(builder, f"{program} {spec}").parse_args(rest)
-    try:
-        for built in builder.run(args) or ():
-            write_sidecar(builder, args, built)
-            report(built)
-    except ModuleNotFoundError as error:
-        raise UserError(f"this needs {error.name}, which is not installed; pip install {error.name}") from error
+    with user_code(f"builder {spec} cannot read its options:"):
+        args = make_parser(builder, f"{program} {spec}").parse_args(rest)
+    for built in run(builder, args, spec):
+        write_sidecar(builder, args, built)
+        report(built)
+
+
+def run(builder: Any, args: argparse.Namespace, spec: str) -> Iterator[Built]:
+    """What a builder gives.
+
+    Raises:
+        UserError: it needs a package that is not installed, or one that is not of this project fails.
+    """
+    ours = type(builder).__module__.partition(".")[0] == Built.__module__.partition(".")[0]
+    with contextlib.nullcontext() if ours else user_code(f"builder {spec} raised"):
+        try:
+            for built in builder.run(args) or ():
+                if not isinstance(built, Built):
+                    raise UserError(f"builder {spec} gives a {type(built).__name__}; yield data_builders.common.Built")
+                yield built
+        except ModuleNotFoundError as error:
+            raise UserError(f"this needs {error.name}, which is not installed; pip install {error.name}") from error
 
 
 def load(spec: str) -> Any:
@@ -57,7 +75,8 @@ def load(spec: str) -> Any:
         raise UserError(
             f"{spec} is no builder: it lacks {', '.join(lacking)}; see the docstring of orlhf_ext.build_data"
         )
-    return builder() if isinstance(builder, type) else builder
+    with user_code(f"builder {spec} cannot be made:"):
+        return builder() if isinstance(builder, type) else builder
 
 
 def listing(program: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 
 from . import backends, inject, seams, workers
 from .errors import UserError, command
-from .extensions import BUILDERS, EXTENSIONS, REWARDS, extension, names
+from .extensions import BUILDERS, EXTENSIONS, REWARDS, extension, load, names
+from .launch import make_parser
 from .rewards.extension import Rewards
 from .rewards.selection import choose
 
@@ -66,10 +67,13 @@ def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[
             standing = f"{swap.by} (extension {swap.owner})"
         rows.append((seam, standing, broken[seam.target]))
     for target, swap in planned.items():  # a seam of the user's own
-        module, _, attribute = target.partition(":")
-        there = hasattr(importlib.import_module(module), attribute)
+        problems = []
+        try:
+            load(target)
+        except UserError as error:
+            problems.append(str(error))
         own = seams.Seam(target, (), "", "not in our table: no contract is held here")
-        rows.append((own, f"{swap.by} (extension {swap.owner})", [] if there else [f"{target} is missing"]))
+        rows.append((own, f"{swap.by} (extension {swap.owner})", problems))
     return rows
 
 
@@ -88,18 +92,19 @@ def _in_a_worker(swaps: list[inject.Swap], targets: list[str]) -> tuple[dict[str
 
 
 @command
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print versions, what is missing, extensions, and the table of seams; exit code 1 if a contract is broken, or a
     replacement is not in a Ray worker."""
     parser = argparse.ArgumentParser(prog="orlhf-ext doctor", description=__doc__)
     parser.add_argument("--ext.use", dest="use", action="append", default=[], metavar="NAME")
     parser.add_argument("--ext.reward", dest="reward", action="append", default=[], metavar="SPEC")
     parser.add_argument("--ray", action="store_true", help="start a local Ray, and look into one of its workers, too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     extensions = [extension(name) for name in args.use]
     if args.reward:
         extensions.append(Rewards(choose(args.reward)))
     swaps = inject.plan(extensions)
+    make_parser(extensions)
 
     from rich.console import Console
     from rich.table import Table
@@ -114,6 +119,8 @@ def main() -> None:
     if "openrlhf" not in versions():
         raise UserError("OpenRLHF is not installed, so there are no seams to look at; run `bash recipes/setup.sh`")
     rows = inspect_seams(swaps)
+    for swap in swaps:
+        load(swap.by)
     table = Table()
     worker, lost = _in_a_worker(swaps, [seam.target for seam, *_ in rows]) if args.ray else ({}, [])
     titles = ["what stands in the driver", "in a Ray worker"] if args.ray else ["what stands there"]

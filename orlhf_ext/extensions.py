@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from .errors import UserError, suggest
+from .user_code import user_code
 
 EXTENSIONS = "orlhf_ext.extensions"
 REWARDS = "orlhf_ext.rewards"
@@ -111,25 +112,25 @@ def load(target: str) -> Any:
     """Import ``module:attribute``.
 
     Raises:
-        UserError: the module or the attribute does not exist.
+        UserError: the module or the attribute does not exist, or importing it fails.
     """
     module_name, _, attribute = target.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name + ".").startswith(error.name + "."):
-            raise UserError(
-                f"there is no module {error.name!r} for {target!r}; install it, or run from the folder it lies in"
-            ) from error
-        raise
-    found: Any = module
-    for part in attribute.split("."):
+    with user_code(f"{target!r} cannot be imported:"):
         try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise UserError(f"module {module_name!r} has no {attribute!r}{suggest(part, dir(found))}") from error
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and (module_name + ".").startswith(error.name + "."):
+                raise UserError(
+                    f"there is no module {error.name!r} for {target!r}; install it, or run from the folder it lies in"
+                ) from error
+            raise
+        for part in attribute.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError as error:
+                raise UserError(f"module {module_name!r} has no {attribute!r}{suggest(part, dir(found))}") from error
     return found
 
 
@@ -145,4 +146,21 @@ def extension(spec: str) -> Extension:
     for attribute in ("name", "launchers", "replacements"):
         if not hasattr(found, attribute):
             raise UserError(f"--ext.use {spec}: {found.__name__} lacks the class variable {attribute!r}")
-    return found()
+    with user_code(f"--ext.use {spec} cannot be made:"):
+        made = found()
+        _check_variables(spec, made)
+    return made
+
+
+def _check_variables(spec: str, made: Extension) -> None:
+    if not isinstance(made.name, str):
+        raise UserError(f"--ext.use {spec} is named {made.name!r}; give it a name that is text")
+    for attribute, values in (("launchers", made.launchers), ("prefixes", made.prefixes)):
+        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+            raise UserError(f"--ext.use {spec} has {values!r} as {attribute}; give a tuple of names")
+    swaps = made.replacements
+    words = [*swaps, *swaps.values()] if isinstance(swaps, Mapping) else [None]
+    if not all(isinstance(word, str) and all(word.partition(":")) for word in words):
+        raise UserError(
+            f'--ext.use {spec} has {swaps!r} as replacements; give a dict of "module:attribute" by "module:attribute"'
+        )

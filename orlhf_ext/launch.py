@@ -22,12 +22,13 @@ from .preflight import check_arguments
 from .rewards.extension import Rewards
 from .rewards.selection import choose
 from .seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
+from .user_code import frames, place, told, user_code
 
 #: arguments of vLLM in a Ray run without CUDA
 _CPU_VLLM = {"sync_backend": "gloo", "enforce_eager": True, "gpu_memory_utilization": 0.1}
 
 
-def _parser(extensions: list[Extension]) -> argparse.ArgumentParser:
+def make_parser(extensions: list[Extension]) -> argparse.ArgumentParser:
     """Our flags: ``--ext.use``, and those of the extensions that are switched on."""
     parser = argparse.ArgumentParser(
         prog="python -m orlhf_ext.launch LAUNCHER", add_help=False, allow_abbrev=False, argument_default=None
@@ -51,10 +52,11 @@ def _parser(extensions: list[Extension]) -> argparse.ArgumentParser:
         before = set(parser._option_string_actions)
         section = parser.add_argument_group(f"extension {item.name} (with {', '.join(item.launchers)})")
         parser_like: Any = section
-        try:
-            item.add_flags(parser_like)
-        except argparse.ArgumentError as error:
-            raise UserError(f"extension {item.name!r} has a flag that another one has too: {error}") from error
+        with user_code(f"extension {item.name!r} cannot add its flags:"):
+            try:
+                item.add_flags(parser_like)
+            except argparse.ArgumentError as error:
+                raise UserError(f"extension {item.name!r} has a flag that another one has too: {error}") from error
         for flag in sorted(set(parser._option_string_actions) - before):
             if flag[2:].partition(".")[0] not in item.prefixes:
                 known = " or ".join(f"--{prefix}." for prefix in item.prefixes)
@@ -89,7 +91,7 @@ def _switched_on(rest: list[str]) -> list[Extension]:
 def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions: list[Extension]) -> None:
     """Flags of ours that nobody took: a typo, or an extension that was not switched on."""
     on = {prefix for item in extensions for prefix in item.prefixes}
-    known = {prefix: name for name in names(EXTENSIONS) for prefix in extension(name).prefixes}
+    known = {prefix: name for name, item in _loadable_extensions()[0].items() for prefix in item.prefixes}
     for word in rest:
         flag = word.partition("=")[0]
         prefix = flag[2:].partition(".")[0] if flag.startswith("--") and "." in flag else ""
@@ -160,8 +162,13 @@ def _gives(rest: list[str], flag: str) -> bool:
 
 def _join_namespaces(
     own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str, rest: list[str]
-) -> None:
-    """Let the launcher's nested arguments hold ours too, and look at all of them before a model is loaded."""
+) -> list[SimpleNamespace]:
+    """Let the launcher's nested arguments hold ours too, and look at all of them before a model is loaded.
+
+    Returns:
+        a list that they will be put into.
+    """
+    arguments: list[SimpleNamespace] = []
 
     def patch(module: ModuleType) -> None:
         original = module.hierarchize  # type: ignore[attr-defined]
@@ -174,18 +181,29 @@ def _join_namespaces(
             on_ray = launcher in RAY_LAUNCHERS
             inject.verify(swaps, vars(sys.modules["__main__"]), load_seams=on_ray)
             check_arguments(launcher, nested)
+            extra = 0.0
             for item in extensions:
-                item.check(nested)
-            if on_ray:
-                extra = sum(item.extra_gpus(nested) for item in extensions)
-                if not workers.start(swaps, workers.logical_gpus(nested) + math.ceil(extra)):
-                    _without_cuda(nested, rest)
+                with user_code(f"extension {item.name!r} cannot check the run:"):
+                    item.check(nested)
+                    extra += item.extra_gpus(nested)
+            if on_ray and not workers.start(swaps, workers.logical_gpus(nested) + math.ceil(extra)):
+                _without_cuda(nested, rest)
+            arguments.append(nested)
             return nested
 
         hierarchize.__wrapped__ = original  # type: ignore[attr-defined]
         module.hierarchize = hierarchize  # type: ignore[attr-defined]
 
     inject.on_import("openrlhf.utils.config", patch)
+    return arguments
+
+
+def _kept(args: SimpleNamespace) -> str:
+    """What a run that is interrupted leaves to go on with."""
+    folder = getattr(getattr(args, "ckpt", None), "path", None)
+    if folder and os.path.isdir(folder) and os.listdir(folder):
+        return f"the checkpoints in {folder} are kept: add --ckpt.load_enable to go on from the last one"
+    return "no checkpoint was saved yet (--ckpt.save_steps)"
 
 
 def _without_cuda(args: SimpleNamespace, rest: list[str]) -> None:
@@ -196,15 +214,31 @@ def _without_cuda(args: SimpleNamespace, rest: list[str]) -> None:
             setattr(args.vllm, name, value)
 
 
-def _all_extensions() -> list[Extension]:
-    return [*(extension(name) for name in sorted(names(EXTENSIONS))), Rewards()]
+def _loadable_extensions() -> tuple[dict[str, Extension], list[str]]:
+    """All extensions by name, and what is wrong with those of other packages that cannot be loaded."""
+    found: dict[str, Extension] = {}
+    broken = []
+    for name in sorted(names(EXTENSIONS)):
+        try:
+            found[name] = extension(name)
+        except UserError as error:
+            broken.append(str(error))
+    return found, broken
+
+
+def _flags_help(extensions: list[Extension]) -> str:
+    """The help of our flags: those of the extensions that are switched on, or else of all."""
+    found, broken = _loadable_extensions()
+    parser = make_parser(extensions or [*found.values(), Rewards()])
+    with user_code("the help of a flag cannot be written:"):
+        text = parser.format_help().partition("\n\n")[2]
+    return "\n".join([text, *(f"left out: {reason}" for reason in broken if not extensions)])
 
 
 def _help() -> None:
-    parser = _parser(_all_extensions())
     print(__doc__)
     print(f"launchers: {', '.join(LAUNCHERS)}\n")
-    print(parser.format_help().partition("\n\n")[2])
+    print(_flags_help([]))
     print("python -m orlhf_ext.launch LAUNCHER --help shows the launcher's flags too.")
 
 
@@ -218,30 +252,37 @@ def main(argv: list[str] | None = None) -> None:
     _check_openrlhf()
     extensions = _switched_on(rest)
     _check_launcher(launcher, extensions)
-    parser = _parser(extensions)
-    own_namespace, rest = parser.parse_known_args(rest)
+    parser = make_parser(extensions)
+    with user_code("a flag of an extension cannot be read:"):
+        own_namespace, rest = parser.parse_known_args(rest)
     own = vars(own_namespace)
     _refuse_strays(rest, parser, extensions)
-    wants_help = "-h" in rest or "--help" in rest
-    if wants_help:
-        parser = _parser(extensions or _all_extensions())
-        print(parser.format_help().partition("\n\n")[2] + f"\n{launcher}:", flush=True)
+    if "-h" in rest or "--help" in rest:
+        print(f"{_flags_help(extensions)}\n{launcher}:", flush=True)
     swaps = inject.plan(extensions)
     rest = _machine_defaults(launcher, rest)
     backends.install()
     mends.install()
     inject.install(swaps)
     inject.to_environment(swaps)
-    _join_namespaces(own, extensions, swaps, launcher, rest)
+    arguments = _join_namespaces(own, extensions, swaps, launcher, rest)
     if launcher not in RAY_LAUNCHERS:
         _single_process()
     sys.argv = [LAUNCHERS[launcher], *rest]
     try:
         runpy.run_module(LAUNCHERS[launcher], run_name="__main__", alter_sys=True)
-    except Exception as error:
-        if (told := workers.told(error)) is error:
+    except KeyboardInterrupt as stop:
+        for nested in arguments:
+            stop.add_note(_kept(nested))
+        raise
+    except SystemExit as stop:
+        if not frames(stop):  # argparse's
             raise
-        raise told from error
+        raise UserError(f"{launcher} was ended before its time by {told(stop)}{place(stop)}") from stop
+    except Exception as error:
+        if (cause := workers.told(error)) is error:
+            raise
+        raise cause from error
 
 
 if __name__ == "__main__":

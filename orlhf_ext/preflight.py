@@ -127,6 +127,29 @@ def _check_prompts(args: SimpleNamespace) -> None:
         )
 
 
+def _check_wandb(key: object) -> None:
+    """W&B keeps a run's arguments in its files and shows them, so that no key may be among them.
+
+    Raises:
+        UserError: a key is given, or none is in the environment.
+    """
+    if not key:
+        return
+    if key != "env":
+        raise UserError(
+            "--logger.wandb.key takes no key, which W&B would show among the run's arguments; put it into the "
+            "environment as WANDB_API_KEY, and give --logger.wandb.key env"
+        )
+    if os.environ.get("WANDB_API_KEY"):
+        return
+    import wandb
+
+    if not wandb.api.api_key:
+        raise UserError(
+            "--logger.wandb.key env needs a key: set WANDB_API_KEY in the environment, or run `wandb login`"
+        )
+
+
 def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     """Look at the launcher's nested arguments.
 
@@ -143,6 +166,7 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
         raise UserError(f"{launcher} needs --{required}")
     if _get(args, "ds.packing_samples") and not backends.flash_attn_present():
         raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
+    _check_wandb(_get(args, "logger.wandb.key"))
     if launcher == "train_ppo_ray":
         _check_prompts(args)
     if launcher not in ("train_sft", "train_rm", "train_dpo"):

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import backends, inject, mends
 from .actors import unwrap
-from .errors import UserError
+from .errors import UserError, as_os_error
 
 HOOK = "orlhf_ext.workers.setup"
 _USERS_HOOK = "ORLHF_EXT_USERS_HOOK"
@@ -173,7 +173,7 @@ def standing(targets: list[str]) -> dict[str, str]:
                 found[target] = f"{there.__globals__['__name__']}:{code.co_qualname}"
             else:
                 found[target] = f"{there.__module__}:{there.__qualname__}"
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, UserError) as error:
             found[target] = f"missing: {error}"
     return found
 
@@ -186,6 +186,8 @@ def told(error: Exception) -> Exception:
         cause = inner
     if isinstance(cause, UserError):
         return UserError(str(cause))
+    if cause is not error and (system := as_os_error(cause)):
+        return system
     if type(error).__module__.startswith("ray.exceptions"):
         import ray
 

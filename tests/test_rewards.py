@@ -139,7 +139,9 @@ def test_an_exception_names_reward_sample_and_cause() -> None:
         return [{"a": 1.0, "c": 2.0}[text] for text in batch.responses]
 
     rewards = RewardSet([Given(fail_on_b)])
-    with pytest.raises(UserError, match=r"^reward 'given' raised KeyError: 'b' on sample 'r1'$") as caught:
+    with pytest.raises(
+        UserError, match=r"^reward 'given' raised KeyError: 'b' on sample 'r1' \(.*test_rewards\.py line \d+\)$"
+    ) as caught:
         rewards.score(batch_of("a", "b", "c"))
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(UserError, match="on sample 'r0'"):

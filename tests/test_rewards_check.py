@@ -106,7 +106,7 @@ def test_a_good_reward(rewards: str, capsys: pytest.CaptureFixture) -> None:
     code, found, text = run(capsys, f"{rewards}:Brevity", "--brevity.words", "5")
     assert code == 0
     assert {what for what, (verdict, _) in found.items() if verdict == "ok"} == {
-        *("class", "set-up", "values", "metrics", "repeatability", "independence", "speed")
+        *("class", "set-up", "values", "metrics", "repeatability", "order", "independence", "speed")
     }
     assert re.search(r"^code/1 .* 0\.4545\s*$", text, re.M) and re.search(r"^tea/3 +\(empty\) +1\s*$", text, re.M)
     same = run(capsys, f"{rewards}:Brevity", "--ext.reward_args", '{"brevity": {"words": 5}}')[2]

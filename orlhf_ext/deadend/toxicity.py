@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..extensions import load
 from ..model_folder import check_ids, context_length, find_model, identity, read_config, read_tokenizer
 from ..score import is_classifier
+from ..user_code import user_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +84,8 @@ class Function:
     def __init__(self, spec: str, flag: str = "--model_name_or_path") -> None:
         self.spec, self.flag = spec, flag
         found = load(spec)
-        self._score = found() if isinstance(found, type) else found
+        with user_code(f"{flag} {spec} cannot be made:"):
+            self._score = found() if isinstance(found, type) else found
         if not callable(self._score):
             raise UserError(f"{flag} {spec} cannot be called; name a function from texts to numbers, or such a class")
 
@@ -103,7 +105,8 @@ class Function:
         Raises:
             UserError: it does not give a number between 0 and 1 for each text.
         """
-        found = list(self._score(list(texts)))
+        with user_code(f"{self.flag} {self.spec} raised"):
+            found = list(self._score(list(texts)))
         if len(found) != len(texts):
             raise UserError(f"{self.flag} {self.spec} gave {len(found)} scores for {len(texts)} texts")
         try:

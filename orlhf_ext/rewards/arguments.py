@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ..errors import UserError, suggest
+from ..user_code import user_code
 from .base import Reward
-from .combine import told
 
 REQUIRED: Any = inspect.Parameter.empty
 
@@ -36,13 +36,11 @@ def arguments(cls: type[Reward]) -> dict[str, Argument]:
         UserError: one has no type, or one that cannot be looked up.
     """
     found: dict[str, Argument] = {}
-    parameters = inspect.signature(cls).parameters
-    if not parameters:
-        return found
-    try:
+    with user_code(f"reward {cls.name!r}: the types of its arguments cannot be looked up:"):
+        parameters = inspect.signature(cls).parameters
+        if not parameters:
+            return found
         hints = get_type_hints(cls.__init__, include_extras=True)
-    except NameError as error:
-        raise UserError(f"reward {cls.name!r}: the types of its arguments cannot be looked up ({error})") from error
     for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise UserError(f"reward {cls.name!r} takes {parameter}, which no flag can give; name each argument")
@@ -126,13 +124,11 @@ def make(cls: type[Reward], flags: Mapping[str, Any], from_json: Mapping[str, An
         if name in values:
             raise UserError(f"{flag} stands in --ext.reward_args, too; give it once")
         values[name] = _read_words(argument, words, flag)
-    try:
-        return cls(**values)
-    except UserError:
-        raise
-    except Exception as error:
-        words = str(error) if isinstance(error, ValueError) else told(error)
-        raise UserError(f"reward {cls.name!r} refuses its arguments: {words}") from error
+    with user_code(refused := f"reward {cls.name!r} refuses its arguments:"):
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise UserError(f"{refused} {error}") from error
 
 
 def _read(argument: Argument, text: str, where: str) -> Any:

@@ -21,10 +21,11 @@ which reward and which sample it was.
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
@@ -57,6 +58,16 @@ class Rollout:
     #: the images of the prompt, or None
     images: Any = None
 
+    def __post_init__(self) -> None:
+        for name in ("token_ids", "action_mask"):  # lists could be changed
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def copy(self) -> Rollout:
+        """One whose label and images can be changed without changing these."""
+        if isinstance(self.label, str | int | float | None) and self.images is None:
+            return self
+        return replace(self, label=copy.deepcopy(self.label), images=copy.deepcopy(self.images))
+
     @property
     def response_ids(self) -> list[int]:
         """The token ids that the policy wrote."""
@@ -65,9 +76,19 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """The rollouts of a generated batch: iterate over them, or take a column. A prompt's rollouts stand together."""
+    """The rollouts of a generated batch: iterate over them, or take a column. A prompt's rollouts stand together.
+
+    What a reward receives is its own: it cannot be changed, or is a copy, so that no reward sees what another one did.
+    """
 
     rollouts: Sequence[Rollout]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rollouts", tuple(self.rollouts))
+
+    def copy(self) -> RewardBatch:
+        """One whose labels and images can be changed without changing these; all the rest cannot be changed."""
+        return RewardBatch([rollout.copy() for rollout in self])
 
     def __len__(self) -> int:
         return len(self.rollouts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -64,15 +65,21 @@ def examine(
         began = time.perf_counter()
         again = score_one(reward, batch)
         seconds = time.perf_counter() - began
+        order = shuffled(batch)
+        elsewhere = score_one(reward, batch.take(order))
         alone = [score_one(reward, batch.take([index])) for index in range(len(batch))]
     except UserError as error:
         yield Finding("score", "wrong", str(error))
         return
     finally:
-        rewards.teardown()
+        late = _teardown(rewards)
+    if late:
+        yield Finding("tear-down", "wrong", late)
     yield first
-    yield _metrics(batch, first, [again, *alone])
-    yield _repeats(batch, first, again, random_ok)
+    yield _metrics(batch, first, [again, elsewhere, *alone])
+    yield (repeats := _repeats(batch, first, again, random_ok))
+    if repeats.verdict == "ok":
+        yield _order(batch, first, elsewhere, order)
     apart = max(abs(a - b.rewards[0]) for a, b in zip(first.rewards, alone, strict=True))
     independent = all(math.isclose(a, b.rewards[0], **_SAME) for a, b in zip(first.rewards, alone, strict=True))
     said = "each rollout alone gets the same" if independent else f"rollouts alone get rewards up to {apart:.3g} apart"
@@ -82,6 +89,14 @@ def examine(
     said = f"{speed:,.0f} rollouts/s" if speed >= 10 else f"{speed:.2g} rollouts/s"
     slow = f", less than --min_speed {min_speed:g}; score the batch at once, or use threads"
     yield Finding("speed", "ok" if fast else "wrong", said if fast else said + slow)
+
+
+def _teardown(rewards: RewardSet) -> str | None:
+    try:
+        rewards.teardown()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _metrics(batch: RewardBatch, first: Checked, others: Sequence[Checked]) -> Finding:
@@ -100,6 +115,29 @@ def _repeats(batch: RewardBatch, first: Checked, again: Checked, random_ok: bool
                 return Finding("repeatability", "info", said)
             return Finding("repeatability", "wrong", f"{said}; fix its seed, or give --random_ok if that is meant")
     return Finding("repeatability", "ok", "two calls give the same")
+
+
+def shuffled(batch: RewardBatch) -> list[int]:
+    """Another order of a batch, as indices: of its prompts, whose rollouts stay together, and within each of them."""
+    prompts: dict[str, list[int]] = {}
+    for index, rollout in enumerate(batch):
+        prompts.setdefault(rollout.id.rpartition("/")[0], []).append(index)
+    groups = [rows[::-1] for rows in reversed(prompts.values())]
+    if len(groups) > 2:
+        random.Random(0).shuffle(groups)
+    return [index for rows in groups for index in rows]
+
+
+def _order(batch: RewardBatch, first: Checked, elsewhere: Checked, order: Sequence[int]) -> Finding:
+    """Rewards go to their samples in any order of the batch; a model's differ by rounding, far less than from sample
+    to sample."""
+    apart = (max(first.rewards) - min(first.rewards)) / 100
+    for place, index in enumerate(order):
+        a, b = first.rewards[index], elsewhere.rewards[place]
+        if not (math.isclose(a, b, **_SAME) or abs(a - b) <= apart):
+            said = f"with the batch in another order, sample {batch[index].id!r} gets {b:.6g} instead of {a:.6g}"
+            return Finding("order", "wrong", f"{said}; give one reward for each rollout, in the batch's order")
+    return Finding("order", "ok", "a shuffled batch gets the same")
 
 
 def load_rollouts(path: str | Path, tokenizer: PreTrainedTokenizerBase | None, limit: int) -> list[Rollout]:

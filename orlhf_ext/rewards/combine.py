@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, NoReturn
 
 from ..errors import UserError, suggest
+from ..user_code import place, told, user_code
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
 How = Literal["sum", "min"]
@@ -79,10 +81,8 @@ class RewardSet:
                     f"reward {reward.name!r} needs the reference model, and this run has none that it may use; "
                     "give --algo.kl.init_coef more than 0, and train without --train.async_enable"
                 )
-            try:
-                reward.setup(context)
-            except Exception as error:
-                raise UserError(f"reward {reward.name!r} cannot be set up: {told(error)}") from error
+            with user_code(f"reward {reward.name!r} cannot be set up:", refusals=True):
+                reward.setup(replace(context, args=copy.deepcopy(context.args)))
 
     def score(self, batch: RewardBatch) -> Combined:
         """Score a batch with every reward, one after the other.
@@ -110,15 +110,15 @@ class RewardSet:
         Raises:
             UserError: one failed.
         """
-        failed: list[tuple[str, Exception]] = []
+        failed: list[UserError] = []
         for reward in self.rewards:
             try:
-                reward.teardown()
-            except Exception as error:
-                failed.append((reward.name, error))
+                with user_code(f"reward {reward.name!r} cannot be torn down:", refusals=True):
+                    reward.teardown()
+            except UserError as error:
+                failed.append(error)
         if failed:
-            name, cause = failed[0]
-            raise UserError(f"reward {name!r} cannot be torn down: {told(cause)}") from cause
+            raise failed[0]
 
     def _score(self, reward: Reward, batch: RewardBatch) -> Checked:
         if not len(batch):
@@ -151,7 +151,7 @@ def check_names(names: Sequence[str]) -> None:
         UserError: one is no word, or stands twice.
     """
     for name in names:
-        if not re.fullmatch(r"[A-Za-z]\w*", name):
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name)):
             raise UserError(f"a reward is named {name!r}; use letters, digits and _, and begin with a letter")
         if names.count(name) > 1:
             raise UserError(f"two rewards are named {name!r}; make a subclass of one, which then has a name of its own")
@@ -171,12 +171,16 @@ def score_one(reward: Reward, batch: RewardBatch) -> Checked:
                     "set reads_images = True in its class if it may pass over them"
                 )
     try:
-        result = reward.score(batch)
+        result = reward.score(batch.copy())
     except UserError as error:
         raise UserError(f"reward {reward.name!r}: {error}") from error
-    except Exception as error:
-        raise UserError(f"reward {reward.name!r} raised {told(error)} on {_culprit(reward, batch, error)}") from error
-    return check_result(reward.name, result, batch)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        whom = _culprit(reward, batch, error)
+        raise UserError(f"reward {reward.name!r} raised {told(error)} on {whom}{place(error)}") from error
+    with user_code(f"reward {reward.name!r} gives what cannot be read:"):
+        return check_result(reward.name, result, batch)
 
 
 def check_result(name: str, result: Any, batch: RewardBatch) -> Checked:
@@ -230,15 +234,7 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def told(error: BaseException) -> str:
-    """An exception in a few words."""
-    if isinstance(error, UserError):
-        return str(error)
-    words = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-def _culprit(reward: Reward, batch: RewardBatch, error: Exception) -> str:
+def _culprit(reward: Reward, batch: RewardBatch, error: BaseException) -> str:
     """The first sample that raises the same alone. The run is lost anyway, so half a minute of search costs nothing."""
     if len(batch) == 1:
         return f"sample {batch[0].id!r}"
@@ -247,8 +243,10 @@ def _culprit(reward: Reward, batch: RewardBatch, error: Exception) -> str:
         if time.monotonic() > end:
             break
         try:
-            reward.score(RewardBatch([rollout]))
-        except Exception as again:
+            reward.score(RewardBatch([rollout.copy()]))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as again:
             if (type(again), str(again)) == (type(error), str(error)):
                 return f"sample {rollout.id!r}"
     return f"a batch of {len(batch)} samples, {batch[0].id!r} to {batch[-1].id!r} (none was found that raises it alone)"

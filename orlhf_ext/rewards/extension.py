@@ -4,6 +4,7 @@ finds them there."""
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from ..errors import UserError
 from ..extensions import Extension
 from ..preflight import read_source
+from ..user_code import user_code
 from .selection import Chosen, add_flags, from_args
 
 _AGENT = Path(__file__).with_name("agent.py")
@@ -101,7 +103,8 @@ class Rewards(Extension):
                     f"reward {reward.name!r} needs the reference model, and with --algo.kl.init_coef "
                     f"{args.algo.kl.init_coef:g} there is none; give more than 0 (1e-6, say)"
                 )
-            reward.check(args)
+            with user_code(f"reward {reward.name!r} cannot check the run:"):
+                reward.check(copy.deepcopy(args))
         args.train.agent_func_path = str(_AGENT)
 
     def extra_gpus(self, args: SimpleNamespace) -> float:

@@ -8,8 +8,10 @@ if the server has them, each as long as the query (for a single query, plain num
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ _CONNECT = 5.0
 _PORTS = {"http": 80, "https": 443}
 _JSON = {"Content-Type": "application/json"}
 _BUSY = (408, 425, 429)  # and every 5xx: try again
+_LARGEST = 2**26  # bytes of an answer, unpacked
+_PIECE = 2**16
+_LOOK = 0.2  # seconds between two looks whether another request has failed
 
 
 class _Unavailable(Exception):
@@ -37,14 +42,14 @@ class HTTP(Reward):
 
     A batch is cut into requests, which go to the servers in turn, several at a time. A server that cannot be reached,
     is too slow, or answers 408, 425, 429 or 5xx is tried again after a growing pause, and with several servers the next
-    one takes its place; any other answer that is not the contract's ends the run at once.
+    one takes its place; any other answer that is not the contract's, or is larger than 64 MiB, ends the run at once.
     """
 
     url: Annotated[list[str], "the servers, http://host:port/get_reward"]
     batch_size: Annotated[int, "rollouts in a request"] = 16
     threads: Annotated[int, "requests at a time"] = 8
     tries: Annotated[int, "of one request, before the run is stopped"] = 5
-    timeout: Annotated[float, "seconds that an answer may take"] = 180.0
+    timeout: Annotated[float, "seconds that a whole answer may take"] = 180.0
     pause: Annotated[float, "seconds before the second try; each further one waits twice as long, 30 at most"] = 1.0
 
     def __post_init__(self) -> None:
@@ -128,7 +133,7 @@ class HTTP(Reward):
             for attempt in retrying:
                 with attempt:
                     url = self.url[(number + attempt.retry_state.attempt_number - 1) % len(self.url)]
-                    answer = self._post(url, payload)
+                    answer = self._post(url, payload, stop)
         except _Unavailable as error:
             raise UserError(
                 f"the server {_shown(url)} gave no answer in {self.tries} tries ({error}); "
@@ -139,25 +144,56 @@ class HTTP(Reward):
     def _query(self, prompt: str, response: str, token_ids: Any) -> str:
         if self._decode is None or not token_ids:
             return prompt + response
-        return str(self._decode(token_ids, skip_special_tokens=False))
+        return str(self._decode(list(token_ids), skip_special_tokens=False))
 
-    def _post(self, url: str, payload: str) -> Any:
+    def _post(self, url: str, payload: str, stop: threading.Event) -> Any:
+        """One try. It runs in a thread that is left behind when its time is over: a server can drag out an answer's
+        headers, which no time-out of a client ends."""
+        end = time.monotonic() + self.timeout
+        found: queue.SimpleQueue[tuple[int, bytes] | Exception] = queue.SimpleQueue()
+        threading.Thread(target=self._exchange, args=(url, payload, end, stop, found), daemon=True).start()
+        while True:
+            try:
+                answer = found.get(timeout=min(_LOOK, max(0.0, end - time.monotonic())))
+                break
+            except queue.Empty:
+                if stop.is_set() or time.monotonic() >= end:
+                    raise _Unavailable("ReadTimeout") from None
+        if isinstance(answer, Exception):
+            raise answer
+        status, body = answer
+        if status in _BUSY or status >= 500:
+            raise _Unavailable(f"HTTP {status}")
+        if not 200 <= status < 300:
+            raise UserError(f"the server {_shown(url)} answers HTTP {status}; check --http.url")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the server {_shown(url)} answers no JSON; check --http.url") from error
+
+    def _exchange(self, url: str, payload: str, end: float, stop: threading.Event, found: queue.SimpleQueue) -> None:
+        """Puts the answer's status and body, or what went wrong, into ``found``."""
         import requests
 
-        with requests.Session() as session:
-            session.trust_env = False  # as OpenRLHF's client: no proxy from the environment, no credentials from files
-            try:
-                response = session.post(url, payload, headers=_JSON, timeout=self.timeout)
-            except requests.RequestException as error:
-                raise _Unavailable(type(error).__name__) from error
-        if response.status_code in _BUSY or response.status_code >= 500:
-            raise _Unavailable(f"HTTP {response.status_code}")
-        if not response.ok:
-            raise UserError(f"the server {_shown(url)} answers HTTP {response.status_code}; check --http.url")
         try:
-            return response.json()
-        except ValueError as error:
-            raise UserError(f"the server {_shown(url)} answers no JSON; check --http.url") from error
+            with requests.Session() as session:
+                session.trust_env = False  # as OpenRLHF's client: no proxy of the environment, no credentials of files
+                body = bytearray()
+                with session.post(url, payload, headers=_JSON, timeout=self.timeout, stream=True) as response:
+                    for piece in response.iter_content(_PIECE):
+                        body += piece
+                        if len(body) > _LARGEST:
+                            raise UserError(
+                                f"the server {_shown(url)} answers with more than {_LARGEST >> 20} MiB; it must give a "
+                                "number for each query, and little else"
+                            )
+                        if stop.is_set() or time.monotonic() >= end:
+                            raise _Unavailable("ReadTimeout")
+            found.put((response.status_code, bytes(body)))
+        except requests.RequestException as error:
+            found.put(_Unavailable(type(error).__name__))
+        except Exception as error:
+            found.put(error)
 
 
 def _shown(url: str) -> str:

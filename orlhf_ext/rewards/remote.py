@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ..errors import UserError
+from ..user_code import user_code
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 from .combine import Checked, score_one
 
@@ -21,7 +22,8 @@ class Holder:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._reward.setup(dataclasses.replace(context, device=device))
+        with user_code("a copy of it raised"):
+            self._reward.setup(dataclasses.replace(context, device=device))
 
     def score(self, batch: RewardBatch) -> Checked:
         """Score a part of a batch."""
@@ -29,7 +31,8 @@ class Holder:
 
     def teardown(self) -> None:
         """Tear the reward down."""
-        self._reward.teardown()
+        with user_code("a copy of it raised"):
+            self._reward.teardown()
 
 
 class InActors(Reward):

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..extensions import REWARDS, resolve
 from . import arguments
 from .base import Reward
-from .combine import RewardSet, check_names, told
+from .combine import RewardSet, check_names
 
 #: what ``train_ppo_ray`` calls its groups of flags (and we ours), which no reward may be named like
 FLAG_GROUPS = frozenset(
@@ -46,12 +46,7 @@ def find(spec: str) -> type[Reward]:
         UserError: there is none, or its module cannot be imported.
         NoReward: it is no `Reward`, has no `score`, or is named like a flag of OpenRLHF.
     """
-    try:
-        found = resolve(REWARDS, spec)
-    except UserError:
-        raise
-    except Exception as error:  # a mistake in the user's own module
-        raise UserError(f"reward {spec} cannot be imported: {told(error)}") from error
+    found = resolve(REWARDS, spec)
     if not (isinstance(found, type) and issubclass(found, Reward)):
         raise NoReward(f"reward {spec} is {found!r}, no subclass of orlhf_ext.rewards.Reward; make it one")
     if inspect.isabstract(found):
