@@ -119,13 +119,14 @@ def test_likelihood_rewards_are_those_of_transformers(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
     reward = ("--ext.reward", "vrcli", "--vrcli.reward", "positive", "--vrcli.cap", "20")
     sizes = {"data__max_len": 1400, "rollout__batch_size": 4, "train__batch_size": 16}
-    launch(
+    output = launch(
         tmp_path,
         *reward,
         *flags(model, data__prompt_dataset="base/train.jsonl", data__apply_chat_template=True, **sizes),
     )
     rows = [row for batch in rollouts(tmp_path) for row in batch]
     assert len(rows) == 48
+    assert re.search(r"the scorer's own noise is [\d.e-]+ % \(the same gold text in several batches", output)
     tokenizer, nll = load_tokenizer(model), judge(model)
     for row in rows:
         label = json.loads(row["label"])

@@ -18,7 +18,7 @@ from helpers import failing
 from data_builders.story.prompts import from_chapter, from_messages
 from orlhf_ext import likelihood, logprobs
 from orlhf_ext.errors import UserError
-from orlhf_ext.journal import journal_path
+from orlhf_ext.journal import journal_path, meta_path
 from orlhf_ext.logprobs import load_model
 from orlhf_ext.model_folder import load_tokenizer
 from orlhf_ext.records import read_records, write_jsonl
@@ -289,6 +289,8 @@ def test_scores_of_samples(
         assert row["reward"] == pytest.approx(min(max(gain, 0), 1.5))
         assert row["plan_tokens"] == len(tokenizer(row["plan"], add_special_tokens=False)["input_ids"])
     assert rows[3]["pct_improvement"] == pytest.approx(bases["rain"]["empty_plan_pct"], abs=1e-3)
+    noise = json.loads(meta_path(out).read_text())["noise"]
+    assert 0 <= noise["percent"] < 1e-3 and noise["records"] == 2  # of the first piece
     assert not journal_path(out).exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from orlhf_ext.logprobs import load_model
 from orlhf_ext.model_folder import load_tokenizer
 from orlhf_ext.spans import Span, find_groups, shared_length
 from orlhf_ext.vrcli.labels import Baseline, Label, read_label
-from orlhf_ext.vrcli.plans import result_rows, score_plans
-from orlhf_ext.vrcli.reward import improvement, map_reward
+from orlhf_ext.vrcli.plans import Noise, measure_noise, result_rows, score_plans
+from orlhf_ext.vrcli.reward import MARKERS, improvement, map_reward
 from orlhf_ext.vrcli.sequences import Encoder
 from orlhf_ext.vrcli.settings import Settings
 
@@ -261,7 +262,7 @@ def test_plans_of_a_prompt_are_one_group_and_empty_ones_are_not_scored(model: An
 
     first, second, _ = with_baselines(model, encoder)
     score_plans(["a", "In summary:", "b", "c"], [first, first, second, first], encoder, scorer, Settings())
-    assert calls == [(3, ["r0", "r1", "r0"])]
+    assert calls == [(5, ["r0", "r1", "r0", "r1", "r0"])]  # the baselines beside their plans
     nothing = score_plans(["", ""], [first, second], encoder, scorer, Settings())
     assert nothing.rewards == [0.0, 0.0] and len(calls) == 1
     assert score_plans([], [], encoder, scorer, Settings()).rewards == []
@@ -275,6 +276,53 @@ def test_baselines_can_be_computed_along_with_the_plans(model: Any, encoder: Enc
     assert found.metrics["vrcli_base_nll"] == [known["r0"], 1.5, known["r2"], known["r0"]]
     again = score_plans(["a", "b", "c"], labels(), encoder, scorer, Settings(), baselines=known)
     assert again.metrics["vrcli_nll"] == pytest.approx(found.metrics["vrcli_nll"][:3], abs=1e-5)
+
+
+def test_a_baseline_by_another_path_changes_no_improvement(model: Any, encoder: Encoder) -> None:
+    """What a path adds to every likelihood, as another dtype or kernel would, is in the stored baseline or not."""
+    real = make_scorer(model, 2, 4096)
+    its = [label for label in with_baselines(model, encoder) for _ in RESPONSES]
+
+    def elsewhere(spans: Any, groups: Any) -> list[float]:
+        return [nll + 0.004 for nll in real(spans, groups)]
+
+    settings = Settings(reward="raw")
+    wanted, found = (score_plans(RESPONSES * 3, its, encoder, scorer, settings) for scorer in (real, elsewhere))
+    assert found.rewards == pytest.approx(wanted.rewards, abs=1e-9)
+    assert found.metrics["vrcli_base_nll"] == wanted.metrics["vrcli_base_nll"] == [one.base.nll for one in its]  # type: ignore[union-attr]
+
+
+def test_the_noise_is_what_improvements_are_off_by(tiny_model: Path, encoder: Encoder, model: Any) -> None:
+    """In bf16, of the size of their errors against the same weights in double precision; in float32, nothing."""
+    scorer = make_scorer(load_model(tiny_model, "bfloat16", "sdpa"), 2, 4096)
+    exact = make_scorer(load_model(tiny_model, "bfloat16", "sdpa").double(), 2, 4096)  # type: ignore[arg-type]
+    plans = [f"A hen, {i} eggs and {i * i} ideas." for i in range(8)]
+    its, responses = [label for label in labels() for _ in plans], plans * 3
+    found, truth = (
+        score_plans(responses, its, encoder, one, Settings(reward="raw"), baselines={}).rewards
+        for one in (scorer, exact)
+    )
+    errors = [abs(one - other) for one, other in zip(found, truth, strict=True)]
+    noise = measure_noise(responses, its, encoder, scorer, MARKERS)
+    assert noise is not None and noise.records == 3
+    assert 0.2 * noise.percent < sum(errors) / len(errors) < 3 * noise.percent
+    exactly = measure_noise(responses, its, encoder, make_scorer(model, 2, 4096), MARKERS)
+    assert exactly is not None and exactly.percent < 1e-3
+    assert measure_noise(["", "In summary:"], labels()[:2], encoder, scorer, MARKERS) is None
+
+
+@pytest.mark.parametrize(
+    ("percent", "settings", "said"),
+    [
+        (0.3, Settings(), r"^--vrcli.thresholds begins with 0.05 %, below the scorer's own noise of 0.3 % \(.* of 4\)"),
+        (0.05, Settings(), r"^--vrcli.thresholds begins with 0.05 %"),
+        (0.04, Settings(), r"^the scorer's own noise is 0.04 % \(the same gold text in several batches, .* of 4\)$"),
+        (0.3, Settings(thresholds=(0.5, 1), values=(0.5, 1)), r"^the scorer's own noise is 0.3 %"),
+        (0.3, Settings(reward="positive"), r"^the scorer's own noise is 0.3 %"),
+    ],
+)
+def test_a_first_tier_below_the_noise_is_told(percent: float, settings: Settings, said: str) -> None:
+    assert re.search(said, Noise(percent, 4).told(settings))
 
 
 def test_what_plans_cannot_be_scored_against(model: Any, encoder: Encoder, tiny_model: Path) -> None:

@@ -1,6 +1,7 @@
 """What a baseline depends on: two likelihoods are comparable only where all of it is the same.
 
-The first tier of the reward, 0.05 %, is 0.0005 nats a token, less than what another dtype or attention changes.
+The first tier of the reward, 0.05 %, is 0.0005 nats a token, less than what another dtype or attention changes. A
+reward is the difference from a baseline in the same batch (`plans.score_plans`); a stored one gives its level.
 """
 
 from __future__ import annotations

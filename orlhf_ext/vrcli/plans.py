@@ -10,10 +10,32 @@ from ..errors import UserError
 from .labels import Label, baseline_of
 from .reward import extract_plan, improvement, map_reward
 from .sequences import Encoder
-from .settings import Settings
+from .settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from ..likelihood import Scorer
+
+
+#: records that the noise is measured on, at most
+NOISE_RECORDS = 8
+
+
+class Noise(NamedTuple):
+    """What `measure_noise` found."""
+
+    #: the largest difference, in percent of perplexity
+    percent: float
+    records: int
+
+    def told(self, settings: Settings) -> str:
+        """One line about it; with a first tier that it could reach by itself, about that."""
+        what = f"{self.percent:.3g} % (the same gold text in several batches, the largest of {self.records})"
+        if settings.reward == "tiers" and settings.thresholds[0] <= self.percent:
+            return (
+                f"{PREFIX}thresholds begins with {settings.thresholds[0]:g} %, below the scorer's own noise of {what}; "
+                "its value is given by chance: begin higher"
+            )
+        return f"the scorer's own noise is {what}"
 
 
 class PlanScores(NamedTuple):
@@ -39,6 +61,8 @@ def score_plans(
 ) -> PlanScores:
     """Reward each response by how much its plan lowers the perplexity of its label's gold text.
 
+    Each record's baseline is scored again beside its plans, in the same call: another path, batch or dtype moves a mean
+    by more than the first tier, but moves both alike. A stored baseline gives the level, ``stored + (plan - again)``.
     A plan that leaves the baseline's conversation as it is (an empty one, as a rule) improves by exactly 0 and is not
     scored. Sequences of one record are one group of the scorer, so that it can share their context.
 
@@ -49,25 +73,26 @@ def score_plans(
         scorer: mean nll of a scored token for each sequence.
         settings: how an improvement becomes a reward.
         fingerprint: digest that stored baselines must have; None: any.
-        baselines: baselines that are computed here, by record id, in place of stored ones; missing ones are scored
-            along and put in.
+        baselines: levels by record id, in place of stored ones; missing ones are put in.
 
     Raises:
         UserError: a record has no usable baseline or is too long; a likelihood is not finite; the record is named.
     """
     plans = [encoder.clean(extract_plan(response, settings.markers)) for response in responses]
     known, tokens = _known_baselines(labels, fingerprint, baselines)
-    wanted: list[tuple[Label, str | None]] = [
-        (label, None) for label in {label.id: label for label in labels}.values() if label.id not in known
-    ]
-    new = len(wanted)
     changes = [label.messages(plan) != label.messages() for label, plan in zip(labels, plans, strict=True)]
+    again = {label.id: label for label, change in zip(labels, changes, strict=True) if change or label.id not in known}
+    wanted: list[tuple[Label, str | None]] = [(label, None) for label in again.values()]
     wanted += [(label, plan) for label, plan, change in zip(labels, plans, changes, strict=True) if change]
     nlls = iter(_score(wanted, encoder, scorer, tokens))
-    for label, _ in wanted[:new]:
-        known[label.id] = next(nlls)
+    fresh = {name: next(nlls) for name in again}
+    for name, nll in fresh.items():
+        known.setdefault(name, nll)
     base = [known[label.id] for label in labels]
-    found = [next(nlls) if change else nll for change, nll in zip(changes, base, strict=True)]
+    found = [
+        nll + (next(nlls) - fresh[label.id]) if change else nll
+        for label, change, nll in zip(labels, changes, base, strict=True)
+    ]
     gains = [improvement(before, after) for before, after in zip(base, found, strict=True)]
     rewards = [map_reward(gain, settings.reward, settings.thresholds, settings.values, settings.cap) for gain in gains]
     metrics = {
@@ -80,6 +105,36 @@ def score_plans(
     }
     within = settings.reward in ("tiers", "binary")
     return PlanScores(rewards, rewards if within else [float(gain > 0) for gain in gains], metrics, plans)
+
+
+def measure_noise(
+    responses: Sequence[str], labels: Sequence[Label], encoder: Encoder, scorer: Scorer, markers: Sequence[str]
+) -> Noise | None:
+    """How far scores of one and the same text are apart: baselines beside all plans of their record, beside the first
+    one, and by themselves. A plan and its baseline are rounded as differently, since the gold text has other positions.
+
+    Args:
+        responses, labels, encoder, scorer: as in `score_plans`.
+        markers: what a plan stands behind.
+
+    Returns:
+        None where no response has a plan.
+
+    Raises:
+        UserError: as `score_plans`.
+    """
+    plans: dict[str, list[tuple[Label, str | None]]] = {}
+    for response, label in zip(responses, labels, strict=True):
+        plan = encoder.clean(extract_plan(response, markers))
+        if label.messages(plan) != label.messages() and (label.id in plans or len(plans) < NOISE_RECORDS):
+            plans.setdefault(label.id, [(label, None)]).append((label, plan))
+    found = []
+    for most in (None, 2, 1):
+        rows = [row for of_record in plans.values() for row in of_record[:most]]
+        nlls = _score(rows, encoder, scorer, {})
+        found.append([nll for (_, plan), nll in zip(rows, nlls, strict=True) if plan is None])
+    apart = [abs(improvement(min(nlls), max(nlls))) for nlls in zip(*found, strict=True)]
+    return Noise(max(apart), len(apart)) if apart else None
 
 
 def _known_baselines(

@@ -3,10 +3,11 @@
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..backends import gpu_present
 from ..errors import UserError
+from ..inject import say
 from ..model_folder import context_length, find_model, load_tokenizer
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
 from ..spans import mean_nll
@@ -14,6 +15,9 @@ from ..workers import cluster_address
 from .fingerprint import digest, make_fingerprint
 from .labels import Label, baseline_of, read_label
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .plans import Noise
 
 _MODEL = "--actor.model_name_or_path"
 
@@ -93,6 +97,7 @@ class VRCLI(Settings, Reward):
         folder = find_model(context.args.actor.model_name_or_path, _MODEL)
         parts = self._fingerprint(context.args, folder, context.tokenizer, self._score_reference.device)
         self._digest = digest(parts)
+        self._noise: Noise | None = None
         self._encoder = Encoder(context.tokenizer, self.system, self.tail, context_length(folder))  # type: ignore[arg-type]
 
     def score(self, batch: RewardBatch) -> RewardResult:
@@ -101,9 +106,13 @@ class VRCLI(Settings, Reward):
         Raises:
             UserError: as `score_plans`; a label cannot be read; the sample is named.
         """
-        from .plans import score_plans
+        from .plans import measure_noise, score_plans
 
         labels = [read_label(rollout.label, f"sample {rollout.id!r}") for rollout in batch]
+        if self._noise is None:
+            self._noise = measure_noise(batch.responses, labels, self._encoder, self._nlls, self.markers)
+            if self._noise is not None:
+                say(self._noise.told(self))
         found = score_plans(batch.responses, labels, self._encoder, self._nlls, self, self._digest)
         metrics = {name.removeprefix("vrcli_"): values for name, values in found.metrics.items()}
         return RewardResult(found.rewards, metrics, found.scores)

@@ -26,7 +26,7 @@ from ..samples import Sample, read_samples, reply_text
 from .baseline import check_fingerprint, read_labelled
 from .fingerprint import digest, make_fingerprint
 from .labels import Label
-from .plans import result_rows, score_plans
+from .plans import Noise, measure_noise, result_rows, score_plans
 from .sequences import Encoder
 from .settings import Settings, add_flags
 
@@ -91,9 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = load_model(folder, args.dtype, args.attn_implementation)
         return make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]
 
+    def flat(some: Sequence[tuple[Label, list[str]]]) -> tuple[list[str], list[Label]]:
+        return [text for _, texts in some for text in texts], [label for label, texts in some for _ in texts]
+
     def score_some(some: Sequence[tuple[Label, list[str]]]) -> list[Record]:
-        labels = [label for label, texts in some for _ in texts]
-        responses = [text for _, texts in some for text in texts]
+        responses, labels = flat(some)
         places = [place for _, texts in some for place in range(len(texts))]
         scores = score_plans(responses, labels, encoder, load(), settings, digest(parts))
         return list(result_rows(labels, places, scores))
@@ -102,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {name: sha256_file(getattr(args, name)) for name in ("data", "samples")}
     rows: list[Record] = []
     with Journal(args.out, as_json(fingerprint=parts, sources=sources, arguments=how)) as journal:
+        if "noise" not in journal.done:
+            first = flat(prompts[:PROMPTS_AT_ONCE])
+            journal.add("noise", measure_noise(*first, encoder, load(), settings.markers))
         for start in tqdm(range(0, len(prompts), PROMPTS_AT_ONCE), desc="plans", unit="piece"):
             if str(start) not in journal.done:
                 journal.add(str(start), score_some(prompts[start : start + PROMPTS_AT_ONCE]))
@@ -109,7 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         meta: dict[str, Any] = {"command": "vrcli.score", "version": __version__, "fingerprint": parts}
         meta |= {"sources": {name: {"path": getattr(args, name), "sha256": sha} for name, sha in sources.items()}}
         meta |= {"arguments": how, "counts": {"prompts": len(samples), "samples": len(rows)}}
+        noise = Noise(*journal.done["noise"]) if journal.done["noise"] else None
+        meta["noise"] = noise and noise._asdict()
         journal.finish(args.out, rows, meta)
+    if noise is not None:
+        print(noise.told(settings), flush=True)
     gain, reward = (sum(row[key] for row in rows) / len(rows) for key in ("pct_improvement", "reward"))
     print(f"{args.out}: mean improvement {gain:+.3f} %, mean reward {reward:.3f} over {len(rows)} plans", flush=True)
 
