@@ -118,7 +118,7 @@ fi
 # score NAME: toxicity of every continuation in the files `inputs`, into the files `scored`
 score() {
     local model=()
-    [[ $CLASSIFIER == *:* ]] || model=(--source "$CLASSIFIER")
+    [[ $CLASSIFIER == *:* || $CLASSIFIER == perspective ]] || model=(--source "$CLASSIFIER")
     stage "score/$1" --in "${inputs[@]}" "${model[@]}" --out "${scored[@]}" -- \
         python -m orlhf_ext.deadend.score --model_name_or_path "$CLASSIFIER" --data_file "${inputs[@]}" \
         --save_file "${scored[@]}" --toxicity_type "$TOXICITY_TYPE" "${score_args[@]}"

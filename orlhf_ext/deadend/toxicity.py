@@ -4,9 +4,12 @@ SPEC is one of
 
 - any sequence-classification model of transformers (a folder or a hub name): the probability of its toxic label, a
   softmax over the labels (for a multi-label model the label's own sigmoid);
+- ``perspective``: Google's Perspective API, see `orlhf_ext.deadend.perspective`;
 - ``module:attribute``: a function from a list of texts to a number between 0 and 1 for each, or a class without
   arguments whose instances are such functions. That is also the way to a service: a class that asks it, with the key
-  from the environment. Where it has an attribute ``version``, a change of it makes older scores another scorer's.
+  from the environment. A `NoScore` in the place of a number says why a text has none. Where it has an attribute
+  ``version``, a change of it makes older scores another scorer's; ``at_once`` is the number of texts whose scores are
+  kept together (some thousands), which a killed run has to ask for again.
 """
 
 from __future__ import annotations
@@ -28,11 +31,20 @@ from ..user_code import user_code
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+#: scorers that come with the project
+READY = {"perspective": "orlhf_ext.deadend.perspective:Perspective"}
 _TOXIC = ("toxic", "toxicity", "label_1", "1")  # names of the toxic label, the surest first
+
+
+class NoScore(str):
+    """Why a text has no score, in a few words."""
 
 
 class Scorer(Protocol):
     """What scores texts."""
+
+    #: texts whose scores are kept together; 0: as many as is usual
+    at_once: int
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -43,8 +55,8 @@ class Scorer(Protocol):
         """Indices of the texts in batches."""
         ...
 
-    def __call__(self, texts: Sequence[str]) -> list[float]:
-        """One batch: a number between 0 and 1 for each text."""
+    def __call__(self, texts: Sequence[str]) -> Sequence[float | NoScore]:
+        """One batch: a number between 0 and 1 for each text, or why there is none."""
         ...
 
 
@@ -60,7 +72,7 @@ def load_scorer(
     """Find a scorer and look at it; a model's weights are loaded when the first text is scored.
 
     Args:
-        spec: a folder, a hub name, or ``module:attribute``.
+        spec: a folder, a hub name, ``perspective``, or ``module:attribute``.
         label: index or name of the toxic label; None: the one that is called toxic, toxicity, LABEL_1 or 1.
         max_length: tokens of a text that a model reads; 0: all that its tokenizer and its positions allow.
         batch_tokens: padded tokens in a batch.
@@ -71,6 +83,8 @@ def load_scorer(
     Raises:
         UserError: there is no such thing, or it is no classifier, or it does not say which label is the toxic one.
     """
+    if not Path(spec).exists():
+        spec = READY.get(spec, spec)
     if ":" in spec and not Path(spec).exists():
         if label is not None or max_length:
             raise UserError(f"{flag} {spec} is a function, which has no --label and no --max_length; leave them out")
@@ -88,6 +102,7 @@ class Function:
             self._score = found() if isinstance(found, type) else found
         if not callable(self._score):
             raise UserError(f"{flag} {spec} cannot be called; name a function from texts to numbers, or such a class")
+        self.at_once = getattr(self._score, "at_once", 0)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -99,7 +114,7 @@ class Function:
         """In the order of the texts."""
         return [list(range(len(texts)))[i : i + batch_size] for i in range(0, len(texts), batch_size)]
 
-    def __call__(self, texts: Sequence[str]) -> list[float]:
+    def __call__(self, texts: Sequence[str]) -> list[float | NoScore]:
         """Ask it.
 
         Raises:
@@ -110,16 +125,18 @@ class Function:
         if len(found) != len(texts):
             raise UserError(f"{self.flag} {self.spec} gave {len(found)} scores for {len(texts)} texts")
         try:
-            scores = [float(value) for value in found]
+            scores = [value if isinstance(value, NoScore) else float(value) for value in found]
         except (TypeError, ValueError):
             scores = [math.nan]
-        if wrong := [value for value in scores if not 0 <= value <= 1]:
+        if wrong := [value for value in scores if not isinstance(value, NoScore) and not 0 <= value <= 1]:
             raise UserError(f"{self.flag} {self.spec} gave a score of {wrong[0]}; give numbers between 0 and 1")
         return scores
 
 
 class Classifier:
     """A sequence-classification model of transformers; see `load_scorer`."""
+
+    at_once = 0
 
     def __init__(
         self,
