@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.records import load_json
 
 from .common import Messages, Reject, fetch, looks_like_hub_name
 
@@ -102,8 +102,8 @@ class LengthFilter:
         """The tokenizer's configuration, and its chat template."""
         texts = {path.name: path.read_text(encoding="utf-8") for path in self.files if path.name != FILES[0]}
         try:
-            config = json.loads(texts.get("tokenizer_config.json", "{}"))
-        except json.JSONDecodeError as error:
+            config = load_json(texts.get("tokenizer_config.json", "{}"))
+        except ValueError as error:
             raise UserError(f"--tokenizer: tokenizer_config.json of {self.spec} is not JSON ({error})") from error
         template = texts.get("chat_template.jinja") or config.get("chat_template")
         if isinstance(template, list):  # several templates with names

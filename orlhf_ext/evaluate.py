@@ -21,7 +21,7 @@ import numpy as np
 from .errors import UserError, command
 from .flags import make_parser
 from .outputs import check_file
-from .records import write_json
+from .records import load_json, write_json
 from .report import comma_separated, markdown, print_examples, print_table, write_tables
 from .samples import Sample, read_samples
 
@@ -323,7 +323,7 @@ def read_run(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = load_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--run {path} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):

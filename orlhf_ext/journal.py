@@ -11,12 +11,12 @@ import fcntl
 import glob
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError
-from .records import Record, write_json, write_jsonl
+from .records import Record, load_json, write_json, write_jsonl
 
 
 class Journal:
@@ -28,7 +28,7 @@ class Journal:
         part: for one of several processes that share an output.
 
     Raises:
-        UserError: another process is writing the same output.
+        UserError: another process is writing the same output, or the file is damaged (see `scan`).
     """
 
     def __init__(self, out: str | os.PathLike, fingerprint: Mapping[str, Any], part: str = "") -> None:
@@ -38,10 +38,10 @@ class Journal:
         self._stream: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 (closed by close)
         try:
             lock(self._stream, out)
+            found, self.done, end = _read(self.path)
         except UserError:
             self._stream.close()
             raise
-        found, self.done, end = _read(self.path)
         if found != self.fingerprint:
             if self.done:
                 other = [key for key in fingerprint if (found or {}).get(key) != fingerprint[key]]
@@ -60,7 +60,7 @@ class Journal:
         """Take over the finished pieces of other journals of the same run, and remove these files.
 
         Raises:
-            UserError: a process is still writing one of them.
+            UserError: a process is still writing one of them, or one is damaged.
         """
         for path in parts:
             with open(path, "rb") as stream:
@@ -144,24 +144,61 @@ def read_done(out: str | os.PathLike, fingerprint: Mapping[str, Any]) -> dict[st
     return done if found == dict(fingerprint) else {}
 
 
+def scan(stream: IO[bytes], path: Path, take: Callable[[Any], None], head: bool = False) -> int:
+    """Hand each entry of an append-only file of JSON lines to ``take``.
+
+    A last line that is torn is what a killed process leaves, and is passed over; any other line must be whole.
+
+    Args:
+        stream: the file, at its start.
+        path: its name, for the message.
+        take: raises KeyError, TypeError or ValueError for an entry that is none.
+        head: the first line says whose the file is, so that the others are worth nothing without it.
+
+    Returns:
+        The length in bytes of what is whole.
+
+    Raises:
+        UserError: a line is damaged; it is named.
+    """
+    end = torn = 0
+    for number, line in enumerate(stream, 1):
+        if torn:
+            break
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError
+            entry = load_json(line)
+        except ValueError:
+            torn = number
+            continue
+        try:
+            take(entry)
+        except (KeyError, TypeError, ValueError):
+            torn = number
+            break
+        end += len(line)
+    else:
+        return end
+    one = "" if head and torn == 1 else "remove that line to have its work done again, or "
+    raise UserError(f"{path} line {torn} is damaged, which no killed run does: {one}remove the file to begin anew")
+
+
 def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], int]:
-    """Fingerprint, pieces, and the length in bytes of what is whole; reading stops at the first broken line."""
-    fingerprint: dict[str, Any] | None = None
+    """Fingerprint, pieces, and the length in bytes of what is whole."""
+    heads: list[dict[str, Any]] = []
     done: dict[str, Any] = {}
-    end = 0
+
+    def take(entry: Any) -> None:
+        if not heads:
+            heads.append(dict(entry["fingerprint"]))
+        elif isinstance(entry["key"], str):
+            done[entry["key"]] = entry["value"]
+        else:
+            raise TypeError
+
     if not path.exists():
-        return None, done, end
+        return None, done, 0
     with open(path, "rb") as stream:
-        for line in stream:
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                entry = json.loads(line)
-                if fingerprint is None:
-                    fingerprint = entry["fingerprint"]
-                else:
-                    done[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError):
-                break
-            end += len(line)
-    return fingerprint, done, end
+        end = scan(stream, path, take, head=True)
+    return (heads or [None])[0], done, end  # type: ignore[list-item]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .records import load_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: it is no JSON object.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = load_json((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder}/config.json is not JSON ({error}); copy the model again") from error
     if not isinstance(config, dict):
@@ -81,7 +81,7 @@ def weight_shapes(folder: Path, flag: str = "--model") -> dict[str, list[int]]:
 
     files = sorted(folder.glob("*.safetensors"))
     if (folder / _INDEX).is_file():
-        shards = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(load_json((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         if lost := sorted(shards - {file.name for file in files}):
             raise UserError(f"{flag} {folder} lacks {lost[0]}, which its index names; copy the model again")
     if not files:

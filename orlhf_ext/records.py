@@ -5,14 +5,19 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import fcntl
+import glob
 import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -23,6 +28,16 @@ Record = dict[str, Any]
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+#: brackets around a JSON value, at most: parsers of deeper ones take memory by the square, or the stack
+MAX_DEPTH = 100
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+#: a string, or one that lacks its end
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?P<cut>"(?:[^"\\]|\\.)*+\\?\Z)', re.DOTALL)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
+
+#: called with the name of every file before it is written; see `orlhf_ext.build_data`
+before_writing: ContextVar[Callable[[Path], None]] = ContextVar("before_writing", default=lambda _: None)
 
 
 class Line(NamedTuple):
@@ -87,6 +102,53 @@ def read_records(path: str | os.PathLike) -> Iterator[Line]:
         yield line
 
 
+def load_json(text: str | bytes) -> Any:
+    """`json.loads` for a text that may be hostile: its depth is looked at before it is parsed.
+
+    Raises:
+        ValueError: it is no JSON, not UTF-8, nested deeper than `MAX_DEPTH`, or has a number that is too long.
+    """
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _Depth().passes_bound(data):
+        raise ValueError(_TOO_DEEP)
+    return json.loads(text if isinstance(text, str) else text.decode())
+
+
+class _Depth:
+    """The brackets that are open in a JSON text, which comes in pieces."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self._carry = b""  # stands for what was cut in a string: its beginning, and maybe an escape's
+
+    def passes_bound(self, piece: bytes) -> bool:
+        """Whether the next piece of the text opens more than `MAX_DEPTH` brackets."""
+        rest, quote, cut = _STRING.sub(rb"\g<cut>", self._carry + piece).partition(b'"')
+        self._carry = quote + b"\\" * ((len(cut) - len(cut.rstrip(b"\\"))) % 2)
+        steps = map(_STEP.__getitem__, rest.translate(None, _NO_BRACKET))
+        depths = list(accumulate(steps, initial=self.open))
+        self.open = depths[-1]
+        return max(depths) > MAX_DEPTH
+
+
+class _Bounded:
+    """A stream of JSON, as `ijson` reads it, that ends with an error where it is nested too deep."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream, self._path, self._depth = stream, path, _Depth()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes.
+
+        Raises:
+            UserError: they open too many brackets.
+        """
+        piece = self._stream.read(size)
+        if self._depth.passes_bound(piece):
+            raise UserError(f"{self._path} is {_TOO_DEEP}, before byte {self._stream.tell()}; flatten or remove that")
+        return piece
+
+
 def _open_bytes(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked. A byte order mark is still there."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
@@ -102,14 +164,14 @@ def _read_json_lines(path: Path) -> Iterator[Line | BadLine]:
             where = f"{path} line {number}"
             try:
                 text = line.decode()
-                record = json.loads(text)
+                record = load_json(text)
                 if "\\ud" in text.lower():  # an escaped half of a surrogate pair could not be written again
                     json.dumps(record, ensure_ascii=False).encode()
             except UnicodeError:
                 yield BadLine(where, "not UTF-8 text")
             except json.JSONDecodeError as error:
                 yield BadLine(where, f"not JSON ({error.msg})")
-            except (ValueError, RecursionError):
+            except ValueError:
                 yield BadLine(where, "not JSON that can be read (nested too deep, or a number too long)")
             else:
                 yield Line(where, record) if isinstance(record, dict) else BadLine(where, "not a JSON object")
@@ -122,7 +184,7 @@ def _read_array(path: Path) -> Iterator[Line | BadLine]:
         if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             stream.seek(0)
         try:
-            for number, record in enumerate(ijson.items(stream, "item", use_float=True), 1):
+            for number, record in enumerate(ijson.items(_Bounded(stream, path), "item", use_float=True), 1):
                 where = f"{path} record {number}"
                 yield Line(where, record) if isinstance(record, dict) else BadLine(where, "not a JSON object")
         except (ijson.JSONError, UnicodeDecodeError) as error:
@@ -154,22 +216,16 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     if path.is_dir():  # which would be known only when all is written
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path):
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with _naming(path), os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
+    before_writing.get()(path)
+    with _temporary(path, tempfile.mkstemp) as (temporary, descriptor):
+        with open(descriptor, mode, encoding=None if "b" in mode else "utf-8", closefd=False) as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            os.fsync(descriptor)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
 
 
 @contextlib.contextmanager
@@ -196,17 +252,56 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     An empty folder of that name is replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        with _naming(path):
-            yield temporary
+
+    def make(**names: Any) -> tuple[int, str]:
+        folder = tempfile.mkdtemp(**names)
+        return os.open(folder, os.O_RDONLY), folder
+
+    with _temporary(path, make) as (temporary, _):
+        yield temporary
         _open_permissions(temporary)
         temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, make: Callable[..., tuple[int, str]]) -> Iterator[tuple[Path, int]]:
+    """A file or folder ``.NAME.XXXXXXXX.tmp`` with its descriptor, removed unless the block renames it.
+
+    It is locked while its process lives, so that the next one to write the same path knows what killed ones left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(left)
+            finally:
+                os.close(descriptor)
+    while True:
+        with _naming(path):
+            descriptor, name = make(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with contextlib.suppress(OSError):  # a file system without locks: nothing there counts as left behind
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(name):
+            break
+        os.close(descriptor)  # another process took it for left behind before it was locked
+    try:
+        with _naming(path):
+            yield Path(name), descriptor
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(Path(name))
         raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _open_permissions(folder: Path) -> None:
@@ -240,8 +335,8 @@ def parse_object(value: Any) -> Record | str:
     if not isinstance(value, str):
         return f"it is {'missing' if value is None else type(value).__name__}, not JSON text"
     try:
-        fields = json.loads(value)
-    except (ValueError, RecursionError):
+        fields = load_json(value)
+    except ValueError:
         return "it is no JSON"
     return fields if isinstance(fields, dict) else "it is no JSON object"
 

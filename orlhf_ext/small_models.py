@@ -9,7 +9,6 @@ function that shares the vocabulary. All are made once: a folder that already ho
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .errors import UserError, command
 from .outputs import check_folder
-from .records import atomic_folder, sha256_file, write_json
+from .records import atomic_folder, load_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -252,7 +251,7 @@ def _holds(out: Path, description: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))
+        found = load_json((out / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = {}
     if not isinstance(found, dict) or {key: found.get(key) for key in description} != description:

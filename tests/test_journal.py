@@ -37,7 +37,7 @@ def test_pieces_survive_and_the_output_replaces_the_journal(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"key": "c", "va', b'{"key": "c", "value": 1}', b"\0\0\0\n", b'{"other": 1}\n{"key": "c", "value": 1}\n']
+    "torn", [b'{"key": "c", "va', b'{"key": "c", "value": 1}', b"\0\0\0\n", b"\0\0\0", b"[" * 100_000]
 )
 def test_a_torn_end_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     out = tmp_path / "x.jsonl"

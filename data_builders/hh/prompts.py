@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import copy
 import heapq
-import json
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 from orlhf_ext.errors import UserError
 from orlhf_ext.groups.label import Label, write_label
 from orlhf_ext.groups.render import STYLES
-from orlhf_ext.records import BadLine, Line, Record, read_lines
+from orlhf_ext.records import BadLine, Line, Record, load_json, read_lines
 
 from ..common import SEEN, Built, Counts, Reject, digest, find_splits, is_messages, positive_int, progress, write_some
 
@@ -103,7 +102,7 @@ def sidecar(path: Path) -> Record:
     """What stands beside a data file; nothing if there is no such file."""
     meta = path.with_name(path.name.partition(".")[0] + ".meta.json")
     try:
-        found = json.loads(meta.read_text(encoding="utf-8"))
+        found = load_json(meta.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:

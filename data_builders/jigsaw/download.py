@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import os
 import shutil
 import stat
@@ -22,7 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from orlhf_ext.csv_files import Table
 from orlhf_ext.errors import UserError
-from orlhf_ext.records import atomic_write
+from orlhf_ext.records import atomic_write, load_json
 
 SETTINGS = "https://www.kaggle.com/settings/api"
 OR_FOLDER = "or give a folder with the unpacked CSV files as --raw_dir"
@@ -51,7 +50,7 @@ def has_credentials() -> bool:
         return True
     known = {name for name in ("username", "key") if environment.get(f"KAGGLE_{name.upper()}")}
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        known |= json.loads((_config_folder() / "kaggle.json").read_text(encoding="utf-8")).keys()
+        known |= load_json((_config_folder() / "kaggle.json").read_text(encoding="utf-8")).keys()
     return {"username", "key"} <= known
 
 

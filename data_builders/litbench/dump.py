@@ -6,7 +6,6 @@ A dump may have hundreds of gigabytes: it is streamed, and only lines with an id
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.records import load_json
 
 from .progress import TEXT, Answer
 from .tombstones import status_of
@@ -87,8 +87,8 @@ class Dump:
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = load_json(line)
+        except ValueError:
             self.broken += 1
             return {}
         return record if isinstance(record, dict) else {}

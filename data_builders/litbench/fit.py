@@ -9,14 +9,13 @@ it, and a model learns to stop right behind the letter.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from orlhf_ext.errors import UserError
 from orlhf_ext.litbench.prompts import DIRECT, LABELS, REASONED, REASONING, Label, answer, judging_input, marked
-from orlhf_ext.records import Record
+from orlhf_ext.records import Record, load_json
 
 from ..common import Reject
 from ..lengths import TEMPLATE, LengthFilter
@@ -201,7 +200,7 @@ class Fitter:
         assert self.lengths
         config = next((path for path in self.lengths.files if path.name == "tokenizer_config.json"), None)
         try:
-            token = json.loads(config.read_text(encoding="utf-8")).get("eos_token") if config else None
+            token = load_json(config.read_text(encoding="utf-8")).get("eos_token") if config else None
         except ValueError as error:
             raise UserError(f"--tokenizer: {config} is not JSON ({error}); mend it") from error
         token = token.get("content") if isinstance(token, dict) else token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from orlhf_ext.errors import UserError
-from orlhf_ext.journal import append, lock
-from orlhf_ext.records import write_json
+from orlhf_ext.journal import append, lock, scan
+from orlhf_ext.records import load_json, write_json
 
 from .tombstones import status_of
 
 NAME = "rehydrate_progress.jsonl"
 #: Reddit's prefixes of the names of comments and of posts
 COMMENT, POST = "t1", "t3"
+STATUSES = ("ok", "missing", "deleted", "removed", "error")
 #: the field that each of them is looked up for
 TEXT = {COMMENT: "body", POST: "title"}
 
@@ -34,7 +34,7 @@ Answer = dict[str, Any] | Failure | None
 
 
 class Entry(NamedTuple):
-    """What is known of an id; ``status`` is ``ok``, ``missing``, ``deleted``, ``removed`` or ``error``."""
+    """What is known of an id; ``status`` is one of `STATUSES`."""
 
     status: str
     data: dict[str, Any] | None
@@ -91,7 +91,7 @@ class Progress:
         resume: go on with what is there, rather than start anew.
 
     Raises:
-        UserError: another process has it open, or it has answers from somewhere else.
+        UserError: another process has it open, it has answers from somewhere else, or a line is damaged.
     """
 
     def __init__(self, folder: Path, origin: Any, resume: bool = True) -> None:
@@ -103,7 +103,8 @@ class Progress:
             lock(self._stream, self.path)
             if not resume:
                 self._stream.truncate(0)
-            end = self._read()
+            self._stream.seek(0)
+            end = scan(self._stream, self.path, self._take)
             if self.known and _origin(self.path) != origin:
                 raise UserError(
                     f"{self.path} has answers from another source; choose another --out, or add --no-resume to "
@@ -118,20 +119,12 @@ class Progress:
             self.close()
             raise
 
-    def _read(self) -> int:
-        """Take in what is there; returns the length in bytes of what is whole, up to the first broken line."""
-        end = 0
-        self._stream.seek(0)
-        for line in self._stream:
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                row = json.loads(line)
-                self.known[row["id"]] = Entry(row["status"], row["data"])
-            except (ValueError, KeyError, TypeError):
-                break
-            end += len(line)
-        return end
+    def _take(self, row: Any) -> None:
+        """One line of the file; raises as `scan` asks for."""
+        entry = Entry(row["status"], row["data"])
+        if not isinstance(row["id"], str) or entry.status not in STATUSES or not isinstance(entry.data, dict | None):
+            raise TypeError
+        self.known[row["id"]] = entry
 
     def add(self, entries: Mapping[str, Entry]) -> None:
         """Keep some entries; when this returns, a killed process does not lose them."""
@@ -173,6 +166,6 @@ def _sidecar(path: Path) -> Path:
 
 def _origin(path: Path) -> Any:
     try:
-        return json.loads(_sidecar(path).read_bytes())["origin"]
+        return load_json(_sidecar(path).read_bytes())["origin"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from orlhf_ext import __version__
 from orlhf_ext.csv_files import format_csv
 from orlhf_ext.errors import UserError
-from orlhf_ext.records import BadLine, Line, atomic_write, sha256_file, write_json
+from orlhf_ext.records import BadLine, Line, atomic_write, load_json, sha256_file, write_json
 
 from ..common import Built, Counts, Reject, positive_int
 from .dump import Dump
@@ -346,7 +346,7 @@ def _occupied(target: Path) -> UserError:
 
 def _read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_bytes())
+        report = load_json(path.read_bytes())
         return report if {"sha256", "inputs", "errors", "counts"} <= report.keys() else {}
     except (OSError, ValueError, AttributeError):
         return {}

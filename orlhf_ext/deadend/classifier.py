@@ -22,7 +22,7 @@ from ..errors import UserError, command
 from ..flags import check_least, make_parser
 from ..model_folder import check_context, check_ids, find_model, identity
 from ..outputs import check_folder
-from ..records import atomic_folder, read_records, sha256_file, write_json
+from ..records import atomic_folder, load_json, read_records, sha256_file, write_json
 from .toxicity import text_limit, text_tokenizer
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def find_checkpoint(folder: Path, mark: dict[str, Any]) -> str | None:
     if not folder.is_dir():
         return None
     try:
-        found = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        found = load_json((folder / _MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     last = get_last_checkpoint(str(folder))

@@ -11,7 +11,6 @@ is skipped. A run that was cut short goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..journal import Journal, meta_path
 from ..outputs import check_file
-from ..records import Line, Record, read_records, sha256_file
+from ..records import Line, Record, load_json, read_records, sha256_file
 
 if TYPE_CHECKING:
     from .toxicity import NoScore, Scorer
@@ -112,7 +111,7 @@ def score_chunk(scorer: Scorer, texts: Sequence[str], batch_size: int) -> list[f
 def read_meta(path: Path) -> dict[str, Any]:
     """A file's sidecar, or nothing."""
     try:
-        value = json.loads(meta_path(path).read_text(encoding="utf-8"))
+        value = load_json(meta_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -12,7 +12,6 @@ them by --run: a row for each proportion, k, method and group, with the mean ove
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..errors import UserError, command
 from ..evaluate import Interval, Lists, bootstrap, mean_and_error, prompt_means, read_run, t_interval, win_rates
 from ..flags import make_parser
 from ..outputs import check_file
-from ..records import Record, write_json
+from ..records import Record, load_json, write_json
 from ..report import csv_table, markdown_table, print_examples, write_tables
 from ..samples import Sample, read_samples
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
@@ -194,7 +193,7 @@ def join_summaries(paths: Sequence[str]) -> dict[str, Any]:
 
 def _read_summary(path: str) -> dict[str, Any]:
     try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+        summary = load_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--grid {path} cannot be read as JSON ({error})") from error
     metrics = summary.get("metrics") if isinstance(summary, dict) else None

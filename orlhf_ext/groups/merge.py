@@ -19,7 +19,7 @@ from ..errors import UserError, command
 from ..flags import make_parser
 from ..model_folder import find_model, identity, load_tokenizer, read_config, weight_shapes
 from ..outputs import check_folder
-from ..records import atomic_folder, write_json
+from ..records import atomic_folder, load_json, write_json
 from .render import EOS, STYLES
 from .settings import KEY, HeadSettings, read_settings
 
@@ -193,7 +193,7 @@ def _write(folder: Path, members: Sequence[Member], settings: HeadSettings) -> N
             continue
         save_file({**load_file(path), first.head: heads}, folder / path.name, metadata={"format": "pt"})
     if (folder / _INDEX).is_file():
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        index = load_json((folder / _INDEX).read_text(encoding="utf-8"))
         if isinstance(size := index.get("metadata", {}).get("total_size"), int):
             index["metadata"]["total_size"] = size + heads.nbytes - _tensor(first, first.head).nbytes
         write_json(folder / _INDEX, index)

@@ -15,7 +15,6 @@ Beside O.json stand the table, as O.md and O.csv, and a record for each pair, as
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +26,7 @@ from ..errors import UserError, command
 from ..evaluate import numbers, write_summary
 from ..flags import make_parser
 from ..outputs import check_file
-from ..records import Line, Record, read_records, write_jsonl
+from ..records import Line, Record, load_json, read_records, write_jsonl
 from ..report import csv_table, markdown_table
 from ..samples import Sample, read_samples, reply_text
 from .accuracy import BUCKETS, MUCH, length_ratio, measure, measure_orders, share
@@ -274,7 +273,7 @@ def origin(path: str) -> str | None:
     """Where a file's pairs come from, as the builder's sidecar has it; that of scored pairs names their file."""
     for _ in range(2):
         try:
-            meta = json.loads(sidecar_path(Path(path)).read_text(encoding="utf-8"))
+            meta = load_json(sidecar_path(Path(path)).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         if "builder" in meta:

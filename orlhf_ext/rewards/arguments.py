@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ..errors import UserError, suggest
+from ..records import load_json
 from ..user_code import user_code
 from .base import Reward
 
@@ -83,7 +84,7 @@ def parse_json(text: str | None, classes: Sequence[type[Reward]]) -> dict[str, d
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        found = load_json(text)
     except ValueError as error:
         raise UserError(f'--ext.reward_args is not JSON ({error}); write \'{{"length": {{"target": 50}}}}\'') from error
     if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):

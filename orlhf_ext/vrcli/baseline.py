@@ -11,7 +11,6 @@ baselines of another one. A run that was cut short goes on where it stopped, a f
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -25,7 +24,7 @@ from ..errors import UserError, command
 from ..flags import add_compute, check_least, make_parser
 from ..journal import Journal, meta_path
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..records import Record, read_records, sha256_file
+from ..records import Record, load_json, read_records, sha256_file
 from ..samples import Sample
 from ..spans import Span
 from .fingerprint import differences, digest, make_fingerprint
@@ -83,7 +82,7 @@ def read_fingerprint(path: str | Path) -> dict[str, str]:
     """
     sidecar = meta_path(path)
     try:
-        return dict(json.loads(sidecar.read_text(encoding="utf-8"))["fingerprint"])
+        return dict(load_json(sidecar.read_text(encoding="utf-8"))["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} has no baselines ({sidecar} tells of none); {AGAIN}") from error
 
@@ -217,7 +216,7 @@ def _outputs(
 def _is_done(out: Path, origin: Mapping[str, Any]) -> bool:
     """Whether the output of just this run is there, and whole."""
     try:
-        return json.loads(meta_path(out).read_text(encoding="utf-8"))["origin"] == origin and out.is_file()
+        return load_json(meta_path(out).read_text(encoding="utf-8"))["origin"] == origin and out.is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
