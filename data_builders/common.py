@@ -44,6 +44,8 @@ class Counts:
         self.reported = reported
         self.read = self.kept = self.not_drawn = 0
         self.dropped: Counter[str] = Counter()
+        #: kept rows of which a part was cut off, by part
+        self.cut: Counter[str] = Counter()
         #: the first few dropped rows, each as ``file line N: reason``, never with its text
         self.examples: list[str] = []
 
@@ -69,6 +71,7 @@ class Counts:
             "kept": self.kept,
             "not_drawn": self.not_drawn,
             "dropped": dict(sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))),
+            **({"cut": dict(sorted(self.cut.items()))} if self.cut else {}),
         }
 
 
@@ -256,6 +259,19 @@ def find_splits(folder: Path, data_dir: str | None = None) -> dict[str, Path]:
         there = next(iter(found.values()))
         raise UserError(f"{folder} has {there.name} but no {missing[0]} file; add one, or give {there} alone")
     return found
+
+
+def find_all_splits(folder: Path) -> dict[str, list[Path]]:
+    """The ``train`` and ``test`` files of a folder and of all folders in it that have some, by name.
+
+    Raises:
+        UserError: there is none, or one of them has only one of the two.
+    """
+    inner = sorted(child for child in folder.iterdir() if child.is_dir() and _splits_in(child))
+    if not inner or _splits_in(folder):
+        inner.insert(0, folder)
+    found = [find_splits(one) for one in inner]
+    return {split: [files[split] for files in found] for split in SPLITS}
 
 
 def _splits_in(folder: Path) -> dict[str, Path]:

@@ -17,8 +17,12 @@ END_TOKENS = 2
 TEMPLATE = Reject("refused by the chat template")
 
 
+#: parts of a row, as a sidecar's counts name them
+PROMPT_CUT, RESPONSES_CUT = "prompts", "responses"
+
+
 class LengthFilter:
-    """Rejects pairs that are too long for a model.
+    """Rejects pairs that are too long for a model, or cuts them.
 
     Args:
         spec: a folder with a ``tokenizer.json``, that file, or a hub name.
@@ -56,6 +60,39 @@ class LengthFilter:
         if self.max_tokens is not None and max(map(self.count, texts)) + END_TOKENS > self.max_tokens:
             return Reject(f"longer than {self.max_tokens} tokens")
         return None
+
+    def cut(self, prompt: str, responses: Sequence[str]) -> tuple[str, list[str]]:
+        """The row with its prompt cut on the left and its responses cut on the right, as EXO's authors cut theirs.
+
+        A response has what the longest prompt leaves of ``max_tokens``, its end included; a prompt has what the longest
+        of its responses leaves, or without ``max_tokens`` its own limit. A prompt may come out empty.
+        """
+        assert self.max_prompt_tokens is not None
+        most, kept = self.max_prompt_tokens, list(responses)
+        if self.max_tokens is not None:
+            room = self.max_tokens - END_TOKENS
+            kept = [self._cut(text, room - most, last=False) for text in responses]
+            most = room - max(map(self.count, kept))
+        short = self._cut(prompt, most, last=True)
+        if self.max_tokens is not None:
+            # Prompt and response joined can have a token more than they have apart.
+            while short and (over := max(self.count(short + text) for text in kept) - room) > 0:
+                most -= over
+                short = self._cut(prompt, most, last=True)
+        return short, kept
+
+    def _cut(self, text: str, most: int, last: bool) -> str:
+        """The longest end (``last``) or beginning of a text, from or to a token's border, of ``most`` tokens."""
+        if most < 1:
+            return ""
+        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        for number in range(most, 0, -1):
+            if number >= len(offsets):
+                return text
+            part = text[offsets[-number][0] :] if last else text[: offsets[number - 1][1]]
+            if self.count(part) <= most:  # a part of a character, or of a word, can have more tokens by itself
+                return part
+        return ""
 
     def count(self, text: str) -> int:
         """Tokens of a text, no special ones added."""

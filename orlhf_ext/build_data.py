@@ -139,6 +139,8 @@ def report(built: Built) -> None:
     """Print a file's counts, with the place and reason (never the text) of the first dropped rows."""
     counts = built.counts.as_dict()
     print(f"{built.path}: {counts['kept']} of {counts['read']} rows kept")
+    for part, number in counts.get("cut", {}).items():
+        print(f"  {part} cut in {number} of them")
     if counts["kept"] == counts["read"]:
         return
     from rich.console import Console

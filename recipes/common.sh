@@ -1,6 +1,6 @@
 # What the recipes share: variables with their defaults per profile, set-up, and the functions that stages are made of.
-# A recipe sets RECIPE, and PATH_VARIABLES (those that may hold a path), and sources this file. recipes/README.md
-# documents every variable.
+# A recipe sets RECIPE, PATH_VARIABLES (those that may hold a path) and, if its page has another name, PAGE, and sources this
+# file. recipes/README.md documents every variable.
 set -euo pipefail
 
 die() {
@@ -8,8 +8,25 @@ die() {
     exit 2
 }
 
+# show_help: the head of the recipe, and the variables that its page and README.md list.
+show_help() {
+    sed -n '2,${/^#/!q; s/^# \{0,1\}//p}' "recipes/$RECIPE.sh"
+    printf '\nVariables [and their defaults]; recipes/%s.md has the profiles and the stages, too:\n' "${PAGE:-$RECIPE}"
+    awk -F '|' '/^## / { on = /^## Variables/ } on && /^[|] `/ {
+        gsub(/`/, ""); gsub(/\\[|]/, "/")
+        for (i = 2; i <= 4; i++) gsub(/^ +| +$/, "", $i)
+        printf "  %s%s\n      %s\n", $2, ($3 == "" ? "" : " [" $3 "]"), $4
+    }' "recipes/${PAGE:-$RECIPE}.md" recipes/README.md
+}
+
 _caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A recipe has variables and no arguments; LitBench's have taken theirs by now.
+if (($#)); then
+    [[ $1 == -h || $1 == --help ]] || die "$1 is not known; a recipe has variables, NAME=VALUE bash recipes/$RECIPE.sh (--help lists them)"
+    show_help
+    exit
+fi
 source recipes/setup.sh
 # Stages run in the project's folder; relative paths are those of the folder that the recipe was called from.
 if [[ $_caller != "$PWD" ]]; then
@@ -34,16 +51,24 @@ counts() {
     local name
     for name; do
         [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name=${!name} is not a whole number of at least 1"
+        [[ ${!name} =~ ^.{1,9}$ ]] || die "$name=${!name} is too large; give a number below 1000000000"
     done
 }
 
+: "${DRY_RUN:=0}"
+choice DRY_RUN 0 1
+# GPUS: a dry run for a machine that has so many.
+if [[ -n ${GPUS:-} ]]; then
+    [[ $GPUS =~ ^(0|[1-9][0-9]{0,3})$ ]] || die "GPUS=$GPUS is not a number of GPUs such as 8"
+    [[ $DRY_RUN == 1 ]] || die "GPUS=$GPUS is for DRY_RUN=1; to use some of this machine's GPUs set CUDA_VISIBLE_DEVICES"
+    has_gpu() { ((GPUS)); }
+fi
 if [[ -z ${PROFILE:-} ]]; then
     PROFILE=cpu
     has_gpu && PROFILE=gpu
 fi
 choice PROFILE smoke cpu gpu
-: "${DRY_RUN:=0}" "${SEED:=1234}" "${OUT:=outputs/$RECIPE-$PROFILE}" "${PROMPT_FORMAT:=hh}"
-choice DRY_RUN 0 1
+: "${SEED:=1234}" "${OUT:=outputs/$RECIPE-$PROFILE}" "${PROMPT_FORMAT:=hh}"
 choice PROMPT_FORMAT hh chat
 [[ $SEED =~ ^[0-9]+$ ]] || die "SEED=$SEED is not a whole number"
 OUT=${OUT%/}
@@ -51,8 +76,8 @@ export DRY_RUN
 
 # count_gpus: how many NVIDIA GPUs a recipe may use on this machine.
 count_gpus() {
-    local count=0
-    if has_gpu; then
+    local count=${GPUS:-0}
+    if [[ -z ${GPUS:-} ]] && has_gpu; then
         count=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
         [[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
         ((count > 0)) || count=1
@@ -60,29 +85,35 @@ count_gpus() {
     echo "$count"
 }
 
-# share_gpus [SPARE]: who trains and who samples in train_ppo_ray. This machine's GPUs (less SPARE, if there are more than
-# one), half for each, a single one doing both in turn; on a cluster, or where there are none to count, four beside two
-# engines of two. Sets NPROC, ENGINES and TP where they are not given, and `here` and `gpus`, how many there are to use.
-# `given_nproc` is NPROC as it was before this file was sourced.
-share_gpus() {
-    local total
-    here=$(count_gpus) gpus=0
-    [[ -n ${RAY_ADDRESS:-} ]] || gpus=$((here > 1 ? here - ${1:-0} : here))
-    [[ $PROFILE == gpu ]] || return 0
-    total=$((gpus ? gpus : 8))
-    : "${TP:=$((total < 4 ? 1 : 2))}"
-    counts TP
-    : "${ENGINES:=$((total / 2 / TP ? total / 2 / TP : 1))}"
-    counts ENGINES
-    NPROC=${given_nproc:-$((total > ENGINES * TP ? total - ENGINES * TP : 1))}
+# _fit WORDS...: asks fit.py; sets `fitted`, and prints what it has to say.
+_fit() {
+    local found
+    found=$("${ORLHF_EXT_PYTHON:-python3}" recipes/fit.py "$@") || exit 2
+    read -ra fitted <<<"${found%%$'\n'*}"
+    [[ $found != *$'\n'* ]] || echo "${found#*$'\n'}"
 }
 
-# place_on_gpus: the launcher's words for that, as the array `placement`.
-place_on_gpus() {
-    placement=()
-    if ((gpus && NPROC + ENGINES * TP > gpus)); then
-        ((NPROC == ENGINES * TP && NPROC <= gpus)) ||
-            die "NPROC=$NPROC and ENGINES=$ENGINES x TP=$TP need $((NPROC + ENGINES * TP)) GPUs, and there are $gpus; lower them"
+# fit_training NAME=BATCH:MICRO...: how many processes run a training by itself, so that they divide its batches. Sets
+# NPROC, `launch` (how a launcher is started: by itself, or once per process) and `micros`, a number for each batch.
+fit_training() {
+    _fit "$NPROC" "$@" ${given_nproc:+--processes "$given_nproc"}
+    NPROC=${fitted[0]} micros=("${fitted[@]:1}")
+    set_launch
+}
+
+# fit_rl SPARE NAME=BATCH:MICRO: who trains and who samples in train_ppo_ray: this machine's GPUs (less SPARE, if there are
+# more than one), half for each, a single one doing both in turn; on a cluster, or where there are none to count, four
+# beside two engines of two. NUM_NODES is how many nodes train. Sets NPROC, ENGINES, TP, `micros`, `here` (GPUs) and the launcher's words `placement`.
+fit_rl() {
+    local gpus=0
+    here=$(count_gpus)
+    [[ -n ${RAY_ADDRESS:-} ]] || gpus=$((here > 1 ? here - $1 : here))
+    [[ $PROFILE == gpu ]] || : "${given_nproc:=1}" "${ENGINES:=1}" "${TP:=1}"
+    counts NUM_NODES ${ENGINES:+ENGINES} ${TP:+TP}
+    _fit "$gpus" "$2" --rl --nodes "$NUM_NODES" ${given_nproc:+--processes "$given_nproc"} \
+        ${ENGINES:+--engines "$ENGINES"} ${TP:+--tp "$TP"}
+    NPROC=${fitted[0]} ENGINES=${fitted[1]} TP=${fitted[2]} micros=("${fitted[@]:4}") placement=()
+    if ((fitted[3])); then
         placement=(--train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.gpu_memory_utilization 0.6)
     elif [[ $PROFILE == gpu ]]; then
         placement=(--vllm.gpu_memory_utilization 0.9)
@@ -94,7 +125,9 @@ has_flash_attn() {
     python -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("flash_attn") is None)' 2>/dev/null
 }
 
-# Processes of a training stage, and threads of each: a single process takes all cores, several share them.
+# Processes of a training stage (fit_training and fit_rl take fewer where a batch asks for it), and threads of each: a
+# single process takes all cores, several share them. `given_nproc` is what the user asked for.
+given_nproc=${NPROC:-}
 if [[ -z ${NPROC:-} ]]; then
     NPROC=1
     [[ $PROFILE != gpu ]] || NPROC=$(count_gpus)
@@ -141,9 +174,12 @@ run_file() {
     [[ $DRY_RUN == 1 ]] || python recipes/stage.py "$1" --base "$OUT" "${@:2}"
 }
 
-# How a launcher is started: by itself, or once per process.
-launch=(python -m orlhf_ext.launch)
-((NPROC == 1)) || launch=(torchrun --standalone --nproc_per_node "$NPROC" -m orlhf_ext.launch)
+# set_launch: sets `launch` for NPROC processes.
+set_launch() {
+    launch=(python -m orlhf_ext.launch)
+    ((NPROC == 1)) || launch=(torchrun --standalone --nproc_per_node "$NPROC" -m orlhf_ext.launch)
+}
+set_launch
 
 # Words for every training stage's logger: TensorBoard files in OUT, and W&B when the environment has a key. OpenRLHF
 # logs in by itself then; "env" only switches the logger on, the key stays off the command line.

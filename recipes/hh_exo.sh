@@ -6,6 +6,7 @@
 #   PROFILE=smoke LOSS=exo-pref bash recipes/hh_exo.sh         variables: recipes/README.md
 #   DRY_RUN=1 bash recipes/hh_exo.sh                           only prints the commands
 RECIPE=${RECIPE:-hh_exo}
+PAGE=hh_exo
 PATH_VARIABLES=(HH_DATA MODEL SFT_MODEL REWARD_MODEL ALIGN_DATA)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -45,8 +46,9 @@ counts NUM_CONTRASTIVE NUM_COMPLETIONS TEST_PROMPTS TEST_COMPLETIONS NUM_CHECKPO
     MICRO_BATCH_SIZE
 [[ $TRAIN_PROMPTS == all ]] || counts TRAIN_PROMPTS
 [[ $ALIGN_PROMPTS == all ]] || counts ALIGN_PROMPTS
-((BATCH_SIZE % (MICRO_BATCH_SIZE * NPROC) == 0)) ||
-    die "BATCH_SIZE=$BATCH_SIZE is no multiple of MICRO_BATCH_SIZE=$MICRO_BATCH_SIZE times NPROC=$NPROC; change one"
+engines=()
+[[ $PROFILE != gpu ]] || engines=(--num_engines "$NPROC") # all GPUs can sample
+fit_training "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE"
 ((MAX_NEW_TOKENS < MAX_LEN)) || die "MAX_NEW_TOKENS=$MAX_NEW_TOKENS leaves no room for a prompt in MAX_LEN=$MAX_LEN"
 if [[ $LOSS == *-rw && -z ${ALIGN_DATA:-} ]] && ((NUM_COMPLETIONS % NUM_CONTRASTIVE)); then
     die "NUM_COMPLETIONS=$NUM_COMPLETIONS is no multiple of NUM_CONTRASTIVE=$NUM_CONTRASTIVE; change one"
@@ -56,13 +58,10 @@ fi
 split_words SFT RM ALIGN
 
 data=$OUT/data samples=$OUT/samples align=$OUT/align_${LOSS}_nc$NUM_CONTRASTIVE
-chat=() gpu_words=() engines=()
+chat=() gpu_words=()
 [[ $PROMPT_FORMAT == hh ]] || chat=(--data.apply_chat_template)
-if [[ $PROFILE == gpu ]]; then
-    gpu_words=(--model.gradient_checkpointing_enable)
-    engines=(--num_engines "$NPROC")
-fi
-optimizer=(--train.batch_size "$BATCH_SIZE" --train.micro_batch_size "$MICRO_BATCH_SIZE" --train.seed "$SEED"
+[[ $PROFILE != gpu ]] || gpu_words=(--model.gradient_checkpointing_enable)
+optimizer=(--train.batch_size "$BATCH_SIZE" --train.micro_batch_size "${micros[0]}" --train.seed "$SEED"
     --lr_scheduler cosine --lr_warmup_ratio 0 --adam.betas 0.9 0.95 --max_norm 1.0 --ds.zero_stage 2
     --data.max_len "$MAX_LEN" "${gpu_words[@]}")
 

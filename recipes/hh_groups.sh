@@ -8,7 +8,6 @@
 #   PROPORTIONS="0.01 0.1" KS="2 16" SEEDS="42 123" bash recipes/hh_groups.sh     a grid, one table
 RECIPE=hh_groups
 PATH_VARIABLES=(HH_DATA MODEL SFT_MODEL RM_MODEL GROUPS_FILE)
-given_nproc=${NPROC:-}
 : "${SEED:=42}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -46,20 +45,16 @@ case $PROFILE in
         sft_lr=2e-5 rm_lr=5e-4 rl_lr=1e-5 kl=0.05 sample_backend=()
         ;;
 esac
-share_gpus 1
-: "${ENGINES:=1}" "${TP:=1}"
 counts K NUM_PROMPTS NUM_RL TEST_PROMPTS MAX_LEN MAX_NEW_TOKENS BATCH_SIZE MICRO_BATCH_SIZE ROLLOUT_BATCH SAMPLES \
-    EPISODES RM_BATCH_SIZE RM_EPOCHS RM_MAX_LEN ENGINES TP
+    EPISODES RM_BATCH_SIZE RM_EPOCHS RM_MAX_LEN
 ((MAX_NEW_TOKENS < MAX_LEN)) || die "MAX_NEW_TOKENS=$MAX_NEW_TOKENS leaves no room for a prompt in MAX_LEN=$MAX_LEN"
 ((SAMPLES > 1)) || die "SAMPLES=$SAMPLES leaves nothing to compare a sample with; give at least 2"
 ((ROLLOUT_BATCH * SAMPLES % BATCH_SIZE == 0)) ||
     die "ROLLOUT_BATCH=$ROLLOUT_BATCH times SAMPLES=$SAMPLES is no multiple of BATCH_SIZE=$BATCH_SIZE; change one"
-micro=$MICRO_BATCH_SIZE
-((BATCH_SIZE % (micro * NPROC) == 0)) || micro=1
-((BATCH_SIZE % (micro * NPROC) == 0)) || die "BATCH_SIZE=$BATCH_SIZE is no multiple of NPROC=$NPROC; change one"
-((RM_BATCH_SIZE % NPROC == 0)) || die "RM_BATCH_SIZE=$RM_BATCH_SIZE is no multiple of NPROC=$NPROC; change one"
-rm_micro=$((RM_BATCH_SIZE / NPROC > 16 ? 16 : RM_BATCH_SIZE / NPROC))
-((RM_BATCH_SIZE % (rm_micro * NPROC) == 0)) || rm_micro=1
+fit_training "RM_BATCH_SIZE=$RM_BATCH_SIZE:16"
+rm_micro=${micros[0]}
+NUM_NODES=1
+fit_rl 1 "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE"
 : "${PROPORTIONS:=$PROPORTION}" "${KS:=$K}" "${SEEDS:=$SEED}"
 read -ra proportions <<<"$PROPORTIONS"
 read -ra ks <<<"$KS"
@@ -90,7 +85,6 @@ done
 eos=append
 [[ $PRESET != paper ]] || eos=none
 
-place_on_gpus
 gpu_words=() engines=() reward_gpus=()
 if [[ $PROFILE == gpu ]]; then
     gpu_words=(--actor.gradient_checkpointing_enable)
@@ -180,8 +174,8 @@ policy() {
         --ds.param_dtype bf16 "${gpu_words[@]}" --data.prompt_dataset "$prompts/rl.jsonl" --data.input_key prompt \
         --data.label_key label --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$MAX_NEW_TOKENS" \
         --rollout.batch_size "$ROLLOUT_BATCH" --rollout.n_samples_per_prompt "$SAMPLES" \
-        --rollout.micro_batch_size "$MICRO_BATCH_SIZE" --train.batch_size "$BATCH_SIZE" \
-        --train.micro_batch_size "$micro" --train.num_episodes "$EPISODES" --train.max_epochs 1 --train.seed "$2" \
+        --rollout.micro_batch_size "${micros[0]}" --train.batch_size "$BATCH_SIZE" \
+        --train.micro_batch_size "${micros[0]}" --train.num_episodes "$EPISODES" --train.max_epochs 1 --train.seed "$2" \
         --actor.adam.lr "$rl_lr" --actor.adam.betas 0.9 0.999 --actor.lr_scheduler linear --actor.lr_warmup_ratio 0 \
         --algo.advantage.estimator group_norm --algo.kl.init_coef "$kl" --algo.kl.use_loss --algo.kl.estimator k3 \
         --ckpt.output_dir "$OUT/policy/$1" --ckpt.path "$OUT/checkpoints/$1" "${logger[@]}" "${rl_args[@]}"

@@ -55,10 +55,7 @@ read -ra epsilons <<<"$EPSILONS"
 for epsilon in "${epsilons[@]}"; do
     [[ $epsilon =~ ^(0|1|0?\.[0-9]+)$ ]] || die "EPSILONS=$EPSILONS are numbers from 0 to 1 with spaces between them; $epsilon is not"
 done
-micro=$MICRO_BATCH_SIZE
-((BATCH_SIZE % (micro * NPROC) == 0)) || micro=1
-((BATCH_SIZE % (micro * NPROC) == 0)) || die "BATCH_SIZE=$BATCH_SIZE is no multiple of NPROC=$NPROC; change one"
-((CLASSIFIER_BATCH % NPROC == 0)) || die "CLASSIFIER_BATCH=$CLASSIFIER_BATCH is no multiple of NPROC=$NPROC; change one"
+fit_training "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE" "CLASSIFIER_BATCH=$CLASSIFIER_BATCH:1"
 [[ $NUM_PROMPTS == all || -n ${EVAL_PROMPTS:-} ]] || ((NUM_EVAL < NUM_PROMPTS)) ||
     die "NUM_EVAL=$NUM_EVAL held-out prompts leave none of NUM_PROMPTS=$NUM_PROMPTS to train on; change one"
 [[ -z ${CLASSIFIER:-} || -z ${CLASSIFIER_ARGS:-} ]] ||
@@ -149,7 +146,7 @@ stage q_d --in "$value"/rows/{train,val}.jsonl --source "$Q_MODEL" --out "$OUT/q
     --model.model_name_or_path "$Q_MODEL" --ckpt.output_dir "$OUT/q_d" --ckpt.path "$OUT/checkpoints/q_d" \
     --data.dataset "$value/rows/train.jsonl" --eval.dataset "$value/rows/val.jsonl" --eval.split train \
     --data.max_len $((PROMPT_TOKENS * 2 + MAX_NEW_TOKENS * 2)) --train.batch_size "$BATCH_SIZE" \
-    --train.micro_batch_size "$micro" --train.max_epochs "$Q_EPOCHS" --train.seed "$SEED" --adam.lr "$q_lr" \
+    --train.micro_batch_size "${micros[0]}" --train.max_epochs "$Q_EPOCHS" --train.seed "$SEED" --adam.lr "$q_lr" \
     --adam.betas 0.9 0.999 --lr_scheduler linear --lr_warmup_ratio "$warmup" --max_norm 0 --ds.zero_stage 2 \
     "${logger[@]}" "${q_args[@]}"
 

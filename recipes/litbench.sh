@@ -1,10 +1,12 @@
 # What litbench_btrm.sh and litbench_genrm.sh share: their variables and flags, the batch, the folder of a run.
 # They set RECIPE and KIND (bt_reward or genrm) and source this file with their own arguments.
+PAGE=litbench
 PATH_VARIABLES=(LITBENCH_DATA TEST_FILE DATA_DIR MODEL)
 
 # The training scripts' flags stand for variables.
 while (($#)); do
     case $1 in
+        -h | --help) break ;; # common.sh answers
         --epochs | --epochs=*) _flag=EPOCHS ;;
         --max_length | --max_length=*) _flag=MAX_LEN ;;
         --learning_rate | --learning_rate=*) _flag=LEARNING_RATE ;;
@@ -30,11 +32,13 @@ if [[ -n ${OUTPUT_DIR:-} && -n ${OUT:-} && $OUT != "$OUTPUT_DIR" ]]; then
     echo "recipe: error: OUTPUT_DIR=$OUTPUT_DIR and OUT=$OUT name two folders; unset one" >&2
     exit 2
 fi
+: "${DATA_DIR:=data/litbench}" # where `litbench rehydrate` writes: in the folder that it is called from
+[[ $DATA_DIR == /* ]] || DATA_DIR=$PWD/$DATA_DIR
 OUT=${OUT:-${OUTPUT_DIR:-}}
 [[ -n $OUT ]] || unset OUT
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-: "${NEW:=0}" "${DATA_DIR:=data/litbench}" "${ALLOW_TRAIN_HOLDOUT:=0}"
+: "${NEW:=0}" "${ALLOW_TRAIN_HOLDOUT:=0}"
 choice NEW 0 1
 choice ALLOW_TRAIN_HOLDOUT 0 1
 split_words DATA TRAIN

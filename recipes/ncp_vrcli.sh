@@ -7,7 +7,6 @@
 #   DRY_RUN=1 bash recipes/ncp_vrcli.sh                        only prints the commands
 RECIPE=ncp_vrcli
 PATH_VARIABLES=(STORIES MODEL)
-given_nproc=${NPROC:-}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${STORIES:=sample}" "${SYSTEM:=keep}"
@@ -41,10 +40,9 @@ case $PROFILE in
         ;;
 esac
 
-share_gpus
-: "${NUM_NODES:=1}" "${ENGINES:=1}" "${TP:=1}"
+: "${NUM_NODES:=1}"
 counts TEST_COMPLETIONS EPISODES CONTEXT_WORDS GOLD_WORDS MAX_LEN MAX_NEW_TOKENS MAX_SCORED ROLLOUT_BATCH SAMPLES \
-    BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS NUM_NODES ENGINES TP
+    BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS
 for name in TRAIN_PROMPTS VAL_PROMPTS TEST_PROMPTS; do
     [[ ${!name} == all ]] || counts "$name"
 done
@@ -52,9 +50,7 @@ done
 ((SAMPLES > 1)) || die "SAMPLES=$SAMPLES leaves nothing to compare a sample with; give at least 2"
 ((ROLLOUT_BATCH * SAMPLES % BATCH_SIZE == 0)) ||
     die "ROLLOUT_BATCH=$ROLLOUT_BATCH times SAMPLES=$SAMPLES is no multiple of BATCH_SIZE=$BATCH_SIZE; change one"
-ranks=$((NPROC * NUM_NODES))
-((BATCH_SIZE % (MICRO_BATCH_SIZE * ranks) == 0)) ||
-    die "BATCH_SIZE=$BATCH_SIZE is no multiple of MICRO_BATCH_SIZE=$MICRO_BATCH_SIZE times $ranks training processes; change one"
+fit_rl 0 "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE"
 [[ $NUM_NODES == 1 || -n ${RAY_ADDRESS:-} ]] ||
     die "NUM_NODES=$NUM_NODES needs a Ray cluster; set RAY_ADDRESS (auto on its head node), or leave NUM_NODES out"
 split_words DATA REWARD RL
@@ -66,7 +62,6 @@ if [[ -z ${ATTENTION:-} ]]; then
     ATTENTION=sdpa
     [[ $PROFILE != gpu ]] || ! has_flash_attn || ATTENTION=flash_attention_2
 fi
-place_on_gpus
 gpu_words=() engines=() zero=2
 if [[ $PROFILE == gpu ]]; then
     gpu_words=(--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload)
@@ -119,8 +114,8 @@ stage train --in "$base/train.jsonl" "$base/val.jsonl" --source "$MODEL" --out "
     --ds.zero_stage "$zero" --ds.param_dtype bf16 --ds.attn_implementation "$ATTENTION" "${gpu_words[@]}" \
     --data.prompt_dataset "$base/train.jsonl" --data.input_key prompt --data.label_key label --data.apply_chat_template \
     --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$MAX_NEW_TOKENS" --rollout.batch_size "$ROLLOUT_BATCH" \
-    --rollout.n_samples_per_prompt "$SAMPLES" --rollout.micro_batch_size "$MICRO_BATCH_SIZE" \
-    --train.batch_size "$BATCH_SIZE" --train.micro_batch_size "$MICRO_BATCH_SIZE" --train.num_episodes "$EPISODES" \
+    --rollout.n_samples_per_prompt "$SAMPLES" --rollout.micro_batch_size "${micros[0]}" \
+    --train.batch_size "$BATCH_SIZE" --train.micro_batch_size "${micros[0]}" --train.num_episodes "$EPISODES" \
     --train.max_epochs 1 --train.seed "$SEED" --actor.adam.lr "$lr" --actor.loss_agg_mode seq-mean-token-mean \
     --algo.advantage.estimator group_norm --algo.kl.init_coef "$kl" --algo.kl.use_loss --algo.kl.estimator k3 \
     --eval.dataset "$base/val.jsonl" --eval.steps "$EVAL_STEPS" --eval.temperature 0.7 --eval.n_samples_per_prompt 1 \

@@ -135,5 +135,10 @@ set_up() {
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     set -euo pipefail
+    if (($#)); then
+        [[ $1 == -h || $1 == --help ]] || _setup_fail "$1 is not known; it takes no arguments (--help)"
+        sed -n '2,${/^#/!q; s/^# \{0,1\}//p}' "$_setup_root/recipes/setup.sh"
+        exit
+    fi
     set_up
 fi

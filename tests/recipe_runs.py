@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,39 @@ def refused(name: str, variables: dict[str, str], root: Path = ROOT, words: Iter
     (line,) = result.stderr.splitlines()
     assert line.startswith("recipe: error: ")
     return line
+
+
+@dataclass
+class Call:
+    """What a recipe asks stage.py to do: the stage, the paths behind each of its flags, the command."""
+
+    name: str
+    flags: dict[str, list[str]]
+    command: list[str]
+
+
+def stage_calls(name: str, root: Path, **variables: str) -> list[Call]:
+    """What a recipe would ask of stage.py; ``root`` is an empty folder for a copy of the recipes."""
+    if not (root / "recipes").exists():
+        shutil.copytree(ROOT / "recipes", root / "recipes")
+        with (root / "recipes" / "common.sh").open("a") as script:
+            script.write('stage() { printf \'%s\\0\' "$@" >>"$CALLS"; printf \'\\0\' >>"$CALLS"; }\n')
+    calls = root / "calls"
+    calls.unlink(missing_ok=True)
+    done = recipe(name, root, DRY_RUN="1", CALLS=str(calls), **variables)
+    assert done.returncode == 0, done.stderr
+    found = []
+    for text in calls.read_text().split("\0\0")[:-1]:
+        stage, *words = text.split("\0")
+        cut = words.index("--")
+        flags: dict[str, list[str]] = {}
+        for word in words[:cut]:
+            if word.startswith("--"):
+                flags[word] = []
+            else:
+                flags[list(flags)[-1]].append(word)
+        found.append(Call(stage, flags, words[cut + 1 :]))
+    return found
 
 
 def following(command: list[str], flag: str) -> str:

@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, build_light, failing, meta, read, run_python, serving, write
 from hub_server import ONLINE
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_builders.common import Counts, draw
 from data_builders.hh import Builder
 from data_builders.hh.dialogues import make_pair
+from data_builders.lengths import LengthFilter
 from orlhf_ext.build_data import main, make_parser
 
 Q = "\n\nHuman: Name a fruit\n\nAssistant:"
@@ -278,12 +281,97 @@ def test_length_filters(tmp_path: Path, tiny_model: Path):
     assert [pair["id"] for pair in read(tmp_path / "out" / "train.jsonl")] == ["train-000001"]
 
 
+@pytest.fixture(scope="module")
+def cutting(tiny_model: Path) -> LengthFilter:
+    return LengthFilter(str(tiny_model), 12, 20)
+
+
+TEXTS = st.text(st.sampled_from(" ab\n.é漢🙂\u0301"), min_size=1, max_size=60)
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_what_is_cut_fits_and_is_the_longest_end_or_beginning(cutting, prompt: str, one: str, other: str):
+    short, kept = cutting.cut(prompt, [one, other])
+    room = 20 - 2  # a space and the end token
+    for whole, part in zip((one, other), kept, strict=True):
+        assert whole.startswith(part) and cutting.count(part) <= room - 12
+        assert part == whole or cutting.count(whole) > room - 12
+    assert prompt.endswith(short) and all(cutting.count(short + text) <= room for text in kept)
+    if short != prompt:  # and nothing was cut in vain: a character more is too long
+        longer = prompt[len(prompt) - len(short) - 1 :]
+        assert cutting.count(longer) + max(map(cutting.count, kept)) > room - 4
+
+
+def test_long_rows_are_cut_instead_of_dropped(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture):
+    talk = "".join(f"\n\nHuman: question {n}\n\nAssistant: answer {n}" for n in range(20))
+    rows = [
+        {"chosen": talk + dialogue("last", "good"), "rejected": talk + dialogue("last", "bad")},
+        row("short"),
+        {"chosen": dialogue("q", "same " * 40 + "a"), "rejected": dialogue("q", "same " * 40 + "b")},
+        {"chosen": dialogue("r", "one " * 40), "rejected": dialogue("r", "two")},
+    ]
+    for split, some in (("train", rows), ("test", [row("t")])):
+        write(tmp_path / "hh" / f"{split}.jsonl", some)
+    options = (tmp_path / "hh", "--out", tmp_path, "--cut", "--tokenizer", tiny_model, "--max_prompt_tokens", 60)
+    build(*options, "--max_tokens", 100, "--kwise")
+    long, short, answers = read(tmp_path / "train.jsonl")
+    assert (talk + dialogue("last", "")).strip().endswith(long["prompt"]) and "question 0" not in long["prompt"]
+    assert long["prompt"].endswith("\n\nHuman: last\n\nAssistant:") and long["chosen"] == " good"
+    assert short["prompt"] == "\n\nHuman: q short\n\nAssistant:"
+    assert (" one" * 40).startswith(answers["chosen"]) and answers["rejected"] == " two"
+    tokens = LengthFilter(str(tiny_model), None, None).count
+    assert max(tokens(one["prompt"] + one["chosen"]) for one in (long, short, answers)) + 2 in (99, 100)
+    assert tokens(answers["chosen"]) + 2 == 40
+    counts = meta(tmp_path / "train.jsonl")["counts"]
+    assert counts == {
+        "read": 4, "kept": 3, "not_drawn": 0, "cut": {"prompts": 1, "responses": 1},
+        "dropped": {"chosen and rejected do not differ when they are cut": 1},
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "  prompts cut in 1 of them" in said and "  responses cut in 1 of them" in said
+    assert [one["prompt"] for one in read(tmp_path / "train_kwise.jsonl")] == [
+        long["prompt"],
+        short["prompt"],
+        answers["prompt"],
+    ]
+
+    # of a chat, whole turns go, and it begins with the user's
+    for form in ("chat", "template", "legacy"):
+        build(*options, "--format", form)
+        chat = read(tmp_path / "train.jsonl")[0]["prompt"]
+        if form == "chat":
+            assert chat[0]["role"] == "user" and chat[-1]["content"] == "last" and 1 < len(chat) < 40
+        assert "question 0" not in str(chat) and "last" in str(chat)
+        assert meta(tmp_path / "train.jsonl")["counts"]["cut"] == {"prompts": 1}
+
+
+def test_all_folders_of_a_source(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture):
+    for number, name in enumerate(("b", "a")):
+        write(tmp_path / "in" / name / "train.jsonl", [row(f"{name} {n}") for n in range(3 + number)])
+        write(tmp_path / "in" / name / "test.jsonl", [row(f"{name} t")])
+    (tmp_path / "in" / "other").mkdir()
+    (tmp_path / "in" / "other" / "attempts.jsonl").write_text("{}")
+    assert "holds several data sets (a, b); choose one with --data_dir" in refused(capsys, tmp_path / "in")
+    build(tmp_path / "in", "--data_dir", "all", "--out", tmp_path / "out")
+    pairs = read(tmp_path / "out" / "train.jsonl")
+    assert [pair["id"] for pair in pairs] == [f"a-train-{n:06d}" for n in range(1, 5)] + [
+        f"b-train-{n:06d}" for n in range(1, 4)
+    ]
+    sidecar = meta(tmp_path / "out" / "test.jsonl")
+    assert sidecar["counts"]["kept"] == 2 and [Path(one["file"]).parent.name for one in sidecar["sources"]] == [
+        "a",
+        "b",
+    ]
+    build(folder, "--data_dir", "all", "--out", tmp_path / "one")  # a folder alone is all of its folders
+    assert read(tmp_path / "one" / "train.jsonl")[0]["id"] == "train-000001"
+    (tmp_path / "in" / "b" / "test.jsonl").unlink()
+    assert "has train.jsonl but no test file" in refused(capsys, tmp_path / "in", "--data_dir", "all")
+
+
 def test_lengths_of_chats_are_those_of_the_chat_template(tmp_path: Path, tiny_model: Path, folder: Path, capsys):
     import shutil
 
     from transformers import AutoTokenizer
-
-    from data_builders.lengths import LengthFilter
 
     template = (
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}\n"
@@ -346,6 +434,23 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path):
     options = ("--limit", "50", "--shuffle", "--seed", "1")
     small, large = peak(tmp_path / "small2", 400, *options), peak(tmp_path / "large2", 2800, *options)
     assert large - small < 50_000
+
+
+def test_no_real_row_is_dropped_for_its_length_when_it_may_be_cut(tmp_path: Path, shared_data: Path, tiny_model: Path):
+    source = shared_data / "hh-rlhf" / "harmless-base"
+    if not source.is_dir():
+        pytest.skip("../shared/data/hh-rlhf/harmless-base is absent")
+    limits = ("--tokenizer", tiny_model, "--max_prompt_tokens", 312, "--max_tokens", 512)
+    build(source, "--out", tmp_path, *limits)
+    dropped = meta(tmp_path / "train.jsonl")["counts"]["dropped"]
+    assert sum(number for reason, number in dropped.items() if "longer than" in reason) > 50
+    build(source, "--out", tmp_path, *limits, "--cut")
+    counts = meta(tmp_path / "train.jsonl")["counts"]
+    assert not any("longer than" in reason for reason in counts["dropped"]) and counts["cut"]["prompts"] > 50
+    count = LengthFilter(str(tiny_model), None, None).count
+    for pair in read(tmp_path / "train.jsonl"):
+        assert max(count(pair["prompt"] + pair[side]) for side in ("chosen", "rejected")) + 2 <= 512, pair["id"]
+        assert pair["prompt"].endswith("\n\nAssistant:"), pair["id"]
 
 
 def test_real_data(tmp_path: Path, shared_data: Path):
@@ -519,8 +624,8 @@ def test_a_hub_name(tmp_path: Path, folder: Path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     online = {**ONLINE, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
 
-    def fetch(name: str) -> subprocess.CompletedProcess[str]:
-        return run_python("-m", "orlhf_ext.build_data", "hh", name, "--out", str(tmp_path / "out"), **online)
+    def fetch(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return run_python("-m", "orlhf_ext.build_data", "hh", name, *words, "--out", str(tmp_path / "out"), **online)
 
     with serving(server):
         done = fetch(Hub.repo)
@@ -530,6 +635,8 @@ def test_a_hub_name(tmp_path: Path, folder: Path):
         assert sidecar["licence"] == "MIT" and sidecar["source"] == Hub.repo
         assert sidecar["sources"][0]["file"].endswith("helpful-base/train.jsonl.gz")
         assert not list((tmp_path / "hub").rglob("harmless-base"))  # nothing else was fetched
+        assert fetch(Hub.repo, "--data_dir", "all").returncode == 0
+        assert len(read(tmp_path / "out" / "train.jsonl")) == 40
         unknown = fetch("owner/none")
         assert unknown.returncode == 2 and "the hub has no data set owner/none" in unknown.stderr
         gated = fetch("owner/gated")

@@ -101,6 +101,43 @@ def test_a_change_reaches_what_depends_on_it(folder: Path):
     assert "done in" in second().stdout and Path("o/second.txt").read_text() == "b"
 
 
+@pytest.mark.parametrize(
+    "form", ["in.txt", "--data=in.txt", "name=in.txt", "other.txt,in.txt", "folder", "--data=folder"]
+)
+def test_what_a_command_names_is_its_input(folder: Path, form: str):
+    """Without a word of --in: a path, in each form in which commands take one, and what stands beside it."""
+    Path("folder").mkdir()
+    for name in ("other.txt", "folder/x", "in.meta.json"):
+        Path(name).write_text("1")
+
+    def run(code: str = "open('o', 'a')") -> str:
+        return stage("run", "x", "--base", "b", "--out", "o", "--", sys.executable, "-c", code, form).stdout
+
+    assert "done in" in run() and "already done" in run()
+    Path("folder/x" if "folder" in form else "in.txt").write_text("changed")
+    assert "done in" in run() and "already done" in run()
+    if form == "in.txt":
+        Path("in.meta.json").write_text("2")
+        assert "done in" in run()
+
+
+def test_what_a_command_writes_is_not_its_input(folder: Path):
+    """Its outputs, also inside of a folder that it reads, its scratch, and caches that a flag names."""
+    Path("folder").mkdir()
+    Path("folder/x").write_text("1")
+    code = """
+import sys, time
+for name in ("folder/o", "folder/scratch", "cache", "tb"):
+    open(name, "a").write(str(time.time()))
+"""
+    words = ["folder", "folder/o", "--exo.cache_reference", "cache", "--logger.tensorboard_dir=tb"]
+    files = ["--out", "folder/o", "--scratch", "folder/scratch"]
+    for wanted in ("done in", "already done", "already done"):
+        assert wanted in stage("run", "x", "--base", "b", *files, "--", sys.executable, "-c", code, *words).stdout
+    Path("folder/x").write_text("2")
+    assert "done in" in stage("run", "x", "--base", "b", *files, "--", sys.executable, "-c", code, *words).stdout
+
+
 def test_folders_are_compared_by_names_and_contents(folder: Path):
     hashes = load_tool().Hashes(folder / "cache.json")
     model = folder / "model"

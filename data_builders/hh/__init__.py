@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.errors import UserError
 from orlhf_ext.groups.render import Style, answer_text, prompt_text
-from orlhf_ext.records import BadLine, Line, Record, read_lines
+from orlhf_ext.records import BadLine, Record, read_lines
 from orlhf_ext.samples import reply_text
 
 from ..common import (
@@ -26,6 +26,7 @@ from ..common import (
     digest,
     draw,
     fetch,
+    find_all_splits,
     find_splits,
     is_messages,
     looks_like_hub_name,
@@ -34,18 +35,21 @@ from ..common import (
     share,
     write_some,
 )
-from ..lengths import TEMPLATE, LengthFilter
+from ..lengths import END_TOKENS, PROMPT_CUT, RESPONSES_CUT, TEMPLATE, LengthFilter
 from .dialogues import EMPTY, Pair, as_chat, make_compat_pair, make_pair
 
 SAMPLE = SAMPLES / "hh"
 #: where a hub data set keeps the files that the paper uses
 HUB_FOLDERS = {"Anthropic/hh-rlhf": "helpful-base"}
+#: ``--data_dir``: every folder that has a training and a test file
+ALL = "all"
 LICENCES = {"sample": "Apache-2.0", "Anthropic/hh-rlhf": "MIT"}
 
 #: formats whose prompts are text that `orlhf_ext.groups.render` makes of message lists
 STYLES: dict[str, Style] = {"legacy": "legacy", "template": "chat"}
 
 NO_TEXT = Reject("no chosen or rejected text", bad=True)
+SAME_CUT = Reject("chosen and rejected do not differ when they are cut")
 NO_PAIR = Reject("no prompt, chosen and rejected that are all text or all message lists", bad=True)
 
 
@@ -72,10 +76,10 @@ def as_kwise(record: Record) -> Record | Reject:
 
 
 class Source(NamedTuple):
-    """The files of a raw data set. ``whole``: one file stands for both splits."""
+    """The files of a raw data set, by split. ``whole``: one file stands for both splits."""
 
     label: str
-    files: dict[str, Path]
+    files: dict[str, list[Path]]
     whole: bool
     licence: str
 
@@ -92,15 +96,25 @@ def find_source(spec: str, data_dir: str | None) -> Source:
         path = SAMPLE
     elif not path.exists() and looks_like_hub_name(spec):
         data_dir = data_dir or HUB_FOLDERS.get(spec)
-        folder = f"{data_dir.strip('/')}/" if data_dir else ""
+        folder = f"{'*' if data_dir == ALL else data_dir.strip('/')}/" if data_dir else ""
         path = fetch(spec, [f"{folder}{split}.*" for split in SPLITS], "dataset")
+    if path.is_dir() and data_dir == ALL and not (path / ALL).exists():
+        return Source(spec, find_all_splits(path), False, licence)
     if path.is_dir():
-        return Source(spec, find_splits(path, data_dir), False, licence)
+        return Source(spec, {split: [file] for split, file in find_splits(path, data_dir).items()}, False, licence)
     if not path.is_file():
         raise UserError(f"SOURCE: {spec} does not exist; give a folder or file in HH's format, a hub name, or sample")
     if data_dir:
         raise UserError(f"--data_dir chooses a folder inside SOURCE, but {spec} is a file; leave it out")
-    return Source(spec, dict.fromkeys(SPLITS, path), True, licence)
+    return Source(spec, {split: [path] for split in SPLITS}, True, licence)
+
+
+class Kept(NamedTuple):
+    """A row, the hash of its prompt, and which of its parts were cut."""
+
+    prompt: int
+    record: Record
+    cut: tuple[str, ...]
 
 
 class Builder:
@@ -119,7 +133,11 @@ class Builder:
             "Anthropic/hh-rlhf, or sample for the bundled one (the default)",
         )
         parser.add_argument("--source", help="the same as SOURCE")
-        parser.add_argument("--data_dir", help="the folder inside SOURCE (Anthropic/hh-rlhf: helpful-base by default)")
+        parser.add_argument(
+            "--data_dir",
+            help="the folder inside SOURCE (Anthropic/hh-rlhf: helpful-base by default), or all: every one that has "
+            "train and test files",
+        )
         parser.add_argument(
             "--test_size", type=share, help="share of prompts for the test file when SOURCE is one file (0.1)"
         )
@@ -144,6 +162,12 @@ class Builder:
             type=positive_int,
             metavar="N",
             help="drop rows whose prompt with its longer response is longer",
+        )
+        parser.add_argument(
+            "--cut",
+            action="store_true",
+            help="drop none for its length: cut prompts on the left and responses on the right (to what "
+            "--max_prompt_tokens leaves of --max_tokens); of a chat, the first turns go",
         )
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:
@@ -207,6 +231,7 @@ def check(args: argparse.Namespace) -> None:
             "kwise",
             "shuffle",
             "tokenizer",
+            "cut",
         )
         for name in others:
             if getattr(args, name):
@@ -217,6 +242,13 @@ def check(args: argparse.Namespace) -> None:
             f"--compat has upstream's rules, which know no chat format; leave out --compat or --format {args.format}"
         )
     check_options(args, args.limit, args.limit_test)
+    if args.cut and not args.max_prompt_tokens:
+        raise UserError("--cut cuts prompts to --max_prompt_tokens N tokens; add it, with --tokenizer PATH_OR_NAME")
+    if args.cut and args.max_tokens and args.max_tokens - args.max_prompt_tokens <= END_TOKENS:
+        raise UserError(
+            f"--max_prompt_tokens {args.max_prompt_tokens} leaves no room for a response in --max_tokens "
+            f"{args.max_tokens}; change one"
+        )
     if args.format == "template":
         if not args.tokenizer:
             raise UserError("--format template renders a tokenizer's own chat template; add --tokenizer PATH_OR_NAME")
@@ -254,34 +286,41 @@ class Pipeline:
 
     def build(self, split: str) -> Built:
         """Write one split's pairs."""
-        args, path = self.args, self.source.files[split]
+        args, paths = self.args, self.source.files[split]
         counts = Counts(args.strict, args.max_count_of_reported)
         limit = limit_of(split, args)
         rng = random.Random(f"{args.seed} {split}") if args.shuffle and limit else None
         target = args.out / f"{split}.jsonl"
         rows = draw(self.rows(split, counts), limit, rng, counts)
-        write_some(
-            target, self.remember(split, rows), counts, path, ", or a larger --test_size" if self.test_size else ""
-        )
+        same = [path for path in paths if target.exists() and target.samefile(path)]
+        remedy = ", or a larger --test_size" if self.test_size else ""
+        write_some(target, self.remember(split, rows, counts), counts, [*same, *paths][0], remedy)
         details: dict[str, Any] = {"format": args.format or "hh", "source": self.source.label}
         if self.test_size:
             details["split"] = (
                 f"by a hash of the prompt and the seed; {self.test_size:g} of the prompts are test prompts"
             )
-        return Built(
-            target, counts, [path, *(self.too_long.files if self.too_long else [])], self.source.licence, details
-        )
+        tokenizer = self.too_long.files if self.too_long else []
+        return Built(target, counts, [*paths, *tokenizer], self.source.licence, details)
 
-    def remember(self, split: str, rows: Iterable[tuple[int, Record]]) -> Iterator[Record]:
-        """Note the prompts of the training rows that are written."""
-        for prompt, record in rows:
+    def remember(self, split: str, rows: Iterable[Kept], counts: Counts) -> Iterator[Record]:
+        """Note the prompts of the training rows that are written, and count what was cut."""
+        for row in rows:
             if split == "train" and not self.args.compat:
-                self.prompts.add(prompt)
-            yield record
+                self.prompts.add(row.prompt)
+            counts.cut.update(row.cut)
+            yield row.record
 
-    def rows(self, split: str, counts: Counts) -> Iterator[tuple[int, Record]]:
-        """The rows of a split that can be kept, each with the hash of its prompt; the others are counted."""
-        with contextlib.closing(progress(read_lines(self.source.files[split]), split)) as lines:
+    def rows(self, split: str, counts: Counts) -> Iterator[Kept]:
+        """The rows of a split that can be kept; the others are counted."""
+        paths = self.source.files[split]
+        for path in paths:
+            prefix = f"{path.parent.name}-{split}" if len(paths) > 1 else split
+            yield from self.rows_of(path, split, prefix, counts)
+
+    def rows_of(self, path: Path, split: str, prefix: str, counts: Counts) -> Iterator[Kept]:
+        """Those of one file; ``prefix`` begins their ids."""
+        with contextlib.closing(progress(read_lines(path), split)) as lines:
             for line in lines:
                 if isinstance(line, BadLine):
                     outcome: Pair | Reject = Reject(line.reason, bad=True)
@@ -292,9 +331,10 @@ class Pipeline:
                 counts.read += 1
                 if isinstance(outcome, Pair):
                     prompt = digest(outcome.prompt)
-                    row = self.row(line, outcome, split) if prompt not in self.prompts or split == "train" else SEEN
+                    row = self.fitted(outcome) if prompt not in self.prompts or split == "train" else SEEN
                     if not isinstance(row, Reject):
-                        yield prompt, row
+                        columns, cut = row
+                        yield Kept(prompt, {"id": f"{prefix}-{line.number:06d}", **columns}, cut)
                         continue
                     outcome = row
                 counts.drop(line.where, outcome)
@@ -305,8 +345,35 @@ class Pipeline:
             return "train"
         return "test" if digest(outcome.prompt, self.args.seed) < self.test_size * 2**64 else "train"
 
-    def row(self, line: Line, pair: Pair, split: str) -> Record | Reject:
-        """The record of a pair in the wanted format, or why it is left out."""
+    def fitted(self, pair: Pair) -> tuple[Record, tuple[str, ...]] | Reject:
+        """The columns of a pair and which parts were cut, or why it is left out."""
+        if not (self.args.cut and self.too_long):
+            row = self.columns(pair)
+            return row if isinstance(row, Reject) else (row, ())
+        if self.args.format not in (None, "hh"):
+            return self.fewer_turns(pair)
+        responses = [pair.chosen, pair.rejected]
+        prompt, kept = self.too_long.cut(pair.prompt, responses)
+        if not prompt:
+            return self.too_long(pair.prompt, [pair.prompt + text for text in kept]) or EMPTY
+        if kept[0] == kept[1]:
+            return SAME_CUT
+        cut = [PROMPT_CUT] * (prompt != pair.prompt) + [RESPONSES_CUT] * (kept != responses)
+        return {"prompt": prompt, "chosen": kept[0], "rejected": kept[1]}, tuple(cut)
+
+    def fewer_turns(self, pair: Pair) -> tuple[Record, tuple[str, ...]] | Reject:
+        """As `fitted`, for formats that are made of whole turns: the first ones go."""
+        outcome: Record | Reject = EMPTY
+        for start, turn in enumerate(pair.turns):
+            if turn.speaker == "Human":
+                outcome = self.columns(pair._replace(turns=pair.turns[start:]))
+                if not isinstance(outcome, Reject):
+                    return outcome, (PROMPT_CUT,) if start else ()
+        assert isinstance(outcome, Reject)
+        return outcome
+
+    def columns(self, pair: Pair) -> Record | Reject:
+        """A pair in the wanted format, or why it is left out."""
         columns: Record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
         texts = [pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected]
         if self.chat:
@@ -330,7 +397,7 @@ class Pipeline:
             texts = [styled["prompt"], *(styled["prompt"] + styled[side] for side in ("chosen", "rejected"))]
         if self.too_long and (reject := self.too_long(texts[0], texts[1:])):
             return reject
-        return {"id": f"{split}-{line.number:06d}", **columns}
+        return columns
 
     def styled(self, pair: Pair, style: Style) -> Record | Reject:
         """A pair as text in a style of group preferences."""
