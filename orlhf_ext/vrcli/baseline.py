@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 
 Labelled = tuple[Record, Label]
+
+#: where build_data story writes what
+STORIES, SPLITS = Path("data/story"), ("train", "val", "test")
+_SUFFIX = re.compile(r"\.(jsonl|json|ndjson|parquet)(\.gz)?$")
 
 
 def read_labelled(path: str | Path) -> list[Labelled]:
@@ -122,9 +127,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("python -m orlhf_ext.vrcli.baseline", __doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="that training starts from: a Hugging Face folder, or a hub name")
-    add("--data", required=True, nargs="+", metavar="FILE", help="records that build_data story wrote")
-    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add(
+        "--model",
+        "--model_name",
+        required=True,
+        metavar="DIR",
+        help="that training starts from: a Hugging Face folder, or a hub name",
+    )
+    add("--data", nargs="+", metavar="FILE", help=f"records that build_data story wrote (those in {STORIES})")
+    add("--out", nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add(
+        "--nice_model_name",
+        metavar="NAME",
+        help="instead of --out: the file X.jsonl becomes X_with_baseline_ppl_NAME.jsonl beside it",
+    )
     add("--max_len", type=int, metavar="N", help="refuse longer sequences (as many as the model reads)")
     add(
         "--plan_tokens",
@@ -137,6 +153,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_flags(parser, SCORING)
     args = parser.parse_args(argv)
     check_least(args, max_len=2, batch_tokens=2, plan_tokens=0)
+    if not args.data:
+        args.data = [str(path) for split in SPLITS if (path := STORIES / f"{split}.jsonl").is_file()]
+        if not args.data:
+            raise UserError(f"--data is not given, and {STORIES} has no train.jsonl; name the records as --data FILE")
+    if (args.out is None) == (args.nice_model_name is None):
+        what = "both given" if args.out else "both missing"
+        raise UserError(f"--out and --nice_model_name are {what}; give one of them, which names the outputs")
+    if args.nice_model_name:
+        if not re.fullmatch(r"\w[\w.-]*", args.nice_model_name):
+            raise UserError(f"--nice_model_name {args.nice_model_name} cannot be part of a file's name; use letters")
+        args.out = [_SUFFIX.sub("", path) + f"_with_baseline_ppl_{args.nice_model_name}.jsonl" for path in args.data]
     return args
 
 
