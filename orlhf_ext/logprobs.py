@@ -161,31 +161,19 @@ def token_logprobs(
     return values, rows
 
 
-def load_model(folder: Path, dtype: str, attention: str) -> PreTrainedModel:
+def load_model(folder: Path, dtype: str, attention: str, flag: str = "--model") -> PreTrainedModel:
     """A causal language model in evaluation mode, on the GPU if there is one.
 
     Raises:
-        UserError: the folder holds another kind of model.
+        UserError: the folder holds another kind of model, or one whose weights are not whole and finite.
     """
     backends.install()
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True
-        )
-    except (ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--model {folder} is no causal language model ({reason}); give a policy") from error
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])[0]
-        raise UserError(f"--model {folder} is no causal language model: its weights have no {missing}; give a policy")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
+    from .weights import check_causal, load_whole
+
+    model = load_whole(*check_causal(folder, flag), folder, flag, dtype=dtype, attention=attention)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_compute(model: PreTrainedModel, pad_id: int, temperature: float = 1.0) -> Compute:

@@ -62,39 +62,92 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no JSON object.
     """
+    return _read_object(folder / "config.json")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config = load_json((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json is not JSON ({error}); copy the model again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{folder}/config.json is not a JSON object; copy the model again")
-    return config
+        found = load_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not JSON ({error}); copy the model again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object; copy the model again")
+    return found
+
+
+def check_generation_config(folder: Path, flag: str, saved: bool = False) -> None:
+    """``generation_config.json``, of which only the tokens that end a text are used, can be read.
+
+    Args:
+        folder: the model's.
+        flag: how the user gave it, for messages.
+        saved: the model will be saved again, and this file with it.
+
+    Raises:
+        UserError: it is no JSON object, names no token ids, or transformers refuses to save it.
+    """
+    if not (folder / "generation_config.json").is_file():
+        return
+    found = _read_object(folder / "generation_config.json")
+    end = found.get("eos_token_id")
+    if end is not None and not all(type(one) is int for one in (end if isinstance(end, list) else [end])):
+        raise UserError(
+            f"{flag} {folder} has an eos_token_id {end!r} in its generation_config.json, which is no token id; "
+            "copy the model again"
+        )
+    if not saved:
+        return
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_dict(found).validate(strict=True)
+    except Exception as error:  # of values that contradict each other, or are no numbers
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{flag} {folder} has a generation_config.json that transformers refuses to save again ({reason}); "
+            "remove those values from the file"
+        ) from error
+
+
+def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
+    """The safetensors files that transformers reads of a folder, which may hold others beside them.
+
+    Raises:
+        UserError: there are none, one is missing, or the index of several is broken.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / _INDEX).is_file():
+        places = _read_object(folder / _INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise UserError(f"{folder / _INDEX} has no weight_map of weights to files; copy the model again")
+        shards = set(places.values())
+        if lost := sorted(shards - {file.name for file in files}):
+            raise UserError(f"{flag} {folder} lacks {lost[0]}, which its index names; copy the model again")
+        files = [folder / name for name in sorted(shards)]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not files:
+        pickled = next(folder.glob("*.bin"), None)
+        hint = f"{pickled.name} is a pickle, which is never read; save it as safetensors" if pickled else None
+        raise UserError(f"{flag} {folder} holds no safetensors weights; {hint or 'was its training cut short?'}")
+    return files
 
 
 def weight_shapes(folder: Path, flag: str = "--model") -> dict[str, list[int]]:
     """The names and shapes of all weights, from the files' headers.
 
     Raises:
-        UserError: there are no safetensors weights, a shard is missing, or a file is cut short.
+        UserError: as `weight_files`, or a file is cut short.
     """
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / _INDEX).is_file():
-        shards = set(load_json((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        if lost := sorted(shards - {file.name for file in files}):
-            raise UserError(f"{flag} {folder} lacks {lost[0]}, which its index names; copy the model again")
-    if not files:
-        pickled = next(folder.glob("*.bin"), None)
-        hint = f"{pickled.name} is a pickle, which is never read; save it as safetensors" if pickled else None
-        raise UserError(f"{flag} {folder} holds no safetensors weights; {hint or 'was its training cut short?'}")
     shapes: dict[str, list[int]] = {}
-    for file in files:
+    for file in weight_files(folder, flag):
         try:
             with safe_open(file, framework="np") as weights:
                 names = weights.keys()
                 shapes |= {name: weights.get_slice(name).get_shape() for name in names}
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is broken or cut short ({error}); copy the model again") from error
     return shapes
 
@@ -158,7 +211,7 @@ def read_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare exceptions
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"{flag} {folder} has a tokenizer that cannot be read ({reason}); copy the model again"

@@ -115,21 +115,28 @@ def without_end(ids: list[int], end: int | None) -> list[int]:
     return ids
 
 
-def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> Compute:
-    """Load a reward model through OpenRLHF; the function that comes back maps rows to raw rewards."""
+def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str, flag: str = "--model") -> Compute:
+    """Load a reward model through OpenRLHF; the function that comes back maps rows to raw rewards.
+
+    Raises:
+        UserError: its weights are not whole and finite.
+    """
     backends.install()
     import torch
     from openrlhf.models.model import get_llm_for_sequence_regression
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    model = get_llm_for_sequence_regression(
-        str(folder),
-        "reward",
-        param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
-        normalize_reward=False,
-        attn_implementation=attention,
-    )
+    from .weights import check_finite, check_reward, quiet
+
+    check_reward(folder, flag)
+    with quiet():
+        model = get_llm_for_sequence_regression(
+            str(folder),
+            "reward",
+            param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
+            normalize_reward=False,
+            attn_implementation=attention,
+        )
+    check_finite(model.state_dict().items(), f"{flag} {folder}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
 

@@ -122,7 +122,7 @@ def make_cut(model: str | os.PathLike, layers: int, out: str | os.PathLike) -> P
     Raises:
         UserError: ``model`` is no causal language model, or has not more layers; ``out`` holds something else.
     """
-    from .model_folder import find_model, read_config
+    from .model_folder import find_model, read_config, read_tokenizer
 
     folder = find_model(os.fspath(model))
     config = read_config(folder)
@@ -131,20 +131,16 @@ def make_cut(model: str | os.PathLike, layers: int, out: str | os.PathLike) -> P
         raise UserError(f"--layers {layers} of {folder}, which has {have}; give at least 1, and fewer than that")
 
     def build() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        from .weights import check_causal, check_finite, quiet
 
-        logging.set_verbosity_error()  # the layers that are left out are told as unexpected weights
-        config = AutoConfig.from_pretrained(folder)
+        cls, config = check_causal(folder, "--model", saved=True)
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="auto")
-        except ValueError as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"--model {folder} is no causal language model ({reason})") from error
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        with quiet():  # the layers that are left out are told as unexpected weights
+            model: Any = cls.from_pretrained(folder, config=config, dtype="auto")
+        check_finite(model.state_dict().items(), f"--model {folder}")
+        tokenizer: Any = read_tokenizer(folder, "--model")
         return model, tokenizer
 
     weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,31 @@ def test_a_smaller_vocabulary_is_refused(models: tuple, tiny_model: Path, tmp_pa
 def line(model: Path, data: Path, out: Path, *more: object) -> list[str]:
     flags = f"--model_name_or_path {model} --data_file {data} --save_file {out} --max_new_tokens {NEW} --backend hf"
     return [*flags.split(), "--dtype", "float32", *map(str, more)]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_sampling_is_what_the_flags_say(
+    tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path, plain: bool
+) -> None:
+    """Nothing of what the model's folder has in generation_config.json."""
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    defaults = {
+        "do_sample": True,
+        "repetition_penalty": 1.5,
+        "min_p": 0.5,
+        "no_repeat_ngram_size": 2,
+        "eos_token_id": 1,
+    }
+    (other / "generation_config.json").write_text(json.dumps(defaults))
+    found = []
+    for model in (tiny_model, other):
+        out = tmp_path / f"{model.name}.jsonl"
+        if plain:
+            continuations.main(line(model, prompts, out, "--num_returns", 2))
+        else:
+            decode.main(line(model, prompts, out, "--q_model_name_or_path", q_folder, "--num_returns", 2))
+        found.append(out.read_bytes())
+    assert found[0] == found[1]
 
 
 def test_continuations(models: tuple, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:

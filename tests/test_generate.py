@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,6 +257,52 @@ def test_greedy_samples_are_the_likeliest_tokens(tiny_model: Path, prompts: Path
     for token in record["token_ids"][0]:
         assert model(torch.tensor([ids])).logits[0, -1].argmax().item() == token
         ids.append(token)
+
+
+@pytest.fixture
+def opinionated(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with sampling defaults in its folder, as instruct models have them."""
+    folder = shutil.copytree(tiny_model, tmp_path / "opinionated")
+    defaults = {"do_sample": True, "repetition_penalty": 1.3, "min_p": 0.2, "no_repeat_ngram_size": 2, "top_k": 5}
+    defaults |= {"temperature": 0.7, "top_p": 0.8, "max_length": 9, "suppress_tokens": [152], "eos_token_id": 1}
+    (folder / "generation_config.json").write_text(json.dumps(defaults))
+    return folder
+
+
+@pytest.mark.parametrize("temperature", ["0", "1.0"])
+def test_sampling_is_what_the_flags_say(
+    tiny_model: Path, opinionated: Path, prompts: Path, tmp_path: Path, temperature: str
+) -> None:
+    flags = ("--backend", "hf", "--temperature", temperature, "--dtype", "float32")
+    outs = []
+    for model in (tiny_model, opinionated):
+        outs.append(tmp_path / f"{model.name}.jsonl")
+        generate.main(arguments(model, prompts, outs[-1], *flags, completions=1))
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+@pytest.mark.launcher
+def test_sampling_of_vllm_is_what_the_flags_say(
+    tiny_model: Path, opinionated: Path, prompts: Path, tmp_path: Path
+) -> None:
+    outs = []
+    for model in (tiny_model, opinionated):
+        outs.append(tmp_path / f"{model.name}.jsonl")
+        run(arguments(model, prompts, outs[-1], "--temperature", "0", "--limit", "4", completions=1))
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_a_text_ends_with_the_tokens_that_the_folder_names(opinionated: Path, prompts: Path, tmp_path: Path) -> None:
+    """Chat models name several; vLLM takes them from the same file."""
+    path, out = opinionated / "generation_config.json", tmp_path / "out.jsonl"
+    flags = ("--backend", "hf", "--temperature", "0", "--dtype", "float32", "--limit", "1")
+    generate.main(arguments(opinionated, prompts, out, *flags, completions=1))
+    (record,) = read(out)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [1, record["token_ids"][0][2]]}))
+    out = tmp_path / "short.jsonl"
+    generate.main(arguments(opinionated, prompts, out, *flags, completions=1))
+    (short,) = read(out)
+    assert short["finish_reasons"] == ["stop"] and len(short["token_ids"][0]) <= 3
 
 
 def test_chats_are_answered_with_messages(tiny_model: Path, tmp_path: Path) -> None:

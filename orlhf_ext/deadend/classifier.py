@@ -23,6 +23,7 @@ from ..flags import check_least, make_parser
 from ..model_folder import check_context, check_ids, find_model, identity
 from ..outputs import check_folder
 from ..records import atomic_folder, load_json, read_records, sha256_file, write_json
+from ..score import is_classifier
 from .toxicity import text_limit, text_tokenizer
 
 if TYPE_CHECKING:
@@ -200,26 +201,20 @@ def load_model(folder: Path, names: Sequence[str], pad_id: int, seed: int) -> An
     Raises:
         UserError: it cannot be a classifier, or is one for other labels.
     """
-    from transformers import AutoModelForSequenceClassification, set_seed
-    from transformers.utils import logging
+    from transformers import set_seed
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # a new head is told as missing weights
+    from ..weights import classifier_class, load_whole, model_config
+
+    flag = "--model_name_or_path"
+    config = model_config(folder, flag)
+    if (cls := classifier_class(config)) is None:
+        raise UserError(f"{flag} {folder} is of type {config.model_type!r}, which has no classifier")
+    # a model of another kind gets a new head; a classifier keeps its own
+    heads = () if is_classifier(folder) else (rf"^(?!{cls.base_model_prefix}\.)", r"\.pooler\.")
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
     set_seed(seed)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype="float32",
-            attn_implementation="sdpa",
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-        )
-    except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(
-            f"--model_name_or_path {folder} cannot become a classifier of {len(names)} labels ({reason})"
-        ) from error
+    model = load_whole(cls, config, folder, flag, dtype="float32", new=heads, spare=heads)
     model.config.pad_token_id = pad_id  # causal models pool at the last token that is no padding
     return model
 

@@ -56,16 +56,15 @@ class Rectified(Plain):
         }
 
     def processors(self, model: Any, tokenizer: Any) -> Callable[[Tensor], list[Any]]:
+        from ..engines import end_ids
         from .hf import RectifiedLogitsProcessor
         from .model import load_q_model
 
-        end = model.generation_config.eos_token_id if model.generation_config else None
-        ends = {*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id} - {None}
         self._processor = processor = RectifiedLogitsProcessor(
             load_q_model(self.folder, self.dtype, str(model.device)),
             **self.options,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=sorted(ends),
+            eos_token_id=sorted(end_ids(model, tokenizer)),
             vocab_size=len(tokenizer),
         )
         return lambda mask: [processor.for_batch(mask)]

@@ -18,9 +18,12 @@ from torch import nn
 
 from ..batches import cut_batches
 from ..errors import UserError
+from ..model_folder import find_model
+from ..weights import load_whole, model_config
 from .settings import KEY, QSettings, from_config, read_settings
 
 STD = 0.02  # GPT-2's
+HEADS = (r"^q_head\.", r"^target_head\.")
 
 
 class _Affine(nn.Module):
@@ -218,7 +221,13 @@ def new_q_model(config: Any, generator: torch.Generator | None = None, **setting
     return model
 
 
-def open_model(name_or_path: str, dtype: torch.dtype, attention: str, settings: dict[str, Any] | None = None) -> Any:
+def open_model(
+    name_or_path: str,
+    dtype: torch.dtype,
+    attention: str,
+    settings: dict[str, Any] | None = None,
+    flag: str = "--model.model_name_or_path",
+) -> Any:
     """Load a `QModel`, or make one of a plain language model.
 
     Args:
@@ -226,22 +235,18 @@ def open_model(name_or_path: str, dtype: torch.dtype, attention: str, settings: 
         dtype: of trunk and online head; the target head is float32.
         attention: attention implementation.
         settings: those of `QSettings` that the coming training has; None keeps what the model has.
+        flag: how the user gave the model, for messages.
 
     Raises:
-        UserError: it is not of such a family, or a saved Q_D lacks weights.
+        UserError: it is not of such a family, or its weights are not whole and finite.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name_or_path)
+    folder = Path(name_or_path) if Path(name_or_path).is_dir() else find_model(name_or_path, flag)
+    config = model_config(folder, flag)
     saved = getattr(config, KEY, None)
-    with _quiet():
-        model, found = q_model_class(config).from_pretrained(
-            name_or_path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
-        )
-    heads = ("q_head.", "target_head.")
-    lost = sorted(name for name in found["missing_keys"] if saved is not None or not name.startswith(heads))
-    if lost:
-        raise UserError(f"{name_or_path} lacks {lost[0]} among its weights; copy the model again")
+    model = load_whole(
+        q_model_class(config), config, folder, flag, dtype=dtype, attention=attention,
+        new=() if saved is not None else HEADS,
+    )  # fmt: skip
     if saved is None:
         initialise(model, torch.Generator().manual_seed(torch.initial_seed()))  # the same on every rank
     new = {**(saved or {}), **(settings or {}), "vocab_size": config.vocab_size}
@@ -265,8 +270,9 @@ def load_q_model(folder: str | Path, dtype: str = "float32", device: str = "cpu"
     Raises:
         UserError: the folder holds no Q_D, or its weights are not whole.
     """
-    read_settings(Path(folder), "--q_model_name_or_path")
-    return open_model(str(folder), getattr(torch, dtype), attention).to(device).eval()
+    flag = "--q_model_name_or_path"
+    read_settings(Path(folder), flag)
+    return open_model(str(folder), getattr(torch, dtype), attention, flag=flag).to(device).eval()
 
 
 def action_values(model: Any, rows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, list[float]]]:
@@ -289,16 +295,3 @@ def action_values(model: Any, rows: Sequence[Sequence[int]], budget: int) -> Ite
             q, _ = model(ids, (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long())
         for i, values in zip(batch, q.tolist(), strict=True):
             yield i, values[: len(rows[i]) - 1]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report of an output layer that is not read, and heads that are new."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -47,7 +47,7 @@ class LanguageModel:
     def _model(self) -> Any:
         from ..logprobs import load_model
 
-        return load_model(self.folder, self.dtype, self.attention)
+        return load_model(self.folder, self.dtype, self.attention, "--perplexity_model")
 
     def spans(self, texts: Sequence[tuple[str, str]]) -> list[Span]:
         """Token ids of prompts and continuations; the prompt is cut on the left where both do not fit."""

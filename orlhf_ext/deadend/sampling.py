@@ -192,7 +192,7 @@ def _with_vllm(
 ) -> Stream:
     memory = args.gpu_memory_utilization
     requests = len(prompts) * args.num_returns
-    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=decoding.engine())
+    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=decoding.engine(), flag=MODEL_FLAG)
     return sample_vllm(llm, prompts, sampling, {"min_tokens": args.min_new_tokens})
 
 
@@ -206,7 +206,7 @@ def _with_hf(
 ) -> Stream:
     from ..logprobs import load_model
 
-    model, tokenizer = load_model(folder, args.dtype, "sdpa"), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, args.dtype, "sdpa", MODEL_FLAG), load_tokenizer(folder, MODEL_FLAG)
     processors = decoding.processors(model, tokenizer)
     more = {"min_new_tokens": args.min_new_tokens} if args.min_new_tokens else None
     for start in range(0, len(prompts), args.batch_size):

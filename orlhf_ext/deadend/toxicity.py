@@ -191,21 +191,13 @@ class Classifier:
     def _model(self) -> Any:
         backends.install()
         import torch
-        from transformers import AutoModelForSequenceClassification
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            self.folder,
-            dtype=getattr(torch, self.dtype),
-            attn_implementation=self.attention,
-            output_loading_info=True,
-        )
-        model, info = loaded
-        if info["missing_keys"]:
-            raise UserError(
-                f"{self.flag} {self.folder} lacks the weight {sorted(info['missing_keys'])[0]}; train it first"
-            )
+        from ..weights import classifier_class, load_whole, model_config
+
+        config = model_config(self.folder, self.flag)
+        if (cls := classifier_class(config)) is None:
+            raise UserError(f"{self.flag} {self.folder} is of type {config.model_type!r}, which has no classifier")
+        model = load_whole(cls, config, self.folder, self.flag, dtype=self.dtype, attention=self.attention)
         # causal models pool at the last token that is no padding, and do not know which that is without it
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..batches import cut_batches, pad_left
 from ..model_folder import find_model, identity
 from ..records import atomic_write
+from ..weights import check_finite, check_reward, quiet
 from .dataset import GroupDataset
 
 FORMAT = 1
@@ -188,8 +189,6 @@ def of_texts(
         attention: as in transformers.
         budget: padded tokens in a batch.
     """
-    from transformers.utils import logging
-
     from . import model as models  # it loads DeepSpeed
 
     keys = [key_of(ids) for ids in texts]
@@ -198,13 +197,12 @@ def of_texts(
     states = dict(zip(known, hidden, strict=True)) if known else {}
     missing = {key: list(ids) for key, ids in zip(keys, texts, strict=True) if key not in states}
     if missing:
-        before = logging.get_verbosity()
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # it would tell of a new head, which is not used
-        backbone = models.get_llm_for_sequence_regression(
-            str(folder), "reward", param_dtype=dtype, attn_implementation=attention
-        )
-        logging.set_verbosity(before)
+        check_reward(folder, "--model", fresh=True)
+        with quiet():  # it would tell of a new head, which is not used
+            backbone = models.get_llm_for_sequence_regression(
+                str(folder), "reward", param_dtype=dtype, attn_implementation=attention
+            )
+        check_finite(backbone.state_dict().items(), f"--model {folder}")
         backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         order, wanted = list(missing), list(missing.values())
         batches = cut_batches([len(ids) for ids in wanted], budget)

@@ -20,6 +20,7 @@ from ..flags import make_parser
 from ..model_folder import find_model, identity, load_tokenizer, read_config, weight_shapes
 from ..outputs import check_folder
 from ..records import atomic_folder, load_json, write_json
+from ..weights import check_files, check_reward
 from .render import EOS, STYLES
 from .settings import KEY, HeadSettings, read_settings
 
@@ -154,6 +155,9 @@ def merge(members: Sequence[Member], out: Path) -> HeadSettings:
     first = members[0]
     for other in members[1:]:
         check_alike(first, other)
+    for member in members:
+        check_reward(member.folder, f"{_FLAG} {member.name}")
+        check_files(member.folder, f"{_FLAG} {member.name}")
     settings = HeadSettings(
         names,
         "independent",

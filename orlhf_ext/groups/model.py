@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..batches import Row, pad_left
+from ..weights import check_finite, check_reward, quiet
 from . import training
 from .aggregate import aggregate, standardise
 from .heads import initialise, make_head
@@ -187,17 +188,21 @@ def merge_adapters(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[s
     return {name.replace(".base_layer.", "."): weight for name, weight in merged.items()}
 
 
-def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str) -> AllScores:
-    """Load a reward model of groups; the function that comes back maps rows to raw scores, ``(B, U)``."""
-    from transformers.utils import logging
+def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str, flag: str = "--model") -> AllScores:
+    """Load a reward model of groups; the function that comes back maps rows to raw scores, ``(B, U)``.
 
-    logging.disable_progress_bar()
-    model = get_llm_for_sequence_regression(
-        str(folder),
-        "reward",
-        param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
-        attn_implementation=attention,
-    )
+    Raises:
+        UserError: its weights are not whole and finite.
+    """
+    check_reward(folder, flag)
+    with quiet():
+        model = get_llm_for_sequence_regression(
+            str(folder),
+            "reward",
+            param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
+            attn_implementation=attention,
+        )
+    check_finite(model.state_dict().items(), f"{flag} {folder}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
 

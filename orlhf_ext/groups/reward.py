@@ -335,7 +335,8 @@ class Groups(Reward):
         """A model with its tokenizer."""
         tokenizer = load_tokenizer(reader.folder, reader.flag)
         max_len = _check_length(reader, self.max_len)
-        settings: Any = (reader.folder, int(tokenizer.pad_token_id), self.dtype, self.attn_implementation)  # type: ignore[arg-type]
+        pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+        settings: Any = (reader.folder, pad, self.dtype, self.attn_implementation, reader.flag)
         compute: Any
         end = None
         if reader.grouped:

@@ -150,7 +150,8 @@ class ModelTrait:
     @cached_property
     def compute(self) -> Compute:
         """The model, loaded: rows to raw scores."""
-        return load_scorer(self.folder, int(self.tokenizer.pad_token_id), self.dtype, self.attn_implementation)
+        pad = int(self.tokenizer.pad_token_id)
+        return load_scorer(self.folder, pad, self.dtype, self.attn_implementation, f"{self.flag} {self.spec.name}:")
 
     @cached_property
     def identity(self) -> str:

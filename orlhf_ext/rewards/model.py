@@ -68,7 +68,7 @@ class Model(Reward):
             check_same_template(self._tokenizer, context.tokenizer)
         self._pooled_away = pooled_away(folder)
         self._compute: Compute = load_scorer(
-            folder, int(self._tokenizer.pad_token_id), self.dtype, self.attn_implementation
+            folder, int(self._tokenizer.pad_token_id), self.dtype, self.attn_implementation, "--model.path"
         )
 
     def score(self, batch: RewardBatch) -> list[float]:
