@@ -25,6 +25,7 @@ from data_builders.common import Built, positive_int
 from . import __version__
 from .errors import UserError, command
 from .extensions import BUILDERS, names, resolve
+from .outputs import check_folder
 from .records import sha256_file, write_json
 from .user_code import user_code
 
@@ -40,7 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     spec, *rest = argv
     builder = load(spec)
     with user_code(f"builder {spec} cannot read its options:"):
-        args = make_parser(builder, f"{program} {spec}").parse_args(rest)
+        parser = make_parser(builder, f"{program} {spec}")
+        args = parser.parse_args(rest)
+    if args.out != parser.get_default("out"):  # in whose place a builder may put another
+        check_folder(args.out)
     for built in run(builder, args, spec):
         write_sidecar(builder, args, built)
         report(built)

@@ -28,6 +28,10 @@ _REFUSALS = {
     errno.ESTALE: "is gone from its network drive; mount the drive again",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_TORN = (
+    "PyTorch could not write a file: the disk is full, or the file larger than it may be (ulimit -f); free some space, "
+    "and go on from the last whole checkpoint with --ckpt.load_enable"
+)
 
 
 class UserError(Exception):
@@ -73,12 +77,15 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 def as_os_error(error: BaseException) -> OSError | None:
     """What the operating system refused, where an exception tells of that.
 
-    Libraries written in Rust (safetensors, tokenizers) have exceptions of their own, which end in ``(os error 28)``.
+    Libraries written in Rust (safetensors, tokenizers) have exceptions of their own, which end in ``(os error 28)``;
+    PyTorch, which writes DeepSpeed's checkpoints, does not even say the cause.
     """
     if isinstance(error, OSError):
         return error
     if not isinstance(error, UserError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
         return OSError(int(found[1]), os.strerror(int(found[1])))
+    if isinstance(error, RuntimeError) and re.search(r"unexpected pos \d+ vs|PytorchStreamWriter", str(error)):
+        return error.__context__ if isinstance(error.__context__, OSError) else OSError(_TORN)
     return None
 
 

@@ -43,7 +43,8 @@ class Dump:
         self.paths = [Path(file) for file in files]
         for path in self.paths:
             if not path.is_file():
-                raise UserError(f"--dump: {path} does not exist; give files of comments and posts (.jsonl, .gz, .zst)")
+                what = "is a folder" if path.is_dir() else "does not exist"
+                raise UserError(f"--dump: {path} {what}; give files of comments and posts (.jsonl, .gz, .zst)")
         #: lines that name an id that is looked for, and are no JSON
         self.broken = 0
 

@@ -134,7 +134,8 @@ def _entries(path: Path) -> list[Any]:
     import yaml
 
     if not path.is_file():
-        raise UserError(f"--groups {path} does not exist; give a YAML file such as recipes/groups/hh.yaml")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"--groups {path} {what}; give a YAML file such as recipes/groups/hh.yaml")
     try:
         content = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
