@@ -62,23 +62,22 @@ class LengthFilter:
         return None
 
     def cut(self, prompt: str, responses: Sequence[str]) -> tuple[str, list[str]]:
-        """The row with its prompt cut on the left and its responses cut on the right, as EXO's authors cut theirs.
+        """A row with its prompt cut on the left, and its responses on the right, as EXO's authors cut theirs.
 
-        A response has what the longest prompt leaves of ``max_tokens``, its end included; a prompt has what the longest
-        of its responses leaves, or without ``max_tokens`` its own limit. A prompt may come out empty.
+        A prompt may have ``max_prompt_tokens``, and a response what these leave of ``max_tokens``, its end included. A
+        prompt for which there is no room comes out empty.
         """
         assert self.max_prompt_tokens is not None
-        most, kept = self.max_prompt_tokens, list(responses)
-        if self.max_tokens is not None:
-            room = self.max_tokens - END_TOKENS
-            kept = [self._cut(text, room - most, last=False) for text in responses]
-            most = room - max(map(self.count, kept))
+        most = self.max_prompt_tokens
+        if self.max_tokens is None:
+            return self._cut(prompt, most, last=True), list(responses)
+        room = self.max_tokens - END_TOKENS
+        kept = [self._cut(text, room - most, last=False) for text in responses]
         short = self._cut(prompt, most, last=True)
-        if self.max_tokens is not None:
-            # Prompt and response joined can have a token more than they have apart.
-            while short and (over := max(self.count(short + text) for text in kept) - room) > 0:
-                most -= over
-                short = self._cut(prompt, most, last=True)
+        # Prompt and response joined can have a token more than they have apart.
+        while short and (over := max(self.count(short + text) for text in kept) - room) > 0:
+            most -= over
+            short = self._cut(prompt, most, last=True)
         return short, kept
 
     def _cut(self, text: str, most: int, last: bool) -> str:

@@ -73,6 +73,12 @@ choice PROMPT_FORMAT hh chat
 [[ $SEED =~ ^[0-9]+$ ]] || die "SEED=$SEED is not a whole number"
 OUT=${OUT%/}
 export DRY_RUN
+if [[ -n ${PUSH_TO_HUB:-} ]]; then
+    [[ $RECIPE == hh_groups || $RECIPE == jigsaw_rectify ]] ||
+        die "PUSH_TO_HUB has no effect on $RECIPE; unset it, and upload a folder with hf upload OWNER/NAME FOLDER --private"
+    [[ $PUSH_TO_HUB =~ ^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
+        die "PUSH_TO_HUB=$PUSH_TO_HUB is not OWNER/PREFIX, such as me/study"
+fi
 
 # count_gpus: how many NVIDIA GPUs a recipe may use on this machine.
 count_gpus() {
@@ -151,6 +157,8 @@ export HF_HUB_DISABLE_TELEMETRY=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 if [[ $DRY_RUN == 0 ]]; then
     set_up
+    [[ -z ${PUSH_TO_HUB:-} ]] || python -c 'import huggingface_hub, sys; sys.exit(not huggingface_hub.get_token())' ||
+        die "PUSH_TO_HUB needs a token of the hub; set HF_TOKEN, or run hf auth login"
     mkdir -p "$OUT/logs" || die "OUT=$OUT cannot be made; give another folder"
     exec {_out_lock}>"$OUT/.lock"
     flock -n "$_out_lock" || die "another recipe is running in $OUT; wait for it, or give another OUT"
@@ -226,6 +234,31 @@ default_hh_data() {
     else
         echo "# the hub cannot be reached: the bundled sample stands in for Anthropic/hh-rlhf (set HH_DATA to change that)"
     fi
+}
+
+# hh_words: the words `hh_data` for build_data hh: the folder of the data set (HH_FOLDER), and what becomes of long rows.
+hh_words() {
+    : "${LONG_ROWS:=$([[ $PROFILE == gpu ]] && echo cut || echo drop)}"
+    choice LONG_ROWS cut drop
+    hh_data=()
+    [[ -z ${HH_FOLDER:-} ]] || hh_data=(--data_dir "$HH_FOLDER")
+    [[ $LONG_ROWS == drop ]] || hh_data+=(--cut)
+}
+
+# push_model NAME FOLDER: uploads what a stage has made, if PUSH_TO_HUB is given, to a repository of its own.
+push_model() {
+    [[ -z ${PUSH_TO_HUB:-} ]] || stage "push/$1" --in "$2" -- hf upload "$PUSH_TO_HUB-${1//\//-}" "$2" --private
+}
+
+# push_data NAME FILE...: the same with data files of one folder and the sidecars beside them.
+push_data() {
+    local file included=()
+    [[ -n ${PUSH_TO_HUB:-} ]] || return 0
+    for file in "${@:2}"; do
+        included+=(--include "$(basename "$file")" --include "$(basename "$file" .jsonl).meta.json")
+    done
+    stage "push/$1" --in "${@:2}" -- hf upload "$PUSH_TO_HUB-${1//\//-}" "$(dirname "$2")" . "${included[@]}" \
+        --repo-type dataset --private
 }
 
 # rows FILE DEFAULT: how many records a file has; DEFAULT in a dry run, which needs no environment.

@@ -42,10 +42,11 @@ case $PROFILE in
         ;;
 esac
 : "${ALIGN_PROMPTS:=all}"
-counts NUM_CONTRASTIVE NUM_COMPLETIONS TEST_PROMPTS TEST_COMPLETIONS NUM_CHECKPOINTS MAX_LEN MAX_NEW_TOKENS BATCH_SIZE \
+counts NUM_CONTRASTIVE NUM_COMPLETIONS TEST_COMPLETIONS NUM_CHECKPOINTS MAX_LEN MAX_NEW_TOKENS BATCH_SIZE \
     MICRO_BATCH_SIZE
-[[ $TRAIN_PROMPTS == all ]] || counts TRAIN_PROMPTS
-[[ $ALIGN_PROMPTS == all ]] || counts ALIGN_PROMPTS
+for name in TRAIN_PROMPTS ALIGN_PROMPTS TEST_PROMPTS; do
+    [[ ${!name} == all ]] || counts "$name"
+done
 engines=()
 [[ $PROFILE != gpu ]] || engines=(--num_engines "$NPROC") # all GPUs can sample
 fit_training "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE"
@@ -76,10 +77,14 @@ small_model
 # 1. Data: pairs, and the same as K-wise records
 limit=()
 [[ $TRAIN_PROMPTS == all ]] || limit=(--limit "$TRAIN_PROMPTS")
+drawn=("${limit[@]}")
+[[ $TEST_PROMPTS == all ]] || drawn+=(--limit_test "$TEST_PROMPTS")
+((${#drawn[@]} == 0)) || drawn+=(--shuffle)
+hh_words
 stage data --source "$HH_DATA" "$MODEL" --out "$data" -- \
     python -m orlhf_ext.build_data hh "$HH_DATA" --out "$data" --format "$PROMPT_FORMAT" --kwise \
-    "${limit[@]}" --limit_test "$TEST_PROMPTS" --shuffle --seed "$SEED" \
-    --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_LEN"
+    "${drawn[@]}" --seed "$SEED" --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) \
+    --max_tokens "$MAX_LEN" "${hh_data[@]}"
 run_file data "$data"
 
 # train NAME WORDS...: the stage that runs train_NAME on the pairs, whose columns WORDS name; NAME_lr and NAME_args are its.

@@ -63,7 +63,10 @@ for value in "${proportions[@]}"; do
     [[ $value =~ ^0?\.[0-9]+$ && $value =~ [1-9] ]] || die "PROPORTION=$value is not a number between 0 and 1, such as 0.1"
 done
 for value in "${ks[@]}" "${seeds[@]}"; do
-    [[ $value =~ ^[0-9]+$ ]] || die "KS=$KS and SEEDS=$SEEDS are whole numbers with spaces between them; $value is not"
+    [[ $value =~ ^[0-9]{1,9}$ ]] || die "KS=$KS and SEEDS=$SEEDS are whole numbers with spaces between them; $value is not"
+done
+for value in "${ks[@]}"; do
+    [[ $value =~ [1-9] ]] || die "KS=$KS are whole numbers of at least 1 with spaces between them; $value is not"
 done
 ((${#proportions[@]} && ${#ks[@]} && ${#seeds[@]})) || die "PROPORTIONS, KS and SEEDS name at least one value each"
 [[ $METHOD == all || $METHOD == sharedrep ]] || ks=("") # no other method has a k
@@ -73,6 +76,7 @@ if [[ -z ${GROUPS_FILE:-} ]]; then
     GROUPS_FILE=recipes/groups/words.yaml
     [[ $PROFILE != gpu ]] || GROUPS_FILE=recipes/groups/hh.yaml
 fi
+[[ -f $GROUPS_FILE ]] || die "GROUPS_FILE=$GROUPS_FILE does not exist; give a YAML file such as recipes/groups/words.yaml"
 : "${TRAITS:=$default_traits}" "${AGGREGATE:=min}"
 choice AGGREGATE min mean softmin batch-min
 split_words SFT RM RL TRAIT
@@ -112,10 +116,10 @@ format=$STYLE
 [[ $STYLE != chat ]] || format=template
 limit=()
 [[ $PROFILE == gpu ]] || limit=(--limit "$((NUM_PROMPTS + (SHARE_PROMPTS ? 0 : NUM_RL)))" --limit_test "$TEST_PROMPTS" --shuffle)
-hub_folder=()
-[[ $HH_DATA != Anthropic/hh-rlhf ]] || hub_folder=(--data_dir "${HH_FOLDER:-helpful-base}")
+[[ $HH_DATA != Anthropic/hh-rlhf ]] || : "${HH_FOLDER:=all}"
+hh_words
 stage data --source "$HH_DATA" "$MODEL" --out "$data" -- \
-    python -m orlhf_ext.build_data hh "$HH_DATA" --out "$data" --format "$format" "${hub_folder[@]}" "${limit[@]}" \
+    python -m orlhf_ext.build_data hh "$HH_DATA" --out "$data" --format "$format" "${hh_data[@]}" "${limit[@]}" \
     --seed "$SEED" --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS))
 run_file data "$data"
 rl_prompts=(--num_rl "$NUM_RL")
@@ -179,6 +183,7 @@ policy() {
         --actor.adam.lr "$rl_lr" --actor.adam.betas 0.9 0.999 --actor.lr_scheduler linear --actor.lr_warmup_ratio 0 \
         --algo.advantage.estimator group_norm --algo.kl.init_coef "$kl" --algo.kl.use_loss --algo.kl.estimator k3 \
         --ckpt.output_dir "$OUT/policy/$1" --ckpt.path "$OUT/checkpoints/$1" "${logger[@]}" "${rl_args[@]}"
+    policies+=("$1")
     answers "$1" "$OUT/policy/$1"
 }
 
@@ -188,6 +193,8 @@ answers() {
     score "test/$1" "$samples/test/$1.jsonl" "$samples/test/$1_scored.jsonl"
 }
 
+[[ $PRESET == equal ]] || groups=$(grep -oP '^\s*-\s*\{?\s*name:\s*\K[\w-]+' "$GROUPS_FILE") || die "GROUPS_FILE=$GROUPS_FILE names no groups"
+
 # maxmin_model PAIRS SEED PROPORTION: both groups at once; with PRESET=paper as upstream, each by itself, twice
 maxmin_model() {
     local name=maxmin-prop$3-seed$2 group stacked=()
@@ -195,7 +202,7 @@ maxmin_model() {
         reward_model "$name" "$1" "$2" "$RM_MODEL" "$RM_EPOCHS" "$rm_lr" --groups.head independent --groups.squash tanh
         return
     fi
-    for group in $(group_names); do
+    for group in $groups; do
         reward_model "$name-$group-first" "$1" "$2" "$RM_MODEL" "$RM_EPOCHS" 5e-5 --groups.only "$group" --groups.squash identity
         reward_model "$name-$group" "$1" "$2" "$OUT/rm/$name-$group-first" "$RM_EPOCHS" 5e-5 --groups.only "$group" --groups.squash identity
         stacked+=("$group=$OUT/rm/$name-$group")
@@ -203,9 +210,8 @@ maxmin_model() {
     stage "rm/$name" --in "${stacked[@]#*=}" --out "$OUT/rm/$name" -- \
         python -m orlhf_ext.groups.merge --models "${stacked[@]}" --out "$OUT/rm/$name"
 }
-group_names() {
-    grep -oP '^\s*-\s*\{?\s*name:\s*\K[\w-]+' "$GROUPS_FILE" || die "GROUPS_FILE=$GROUPS_FILE names no groups"
-}
+
+drawn=() reward_models=() policies=() # what is made, and is worth keeping
 
 # 4. What does not depend on a proportion: SFT's answers, and the gold policy of each seed
 answers sft "$sft"
@@ -220,12 +226,14 @@ for proportion in "${proportions[@]}"; do
         where=prop$proportion-seed$seed pairs=$OUT/pairs/prop$proportion-seed$seed
         compared=(--policy "gold=$samples/test/gold-seed${seed}_scored.jsonl")
         if [[ $METHOD != gold ]]; then
+            drawn+=("$where")
             stage "pairs/$where" --in "$samples/pairs_scored.jsonl" "$GROUPS_FILE" --out "$pairs" -- \
                 python -m orlhf_ext.build_data hh-groups "$samples/pairs_scored.jsonl" --out "$pairs" \
                 --groups "$GROUPS_FILE" --proportion "$proportion" --style "$STYLE" --seed "$seed"
         fi
         if [[ $METHOD == all || $METHOD == maxmin ]]; then
             maxmin_model "$pairs" "$seed" "$proportion"
+            reward_models+=("maxmin-$where")
             policy "maxmin-$where" "$seed" "$OUT/rm/maxmin-$where" --groups.kind group_rm \
                 --groups.model "$OUT/rm/maxmin-$where" --groups.max_len "$RM_MAX_LEN"
             compared+=(--policy "maxmin=$samples/test/maxmin-${where}_scored.jsonl")
@@ -235,6 +243,7 @@ for proportion in "${proportions[@]}"; do
             if [[ -n $k ]]; then
                 reward_model "sharedrep-$name" "$pairs" "$seed" "$RM_MODEL" "$RM_EPOCHS" "$rm_lr" --groups.head shared \
                     --groups.k "$k" --groups.squash tanh
+                reward_models+=("sharedrep-$name")
                 policy "sharedrep-$name" "$seed" "$OUT/rm/sharedrep-$name" --groups.kind group_rm \
                     --groups.model "$OUT/rm/sharedrep-$name" --groups.max_len "$RM_MAX_LEN"
                 files+=(--policy "sharedrep=$samples/test/sharedrep-${name}_scored.jsonl")
@@ -258,14 +267,13 @@ if ((${#summaries[@]} > 1)); then
         python -m orlhf_ext.groups.evaluate --grid "${summaries[@]}" --out "$OUT/grid.json"
 fi
 
-# 6. To a hub, if asked to
-if [[ -n ${PUSH_TO_HUB:-} ]]; then
-    for folder in "$OUT"/{rm,policy}/*/; do
-        name=$(basename "$folder")
-        stage "push/$(basename "$(dirname "$folder")")/$name" --in "$folder" -- \
-            hf upload "$PUSH_TO_HUB-$(basename "$(dirname "$folder")")-$name" "$folder" --private
-    done
-fi
+# 6. To a hub, if asked to: the models that are to be used, the data that they learned from, and what they answered
+[[ -n ${SFT_MODEL:-} ]] || push_model sft "$sft"
+push_data raw "$samples/pairs_scored.jsonl"
+for name in "${drawn[@]}"; do push_data "pairs/$name" "$OUT/pairs/$name"/{train,test}.jsonl; done
+for name in "${reward_models[@]}"; do push_model "rm/$name" "$OUT/rm/$name"; done
+for name in "${policies[@]}"; do push_model "policy/$name" "$OUT/policy/$name"; done
+for name in sft "${policies[@]}"; do push_data "eval/$name" "$samples/test/${name}_scored.jsonl"; done
 cat <<END
 # policies: $OUT/policy/, reward models: $OUT/rm/, numbers: $OUT/summary.json and $OUT/runs/*/summary.{json,md,csv}
 END

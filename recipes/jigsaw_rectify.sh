@@ -183,10 +183,6 @@ run_file finish "$OUT/evaluation/summary.json"
 [[ $PERPLEXITY_MODEL != "$MODEL" ]] || echo "# perplexity is that under the unrectified policy itself"
 
 # 7. To a hub, if asked to
-if [[ -n ${PUSH_TO_HUB:-} ]]; then
-    for name in classifier q_d; do
-        [[ -d $OUT/$name ]] || continue
-        stage "push/$name" --in "$OUT/$name" -- hf upload "$PUSH_TO_HUB-$name" "$OUT/$name" --private
-    done
-fi
+[[ $CLASSIFIER != "$OUT/classifier" ]] || push_model classifier "$CLASSIFIER"
+push_model q_d "$OUT/q_d"
 echo "# classifier: $CLASSIFIER, Q_D: $OUT/q_d, numbers: $OUT/summary.json and $OUT/evaluation/summary.{json,md,csv}"

@@ -51,7 +51,7 @@ _setup_version() {
     "$1" -c 'import sys; from importlib import metadata; print(metadata.version(sys.argv[1]))' "$2" 2>/dev/null || true
 }
 
-# Into an environment that is the user's own: this project, and of its requirements only those that are missing.
+# Into an environment that is the user's own: this project, and of what its recipes require only what is missing.
 _setup_join() {
     local python=$1 log
     if [[ -n $(_setup_version "$python" orlhf-ext) ]]; then
@@ -60,7 +60,7 @@ _setup_join() {
     [[ $(_setup_version "$python" openrlhf) == 0.11.2 ]] ||
         _setup_fail "$python has no OpenRLHF 0.11.2; install it there, or unset ORLHF_EXT_PYTHON to get a .venv"
     log=$(mktemp -t orlhf-ext-setup.XXXXXX)
-    _setup_run "$log" "installing this project" "$python" -m pip install -q -q -e "$_setup_root"
+    _setup_run "$log" "installing this project" "$python" -m pip install -q -q -e "$_setup_root[groups,kaggle,litbench,smollm2]"
     rm -f "$log"
     echo "set-up: installed this project into the environment of $python"
 }

@@ -22,9 +22,10 @@ ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0
 
 @dataclass
 class Repository:
-    """One that was made; ``files`` is its main branch."""
+    """One that was made; ``files`` is its main branch, ``kind`` is ``model`` or ``dataset``."""
 
     private: bool
+    kind: str = "model"
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -51,8 +52,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """What is known of a repository."""
-        name = self.path.removeprefix("/api/models/")
-        if found := self.server.repositories.get(name):
+        kind, name = (re.fullmatch(r"/api/(model|dataset)s/(.+)", self.path) or ["", "", self.path])[1:]
+        found = self.server.repositories.get(name)
+        if found and found.kind == kind:
             self.reply(200, {"id": name, "private": found.private, "siblings": []})
         else:
             self.reply(404, {"error": "Repository not found"})
@@ -78,9 +80,10 @@ class Handler(BaseHTTPRequestHandler):
             for one in wanted:
                 one["actions"] = {"upload": {"href": f"{self.server.url}/objects/{one['oid']}"}}
             self.reply(200, {"transfer": "basic", "objects": wanted})
-        elif found := re.fullmatch(r"/api/models/(\S+/\S+)/(preupload|commit)/main", self.path):
+        elif found := re.fullmatch(r"/api/(model|dataset)s/(\S+/\S+)/(preupload|commit)/main", self.path):
+            assert self.server.repositories[found[2]].kind == found[1]
             lines = [json.loads(line) for line in content.splitlines()]
-            {"preupload": self.preupload, "commit": self.commit}[found[2]](found[1], lines)
+            {"preupload": self.preupload, "commit": self.commit}[found[3]](found[2], lines)
         else:
             self.reply(404, {"error": f"no {self.path}"})
 
@@ -89,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         status = 409 if name in self.server.repositories else 200
-        self.server.repositories.setdefault(name, Repository(private))
+        self.server.repositories.setdefault(name, Repository(private, asked.get("type", "model")))
         self.reply(status, {"url": f"{self.server.url}/{name}"})
 
     def preupload(self, _: str, lines: list[dict]) -> None:

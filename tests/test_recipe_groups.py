@@ -106,6 +106,33 @@ def test_styles_and_extra_words():
         assert found["score/pairs"][-2:] == ["--eos", "append"]
 
 
+def test_a_dry_run_shows_what_would_go_to_the_hub():
+    """The models that are to be used, and the data; not the heads that are merged, nor a model that was given."""
+    found = dry(PROFILE="smoke", PRESET="paper", METHOD="maxmin", PUSH_TO_HUB="me/hh", OUT="/x")
+    pushed = {name.removeprefix("push/"): command for name, command in found.items() if name.startswith("push/")}
+    assert set(pushed) == {
+        "sft", "raw", "pairs/prop0.1-seed42", "rm/maxmin-prop0.1-seed42", "policy/gold-seed42",
+        "policy/maxmin-prop0.1-seed42", "eval/sft", "eval/gold-seed42", "eval/maxmin-prop0.1-seed42",
+    }  # fmt: skip
+    for name, command in pushed.items():
+        assert command[:3] == ["hf", "upload", f"me/hh-{name.replace('/', '-')}"] and "--private" in command
+        assert command[3].startswith("/x/") and "*" not in command[3]
+    assert pushed["rm/maxmin-prop0.1-seed42"][3] == "/x/rm/maxmin-prop0.1-seed42"
+    assert pushed["raw"][3:] == [
+        "/x/samples", ".", "--include", "pairs_scored.jsonl", "--include", "pairs_scored.meta.json", "--repo-type",
+        "dataset", "--private",
+    ]  # fmt: skip
+    assert "push/sft" not in dry(PROFILE="smoke", SFT_MODEL="my/sft", PUSH_TO_HUB="me/hh")
+
+
+def test_all_of_the_hubs_folders_are_the_papers_data():
+    assert following(dry(GPUS="2")["data"], "--data_dir") == "all"
+    assert following(dry(GPUS="2", HH_FOLDER="harmless-base")["data"], "--data_dir") == "harmless-base"
+    own = dry(GPUS="2", HH_DATA="/my/hh")["data"]
+    assert "--data_dir" not in own and "--cut" in own and "--cut" not in dry(GPUS="2", LONG_ROWS="drop")["data"]
+    assert "--cut" not in dry(PROFILE="cpu")["data"] and "--data_dir" not in dry(PROFILE="cpu")["data"]
+
+
 def test_its_page_has_every_variable_and_stage():
     check_pages("hh_groups", ["model", "data", "prompts", "sft", "sample/pairs", "score/pairs", "grid"])
 
@@ -159,11 +186,23 @@ def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
     with hub() as server:
         again = finished(PROFILE="smoke", OUT=str(out), PUSH_TO_HUB="me/hh", **server.environment)
     folders = {f"{path.parent.name}-{path.name}": path for kind in ("rm", "policy") for path in (out / kind).glob("*/")}
-    assert set(server.repositories) == {f"me/hh-{name}" for name in folders} and len(folders) == 5
+    assert len(folders) == 5
+    folders["sft"] = out / "sft"
+    sets = {"raw": ["samples/pairs_scored"], f"pairs-{POLICIES[1].removeprefix('maxmin-')}": []}
+    sets[f"pairs-{POLICIES[1].removeprefix('maxmin-')}"] = [
+        f"pairs/prop0.1-seed42/{split}" for split in ("train", "test")
+    ]
+    sets |= {f"eval-{name}": [f"samples/test/{name}_scored"] for name in ("sft", *POLICIES)}
+    assert set(server.repositories) == {f"me/hh-{name}" for name in (*folders, *sets)}
+    assert all(repository.private for repository in server.repositories.values())
     for name, folder in folders.items():
         found = server.repositories[f"me/hh-{name}"]
-        assert found.private and found.files == contents(folder), name
-    pushed = {f"push/{name.replace('-', '/', 1)}" for name in folders}
+        assert found.kind == "model" and found.files == contents(folder), name
+    for name, stems in sets.items():
+        found = server.repositories[f"me/hh-{name}"]
+        files = [out / f"{stem}{suffix}" for stem in stems for suffix in (".jsonl", ".meta.json")]
+        assert found.kind == "dataset" and found.files == {file.name: file.read_bytes() for file in files}, name
+    pushed = {f"push/{name.replace('-', '/', 1)}" for name in (*folders, *sets)}
     assert redone(again) == {f"evaluate/{RUN}"} | pushed and TOKEN not in again
     assert skipped(again) == set(stages) - {f"evaluate/{RUN}"}
 

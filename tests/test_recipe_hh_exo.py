@@ -97,6 +97,16 @@ def test_the_gpu_profile_has_the_papers_numbers():
     assert following(found["sample_test/sft"], "--num_completions") == "4"
 
 
+def test_long_rows_are_cut_on_gpus_and_any_number_of_them_is_taken():
+    found = dry(GPUS="4", TEST_PROMPTS="all")["data"]
+    assert found[-1] == "--cut" and not {"--limit", "--limit_test", "--shuffle"} & set(found)
+    assert [following(found, f"--{flag}") for flag in ("max_prompt_tokens", "max_tokens")] == ["312", "512"]
+    assert "--cut" not in dry(GPUS="4", LONG_ROWS="drop")["data"]
+    small = dry(PROFILE="cpu", TEST_PROMPTS="all", HH_FOLDER="harmless-base")["data"]
+    assert following(small, "--limit") == "80" and "--limit_test" not in small and "--shuffle" in small
+    assert following(small, "--data_dir") == "harmless-base" and "--cut" not in small
+
+
 def test_what_is_given_is_not_trained_again():
     found = dry(PROFILE="smoke", SFT_MODEL="my/sft", REWARD_MODEL="my/rm", ALIGN_DATA="my.jsonl")
     assert not {"sft", "rm", "sample_train", "label", "model"} & set(found)
@@ -213,7 +223,7 @@ def test_chat_format_two_processes_and_own_data(tmp_path: Path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = finished(
         PROFILE="smoke", OUT=str(tmp_path / "out"), HH_DATA=str(data), PROMPT_FORMAT="chat", NPROC="2",
-        TEST_PROMPTS="4",
+        TEST_PROMPTS="all", LONG_ROWS="cut",
     )  # fmt: skip
     summary = read(tmp_path / "out" / "summary.json")
     assert summary["metrics"]["policy"]["reward_mean"] is not None

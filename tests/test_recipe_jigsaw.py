@@ -76,6 +76,11 @@ def test_what_is_given_is_not_made():
     assert found["score/continuations"][-2:] == ["--batch_size", "7"] and "--show" in found["evaluate"]
     assert found["decode/eps.5"][-2:] == ["--infeasible", "fallback"]
     assert "model/cut" in found  # Q_D's
+    pushed = [dry(PROFILE="smoke", PUSH_TO_HUB="me/j", **given) for given in ({}, {"CLASSIFIER": "a:b"})]
+    assert [[name for name in one if name.startswith("push/")] for one in pushed] == [
+        ["push/classifier", "push/q_d"],
+        ["push/q_d"],
+    ]
     assert "model/cut" not in dry(PROFILE="cpu", MODEL="my/model", CLASSIFIER="a:b")
     assert following(dry(PROFILE="cpu", MODEL="my/model")["q_d"], "--model.model_name_or_path") == "my/model"
 

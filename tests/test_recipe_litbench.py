@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from recipe_runs import (
     check_flags,
     check_pages,
     commands,
     dry,
+    environment,
     finished,
     following,
     kill,
@@ -93,6 +96,16 @@ def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
     (tmp_path / "rehydrated_test_data.csv").touch()
     data = dry(BTRM, PROFILE="gpu", DATA_DIR=str(tmp_path))["data"]
     assert following(data, "--test_file") == f"{tmp_path}/rehydrated_test_data.csv"
+    # a relative folder, the default one included, is the caller's
+    for folder, words in (("data/litbench", []), ("mine", ["--data_dir", "mine"]), ("mine", ["--data_dir=mine"])):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "rehydrated_test_data.csv").touch()
+        done = subprocess.run(
+            ["bash", str(ROOT / "recipes" / "litbench_btrm.sh"), *words],
+            env=environment(DRY_RUN="1", PROFILE="gpu"), cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        wanted = str(tmp_path / folder / "rehydrated_test_data.csv")
+        assert following(commands(done.stdout)["data"], "--test_file") == wanted
     assert following(dry(BTRM, PROFILE="gpu", OUTPUT_DIR="/tmp/x")["train"], "--ckpt.output_dir").startswith("/tmp/x/")
     reasoning = dry(GENRM, ["--use_cot", "--epochs", "2"], PROFILE="gpu", OUT="/tmp/none")
     assert "--use_cot" in reasoning["data"] and following(reasoning["train"], "--train.max_epochs") == "2"

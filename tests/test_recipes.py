@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,24 @@ def test_setup_has_help_and_no_arguments():
     assert done.returncode == 0 and "ORLHF_EXT_PYTHON" in done.stdout
     done = subprocess.run(["bash", script, "now"], capture_output=True, text=True)
     assert done.returncode == 2 and "now is not known" in done.stderr
+
+
+def test_joining_an_environment_brings_what_the_recipes_need(tmp_path: Path):
+    """A python that has OpenRLHF alone gets every extra that is not for developers, whatever pip then finds there."""
+    log = tmp_path / "log"
+    (tmp_path / "python").write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *openrlhf) echo 0.11.2 ;;
+    *pip*) echo "$*" >>{log} ;;
+esac
+"""
+    )
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "ORLHF_EXT_PYTHON": str(tmp_path / "python")}
+    done = subprocess.run(["bash", str(ROOT / "recipes" / "setup.sh")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = log.read_text().splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = set(project["optional-dependencies"]) - {"openrlhf", "bench", "dev"}
+    assert set(line.partition("[")[2].rstrip("]").split(",")) == wanted and f"-e {ROOT}[" in line

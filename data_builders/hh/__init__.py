@@ -166,8 +166,8 @@ class Builder:
         parser.add_argument(
             "--cut",
             action="store_true",
-            help="drop none for its length: cut prompts on the left and responses on the right (to what "
-            "--max_prompt_tokens leaves of --max_tokens); of a chat, the first turns go",
+            help="drop none for its length: cut prompts on the left, and responses on the right to what "
+            "--max_prompt_tokens leaves of --max_tokens; of a chat, the first turns go",
         )
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:
