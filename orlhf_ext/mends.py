@@ -10,6 +10,7 @@ import functools
 import itertools
 from typing import Any
 
+from . import resuming
 from .inject import on_import
 
 
@@ -97,3 +98,4 @@ def install() -> None:
     on_import("deepspeed.runtime.zero.partition_parameters", _rotary_frequencies)
     on_import("openrlhf.models.model", _reward_statistics)
     on_import("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)
+    resuming.install()

@@ -168,6 +168,8 @@ SEAMS = (
             "self, dataloader_iter, num_prompts: int, dynamic_filtering, **generate_kwargs",
             "dataloader_iter=self._eval_dataloader_iter",
             'batch_vllm_engine_call(self.vllm_engines, "wake_up")',
+            "self._sample_buffer = self._sample_buffer[chunk_size:]",
+            "self._dataloader_iter = None",
         ),
     ),
     Seam(
@@ -239,6 +241,84 @@ SEAMS = (
             "torch.arange = zero_wrapper_for_fp_tensor_constructor(_orig_torch_arange",
             "DeepSpeedTensorOverride.device in self.",
         ),
+        by="mend",
+    ),
+    *(
+        Seam(
+            f"openrlhf.trainer.{module}",
+            (launcher,),
+            "self args consumed_samples num_update_steps_per_epoch",
+            "counts an epoch as whole steps when it goes on from a checkpoint",
+            (
+                "start_epoch = consumed_samples // args.train.batch_size // num_update_steps_per_epoch",
+                "consumed_samples = consumed_samples % (num_update_steps_per_epoch * args.train.batch_size)",
+            ),
+            by="mend",
+        )
+        for module, launcher in (
+            ("dpo_trainer:DPOTrainer.fit", "train_dpo"),
+            ("rm_trainer:RewardModelTrainer.fit", "train_rm"),
+        )
+    ),
+    *(
+        Seam(f"openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.{name}", _TRAIN, parameters, why, needed, "mend")
+        for name, parameters, why, needed in (
+            (
+                "setup_dataloader",
+                "self replay_buffer batch_size pin_memory shuffle collate_fn drop_last sampler consumed_samples "
+                "num_workers",
+                "tells how many batches an epoch has, for the schedule of the learning rate",
+                (),
+            ),
+            (
+                "_ds_init_train_model",
+                "self model cfg",
+                "its schedule may be shorter than training, and dropout depends on what was drawn before",
+                ('scheduler_steps = cfg["scheduler_steps"]', "return model, optim, scheduler"),
+            ),
+            (
+                "save_ckpt",
+                "self model save_dir tag max_num max_mem client_state save_latest metric_value metric_key",
+                "leaves out what evaluations write into a model's config",
+                (),
+            ),
+            (
+                "load_ckpt",
+                "self model load_dir tag load_module_strict load_optimizer_states load_lr_scheduler_states "
+                "load_module_only",
+                "as save_ckpt",
+                ("return load_path, states",),
+            ),
+            ("backward", "self loss model _optimizer kwargs", "the next step begins where the data say so", ()),
+        )
+    ),
+    Seam(
+        "openrlhf.utils.loss_utils:iter_grad_accum_global_norm",
+        ("train_sft", *_RAY),
+        "data_iter strategy accumulated_gradient mask_fn",
+        "rollouts that do not fill a batch are a step of their own, which DeepSpeed does not take",
+        by="mend",
+    ),
+    *(
+        Seam(f"openrlhf.trainer.ray.{name}.ppo_train", _RAY, parameters, "shuffles by what was drawn before", by="mend")
+        for name, parameters in (
+            ("ppo_actor:ActorPPOTrainer", "self kl_ctl"),
+            ("ppo_critic:CriticPPOTrainer", "self"),
+        )
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.init_checkpoint_states",
+        _RAY,
+        "self",
+        "an episode whose last batch was not full is done again when the run goes on",
+        ('"data_loader_state_dict"', '"episode"'),
+        by="mend",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.save_logs_and_checkpoints",
+        _RAY,
+        "self global_step logs_dict client_states",
+        "leaves out an adaptive KL coefficient",
         by="mend",
     ),
     Seam(

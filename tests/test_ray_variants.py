@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -139,6 +140,66 @@ def test_killed_runs_go_on_from_their_checkpoint(tiny_model: Path, folder: Path)
         assert not third.left(30)
     assert third.steps == list(range(saved + 1, 17))
     assert len(rollouts(folder)) >= 16  # no run wrote over those of another
+
+
+IN_ORDER = """
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from orlhf_ext.extensions import Extension
+
+class Maker(RemoteExperienceMaker):
+    def make_experience_batch(self, samples):
+        return super().make_experience_batch(sorted(samples, key=lambda sample: sample.prompts))
+
+class InOrder(Extension):
+    \"\"\"Samples in the order of their prompts; they arrive in another one every time.\"\"\"
+    name, launchers = "in-order", ("train_ppo_ray",)
+    replacements = {"openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker": "in_order:Maker"}
+"""
+
+
+def test_a_resumed_run_is_the_run_as_a_whole(tiny_model: Path, tmp_path: Path) -> None:
+    """10 prompts, 4 a step, two episodes, the likeliest tokens only, and dropout. From a checkpoint within an episode,
+    from one at the end of an episode whose last step had 2 of 4, and from the last one: the same prompts and responses
+    follow, and the same weights come out, bit for bit."""
+    write_inputs(tmp_path, prompts=10)
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
+    (tmp_path / "in_order.py").write_text(IN_ORDER)
+    sizes = {"rollout__batch_size": 4, "rollout__n_samples_per_prompt": 1, "rollout__micro_batch_size": 2}
+    sizes |= {"train__batch_size": 4, "train__micro_batch_size": 2, "train__num_episodes": 2}
+    words = [
+        *("--ext.reward", "my_rewards:Letters", "--ext.use", "in_order:InOrder"),
+        *flags(
+            model,
+            **sizes,
+            rollout__top_p=1e-6,
+            algo__advantage__estimator="reinforce",
+            actor__adam__lr=1e-2,
+            ckpt__save_steps=1,
+            ckpt__max_num=9,
+            ckpt__load_enable=True,
+        ),
+    ]
+
+    def run(name: str) -> tuple[list[list[tuple[str, str]]], bytes]:
+        launch(tmp_path, *words)
+        (tmp_path / "out").rename(tmp_path / name / "out")
+        steps = [sorted((row["prompt"], row["response"]) for row in batch) for batch in rollouts(tmp_path / name)]
+        return steps, (tmp_path / name / "out/model/model.safetensors").read_bytes()
+
+    (tmp_path / "whole").mkdir()
+    steps, weights = run("whole")
+    assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
+    assert weights != (model / "model.safetensors").read_bytes()
+    for done in (2, 3, 6):
+        tag = f"global_step{done}"
+        kept = tmp_path / "out/checkpoints/_actor"
+        shutil.copytree(tmp_path / "whole/out/checkpoints/_actor" / tag, kept / tag)
+        (kept / "latest").write_text(tag)
+        (tmp_path / str(done)).mkdir()
+        assert run(str(done)) == (steps[done:], weights), done
 
 
 MAKER = """

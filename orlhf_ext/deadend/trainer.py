@@ -31,8 +31,6 @@ class QTrainer(SFTTrainer):
         self.deadend = self.args.deadend
         self.loss_fn = self._loss
         self.tally = Tally(METRICS, "deadend")
-        self._micro_batches = 0
-        self.model.register_forward_pre_hook(self._seed_dropout)
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """As the parent's, with an evaluation before the first step."""
@@ -44,14 +42,6 @@ class QTrainer(SFTTrainer):
         if not consumed_samples and self.eval_dataloader is not None and len(self.eval_dataloader):
             self.evaluate(self.eval_dataloader, 0)
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
-
-    def _seed_dropout(self, model: Any, _: Any) -> None:
-        """Dropout depends on seed, rank and place alone, so that a run that is resumed draws what it would have."""
-        if model.training:
-            step = model.model.global_steps * self.strategy.accumulated_gradient
-            place = step + self._micro_batches % self.strategy.accumulated_gradient
-            self._micro_batches += 1
-            torch.manual_seed(hash((self.args.train.seed, self.strategy.get_rank(), place)) % 2**63)
 
     def _loss(
         self,
