@@ -144,16 +144,18 @@ def test_killed_runs_go_on_from_their_checkpoint(tiny_model: Path, folder: Path)
 
 IN_ORDER = """
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
-from orlhf_ext.extensions import Extension
 
 class Maker(RemoteExperienceMaker):
     def make_experience_batch(self, samples):
         return super().make_experience_batch(sorted(samples, key=lambda sample: sample.prompts))
+"""
+IN_ORDER_EXTENSION = """
+from orlhf_ext.extensions import Extension
 
 class InOrder(Extension):
     \"\"\"Samples in the order of their prompts; they arrive in another one every time.\"\"\"
     name, launchers = "in-order", ("train_ppo_ray",)
-    replacements = {"openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker": "in_order:Maker"}
+    replacements = {"openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker": "in_order_maker:Maker"}
 """
 
 
@@ -166,7 +168,8 @@ def test_a_resumed_run_is_the_run_as_a_whole(tiny_model: Path, tmp_path: Path) -
     shutil.copytree(tiny_model, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    (tmp_path / "in_order.py").write_text(IN_ORDER)
+    (tmp_path / "in_order_maker.py").write_text(IN_ORDER)
+    (tmp_path / "in_order.py").write_text(IN_ORDER_EXTENSION)
     sizes = {"rollout__batch_size": 4, "rollout__n_samples_per_prompt": 1, "rollout__micro_batch_size": 2}
     sizes |= {"train__batch_size": 4, "train__micro_batch_size": 2, "train__num_episodes": 2}
     words = [
