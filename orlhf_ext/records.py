@@ -193,7 +193,7 @@ def _read_array(path: Path) -> Iterator[Line | BadLine]:
             raise UserError(f"{path} is not a whole JSON array ({reason}); mend it or write JSON Lines") from error
 
 
-def _read_parquet(path: Path) -> Iterator[Line]:
+def _read_parquet(path: Path) -> Iterator[Line | BadLine]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -203,11 +203,20 @@ def _read_parquet(path: Path) -> Iterator[Line]:
     try:
         number = 0
         for batch in parquet.ParquetFile(path).iter_batches(1024):
-            for record in batch.to_pylist():
+            for record in _rows_of(batch):
                 number += 1
-                yield Line(f"{path} record {number}", record)
+                where = f"{path} record {number}"
+                yield BadLine(where, "not UTF-8 text") if record is None else Line(where, record)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
+
+
+def _rows_of(batch: Any) -> list[Record | None]:
+    """The rows of a Parquet batch; None for one whose text cannot be decoded (the format does not check it)."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [None] if len(batch) == 1 else [row for at in range(len(batch)) for row in _rows_of(batch.slice(at, 1))]
 
 
 @contextlib.contextmanager

@@ -337,12 +337,12 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
                 except KeyError:
                     if len(targets) > BATCH:
                         targets.clear()
-                    target = targets[field] = number_of(field)
+                    target = targets[field] = number_of(field, 0, 1)
                 if target is not None and target < TOXIC and draw() <= drop_rate:
                     dropped += 1
                     continue
                 text = row[place]
-                fault = NO_TARGET if target is None or not 0 <= target <= 1 else text_fault(text, keep_na)
+                fault = NO_TARGET if target is None else text_fault(text, keep_na)
                 if fault:
                     counts.drop(table.where, fault)
                     continue

@@ -33,13 +33,13 @@ def text_fault(text: str, keep_na: bool) -> Reject | None:
     return None
 
 
-def number_of(text: str) -> float | None:
-    """The finite number that a field holds, if it does."""
+def number_of(text: str, least: float, most: float) -> float | None:
+    """The number that a field holds, if it holds one within these bounds."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if abs(value) != float("inf") and value == value else None
+    return value if least <= value <= most else None
 
 
 def find_csv(folder: Path, columns: Collection[str]) -> Path | None:
