@@ -118,11 +118,13 @@ def with_column(samples: Sequence[Sample], key: str, values: Sequence[Sequence[f
     return out
 
 
-def check_files(data: Sequence[str], out: Sequence[str]) -> list[tuple[Path, Path]]:
+def check_files(
+    data: Sequence[str], out: Sequence[str], command: str | None = None, overwrite: bool = False
+) -> list[tuple[Path, Path]]:
     """Inputs with their outputs, which must be as many, and all different.
 
     Raises:
-        UserError: they are not.
+        UserError: they are not; or an output cannot be written, or ``command`` did not make it (see `check_file`).
     """
     if len(data) != len(out):
         raise UserError(f"--data names {len(data)} files and --out {len(out)}; give one output for each input")
@@ -133,7 +135,7 @@ def check_files(data: Sequence[str], out: Sequence[str]) -> list[tuple[Path, Pat
     for _, b in pairs:
         if not b.name.endswith(".jsonl"):
             raise UserError(f"--out {b} must end in .jsonl")
-        check_file(b)
+        check_file(b, command=command, overwrite=overwrite)
     return pairs
 
 

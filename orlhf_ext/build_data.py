@@ -25,8 +25,8 @@ from data_builders.common import Built, positive_int
 from . import __version__
 from .errors import UserError, command
 from .extensions import BUILDERS, names, resolve
-from .outputs import check_folder
-from .records import sha256_file, write_json
+from .outputs import add_overwrite, builder_guard, check_folder
+from .records import before_writing, sha256_file, write_json
 from .user_code import user_code
 
 
@@ -45,9 +45,13 @@ def main(argv: list[str] | None = None) -> None:
         args = parser.parse_args(rest)
     if args.out != parser.get_default("out"):  # in whose place a builder may put another
         check_folder(args.out)
-    for built in run(builder, args, spec):
-        write_sidecar(builder, args, built)
-        report(built)
+    guard = before_writing.set(builder_guard(builder.name, args.overwrite))
+    try:
+        for built in run(builder, args, spec):
+            write_sidecar(builder, args, built)
+            report(built)
+    finally:
+        before_writing.reset(guard)
 
 
 def run(builder: Any, args: argparse.Namespace, spec: str) -> Iterator[Built]:
@@ -106,6 +110,7 @@ def make_parser(builder: Any, program: str) -> argparse.ArgumentParser:
     )
     common.add_argument("--seed", type=int, default=0, help="seed of every random choice (%(default)s)")
     common.add_argument("--limit", type=positive_int, metavar="N", help="at most N training rows")
+    add_overwrite(common)
     common.add_argument("--strict", action="store_true", help="stop at the first broken row instead of counting it")
     common.add_argument(
         "--max_count_of_reported",
@@ -129,7 +134,11 @@ def write_sidecar(builder: Any, args: argparse.Namespace, built: Built) -> None:
         "version": __version__,
         "file": built.path.name,
         "sha256": sha256_file(built.path),
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "arguments": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+            if name != "overwrite"
+        },
         "seed": args.seed,
         "sources": [{"file": str(path), "sha256": sha256_file(path)} for path in built.sources],
         "licence": built.licence,

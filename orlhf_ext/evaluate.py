@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import UserError, command
 from .flags import make_parser
-from .outputs import check_file
+from .outputs import add_overwrite, check_file
 from .records import load_json, write_json
 from .report import comma_separated, markdown, print_examples, print_table, write_tables
 from .samples import Sample, read_samples
@@ -270,13 +270,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--show", type=int, default=0, metavar="N", help="print N prompts with answers before and after"
     )
     parser.add_argument("--rewards_only", metavar="FILE", help='print {"mean reward": x} of one file, and nothing else')
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if not args.rewards_only and not (args.sft and args.out):
         raise UserError("evaluate needs --sft FILE and --out FILE.json, or --rewards_only FILE alone")
     if args.out and not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
     if args.out:
-        check_file(args.out)
+        check_file(args.out, command="evaluate", overwrite=args.__dict__.pop("overwrite"), beside=(".md", ".csv"))
     names = [spec.partition("=")[0] for spec in args.policy]
     for spec, name in zip(args.policy, names, strict=True):
         if not name or not spec.partition("=")[2]:
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policies = {name: read_scored(path, *keys) for name, _, path in (spec.partition("=") for spec in args.policy)}
     chosen = read_scored(args.chosen, *keys) if args.chosen else None
     metrics = compare(sft, policies, chosen, args.seed)
-    write_summary(args, metrics, markdown(metrics), comma_separated(metrics))
+    write_summary(args, "evaluate", metrics, markdown(metrics), comma_separated(metrics))
     if policies:
         name, last = list(policies.items())[-1]
         print_examples(args.show, sft.samples, name, last.samples)
@@ -308,9 +309,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(metrics)
 
 
-def write_summary(args: argparse.Namespace, metrics: Mapping[str, Any], table: str, numbers: str) -> None:
+def write_summary(args: argparse.Namespace, command: str, metrics: Mapping[str, Any], table: str, numbers: str) -> None:
     """Write ``--out`` with the keys of ``--run``, and the table beside it, in Markdown and as CSV."""
-    write_json(args.out, {**read_run(args.run), "metrics": metrics})
+    write_json(args.out, {**read_run(args.run), "command": command, "metrics": metrics})
     write_tables(args.out, table, numbers)
 
 

@@ -27,7 +27,7 @@ from .flags import DTYPES, make_parser
 from .journal import Journal, journal_path, part_paths, read_done
 from .logprobs import load_model
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer
-from .outputs import check_file
+from .outputs import add_overwrite, check_file
 from .records import Record, sha256_file
 from .samples import Sample, encode, prompt_text, read_prompts
 
@@ -55,6 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(%(default)s)")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # i/E, for the engines of one run
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     for name in ("num_completions", "max_new_tokens", "num_engines", "tensor_parallel_size"):
         if getattr(args, name) < 1:
@@ -71,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     if not args.out.endswith(".jsonl") or Path(args.out).resolve() == Path(args.data).resolve():
         raise UserError(f"--out {args.out} must end in .jsonl, and not be --data")
-    check_file(args.out)
+    check_file(args.out, command="generate", overwrite=args.__dict__.pop("overwrite"))
     if args.num_engines > 1 and args.backend == "hf":
         raise UserError("--num_engines is for vLLM; leave it out with --backend hf")
     return args

@@ -21,6 +21,7 @@ from .errors import UserError, command
 from .flags import add_compute, check_least, make_parser
 from .journal import Journal
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
+from .outputs import add_overwrite
 from .records import sha256_file
 from .samples import Sample, encode, prompt_text, read_samples, reply_text, whole_text
 
@@ -206,6 +207,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     parser.add_argument("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
     add_compute(parser, batch_tokens=8192)
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     check_least(args, max_len=2, batch_tokens=2)
     if not args.temperature > 0:
@@ -219,7 +221,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Do each file; the model is loaded once, and only if something is left to do."""
     args = parse(argv)
-    pairs = check_files(args.data, args.out)
+    pairs = check_files(args.data, args.out, "logprobs", args.__dict__.pop("overwrite"))
     samples = {data: read_samples(data) for data, _ in pairs}
     folder = find_model(args.model)
     check_context(folder, args.max_len)

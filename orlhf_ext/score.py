@@ -29,6 +29,7 @@ from .errors import UserError, command
 from .flags import DTYPES, add_compute, check_least, make_parser
 from .journal import Journal
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config, weight_shapes
+from .outputs import add_overwrite
 from .records import sha256_file
 from .samples import Sample, Text, encode, read_samples, whole_text
 
@@ -157,6 +158,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     parser.add_argument("--no_prompt", action="store_true", help="the model was trained on completions alone")
     add_compute(parser, dtypes=DTYPES[:2])
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     check_least(args, max_len=2, batch_tokens=2)
     return args
@@ -166,7 +168,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score each file; the model is loaded once, and only if something is left to do."""
     args = parse(argv)
-    pairs = check_files(args.data, args.out)
+    pairs = check_files(args.data, args.out, "score", args.__dict__.pop("overwrite"))
     samples = {data: read_samples(data, args.no_prompt) for data, _ in pairs}
     folder = find_model(args.model)
     check_reward_model(folder)

@@ -77,6 +77,7 @@ def test_the_summary(tmp_path: Path) -> None:
         "k": 16,
         "seed": 42,
         "seconds": {"sft": 1},
+        "command": "groups.evaluate",
         "baseline": "gold",
         "prompts": 4,
     }

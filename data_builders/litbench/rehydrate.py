@@ -66,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one request is made at a time, whatever N is; a batch of ids that keeps failing is asked for in halves, "
         "which are halved at most N times while nothing comes back, and else down to single ids (%(default)s)",
     )
-    group.add_argument("--overwrite", action="store_true", help=f"replace a {REHYDRATED} that is there")
     group.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

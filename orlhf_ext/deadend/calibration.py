@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import read_records, sha256_file, write_json
 from .rows import encode, parse_row
 from .settings import read_settings
@@ -125,11 +125,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--bins", type=int, default=10, help="(%(default)s)")
     add("--max_len", type=int, help="tokens of a text, at most (the model's context)")
     add_compute(parser, dtypes=DTYPES[::-1])
+    add_overwrite(parser, "--save_file")
     args = parser.parse_args(argv)
     check_least(args, last=1, bins=1, max_len=2, batch_tokens=2)
     if not args.save_file.endswith(".json"):
         raise UserError(f"--save_file {args.save_file} must end in .json")
-    check_file(args.save_file, "--save_file")
+    check_file(args.save_file, "--save_file", command="deadend.calibration", overwrite=args.__dict__.pop("overwrite"))
     return args
 
 
@@ -157,7 +158,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_q_model(folder, args.dtype, device, args.attn_implementation)
     found = calibrate(predict(model, rows, bad, args.batch_tokens, args.last), args.bins)
-    write_json(args.save_file, {**found, "texts": len(rows), "last": args.last, "gamma": settings.gamma})
     meta = {
         "command": "deadend.calibration",
         "version": __version__,
@@ -165,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {"path": args.data_file, "sha256": sha256_file(args.data_file)},
         "counts": {"texts": len(rows), "left_out": len(data) - len(rows)},
     }
-    write_json(Path(args.save_file).with_suffix(".meta.json"), meta)
+    write_json(Path(args.save_file).with_suffix(".meta.json"), meta)  # first: it says whose the other is
+    write_json(args.save_file, {**found, "texts": len(rows), "last": args.last, "gamma": settings.gamma})
     print(
         f"{args.save_file}: {found['actions']} actions of {len(rows)} texts; predicted {found['predicted']:.3f}, "
         f"observed {found['observed']:.3f}, expected calibration error {found['expected_calibration_error']:.3f}"

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags(parser, num_returns=10, batch_size=32, min_new_tokens=0)
     parser.add_argument("--sample_size", type=int, default=-1, help="draw so many prompts; -1: all (%(default)s)")
     args = parser.parse_args(argv)
-    check_flags(args, args.sample_size, "--sample_size")
+    check_flags(args, "deadend.continuations", args.sample_size, "--sample_size")
     tell(args.save_file, sample_file(args, "deadend.continuations", args.sample_size, Plain()))
 
 

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.do_sample:
         args.temperature = 0.0
-    check_flags(args, args.num_samples_for_eval, "--num_samples_for_eval")
+    check_flags(args, "deadend.decode", args.num_samples_for_eval, "--num_samples_for_eval")
     if not 0 <= args.epsilon <= 1 or args.passes < 0:
         raise UserError("--epsilon must be from 0 to 1, and --passes at least 0")
     if args.plain == bool(args.q_model_name_or_path):

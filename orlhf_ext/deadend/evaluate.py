@@ -28,7 +28,7 @@ from ..errors import UserError, command
 from ..evaluate import CONFIDENCE, Interval, bootstrap, paired_difference, read_run
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..journal import Journal
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import read_records, sha256_file, write_json
 from ..report import write_tables
 from . import report
@@ -264,11 +264,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samples", type=int, default=0, metavar="N", help="print N prompts with continuations")
     add("--show", action="store_true", help="do not mask toxic text in them")
     add_compute(parser, batch_tokens=2048, dtypes=(DTYPES[2], *DTYPES[:2]))
+    add_overwrite(parser, "--save_file")
     args = parser.parse_args(argv)
     check_least(args, perplexity_num=0, samples=0, seed=0, batch_tokens=2)
     if not args.save_file.endswith(".json"):
         raise UserError(f"--save_file {args.save_file} must end in .json")
-    check_file(args.save_file, "--save_file")
+    check_file(
+        args.save_file,
+        "--save_file",
+        command="deadend.evaluate",
+        overwrite=args.__dict__.pop("overwrite"),
+        beside=(".md", ".csv"),
+    )
     return args
 
 
@@ -327,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "perplexity_num": args.perplexity_num,
         "baseline": next(iter(files)),
     }
-    summary = {**run, **about, "prompts": len(first.prompts), "metrics": found}
+    summary = {**run, "command": "deadend.evaluate", **about, "prompts": len(first.prompts), "metrics": found}
     write_json(args.save_file, summary)
     write_tables(args.save_file, report.markdown(found), report.comma_separated(found))
     report.print_samples(args.samples, files, args.show)

@@ -16,7 +16,7 @@ from .. import __version__
 from ..errors import UserError, command
 from ..flags import check_least, make_parser
 from ..journal import meta_path
-from ..outputs import check_folder
+from ..outputs import add_overwrite, check_file, check_folder
 from ..records import read_records, sha256_file, write_json, write_jsonl
 from .score import prompt_of
 
@@ -29,6 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num", type=int, required=True, help="how many to hold out")
     add("--save_dir", required=True, metavar="DIR", help="for both files")
     add("--seed", type=int, default=0, help="of the draw (%(default)s)")
+    add_overwrite(parser, "--save_dir")
     args = parser.parse_args(argv)
     check_least(args, num=1)
     return args
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if folder.resolve() == data.parent.resolve():
         raise UserError(f"--save_dir {folder} is the folder of --data_file; give another one")
     check_folder(folder, "--save_dir")
+    for name in ("held_out", "prompts"):
+        check_file(folder / f"{name}.jsonl", "--save_dir", "deadend.hold_out", args.overwrite)
     texts = list(dict.fromkeys(prompt_of(line) for line in read_records(data)))
     if len(texts) <= args.num:
         raise UserError(
@@ -49,15 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     held = set(random.Random(args.seed).sample(texts, args.num))
     ours = {prompt_of(line): line.record for line in read_records(data) if prompt_of(line) in held}
-    rest = (line.record for line in read_records(data) if prompt_of(line) not in held)
+    rest = [line.record for line in read_records(data) if prompt_of(line) not in held]
     meta = {"command": "deadend.hold_out", "version": __version__, "seed": args.seed}
     meta |= {"data": {"path": str(data), "sha256": sha256_file(data)}}
-    counts = {}
-    for name, records in (("held_out", ours.values()), ("prompts", rest)):
+    for name, records in (("held_out", list(ours.values())), ("prompts", rest)):
         path = folder / f"{name}.jsonl"
-        counts[name] = write_jsonl(path, records)
-        write_json(meta_path(path), {**meta, "counts": {"prompts": counts[name]}})
-    print(f"{folder}: {counts['held_out']} prompts held out, {counts['prompts']} others")
+        write_json(meta_path(path), {**meta, "counts": {"prompts": len(records)}})  # first: it says whose the other is
+        write_jsonl(path, records)
+    print(f"{folder}: {len(ours)} prompts held out, {len(rest)} others")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ..flags import DTYPES, check_least
 from ..generate import encode_prompts, tally
 from ..journal import Journal
 from ..model_folder import check_context, context_length, find_model, identity, load_tokenizer
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import Line, Record, read_records, sha256_file
 from ..samples import Sample
 
@@ -78,9 +78,10 @@ def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int
     add("--backend", choices=["vllm", "hf"], default="vllm", help="(%(default)s)")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the language model (%(default)s)")
     add("--gpu_memory_utilization", type=float, default=0.8, help="of vLLM (%(default)s)")
+    add_overwrite(parser, "--save_file")
 
 
-def check_flags(args: argparse.Namespace, size: int, size_flag: str) -> None:
+def check_flags(args: argparse.Namespace, name: str, size: int, size_flag: str) -> None:
     """Hold the numbers against what makes sense.
 
     Raises:
@@ -98,7 +99,7 @@ def check_flags(args: argparse.Namespace, size: int, size_flag: str) -> None:
     save = Path(args.save_file)
     if save.suffix not in (".jsonl", ".json") or save.resolve() == Path(args.data_file).resolve():
         raise UserError(f"--save_file {save} must end in .jsonl or .json, and not be --data_file")
-    check_file(save, "--save_file")
+    check_file(save, "--save_file", name, args.overwrite)
 
 
 def read_texts(path: str, size: int, seed: int) -> list[Sample]:

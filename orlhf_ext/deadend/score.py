@@ -21,7 +21,7 @@ from ..batches import fingerprint
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..journal import Journal, meta_path
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import Line, Record, load_json, read_records, sha256_file
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max_length", type=int, default=0, help="tokens of a text; 0: all that the model reads (%(default)s)")
     add("--batch_size", type=int, default=128, help="most texts in a batch (%(default)s)")
     add("--rescore", action="store_true", help="replace scores of the same name that another scorer gave")
+    add_overwrite(parser, "--save_file")
     add_compute(parser, dtypes=(DTYPES[2], *DTYPES[:2]))
     args = parser.parse_args(argv)
     check_least(args, max_length=0, batch_size=1, batch_tokens=2)
@@ -147,10 +148,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if len({Path(out).resolve() for out in args.save_file}) < len(args.save_file):
         raise UserError("--save_file (or --data_file) names a file twice; give each its own name")
-    for out in args.save_file:
+    for data, out in zip(args.data_file, args.save_file, strict=True):
         if not out.endswith((".jsonl", ".json")):
             raise UserError(f"--save_file {out} must end in .jsonl or .json")
-        check_file(out, "--save_file")
+        own = None if Path(out).resolve() == Path(data).resolve() else "deadend.score"
+        check_file(out, "--save_file", own, args.overwrite)
     return args
 
 
@@ -195,7 +197,8 @@ def one_file(
         tally: dict[str, Any] = {"prompts": 0, "generations": 0, "new": left, "toxic": 0, "empty": 0, "sum": 0.0}
         entry: dict[str, Any] = {"model": args.model_name_or_path, "by": by, "counts": tally}
         scores = {**meta.get("scores", {}), key: entry}
-        meta = {"command": "deadend.score", "version": __version__, **meta, "scored": source, "scores": scores}
+        made = {"command": "deadend.score", "version": __version__}
+        meta = {**made, **meta, **({} if out == data else made), "scored": source, "scores": scores}
         journal.finish(out, with_scores(journal, data, wanted, tally), meta)
     told = f"{tally['toxic'] / max(1, total):.1%} at {THRESHOLD} or above"
     print(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import Line, read_records, sha256_file, write_json, write_jsonl
 from . import DEFAULT_K
 from .render import EOS, STYLES, encode
@@ -240,6 +240,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max_len", type=int, default=0, help="tokens of a text, cut on the left; 0: the model's positions")
     add("--cache", metavar="DIR", help="keep hidden states, as --groups.cache_features does")
     add_compute(parser, batch_tokens=8192, dtypes=DTYPES[:2])
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     check_least(
         args, num_groups=2, restarts=1, rounds=1, k=1, epochs=1, batch_size=1, seed=0, max_len=0, batch_tokens=2
@@ -254,7 +255,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--out {args.out} must end in .jsonl")
     if Path(args.out).resolve() == Path(args.data).resolve():
         raise UserError("--out is --data; give it a name of its own")
-    check_file(args.out)
+    check_file(args.out, command="groups.em", overwrite=args.__dict__.pop("overwrite"))
     return args
 
 
@@ -319,7 +320,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         {**line.record, "style": style, "group_id": group, "group": groups[group]}
         for line, group in zip(lines, found, strict=True)
     )
-    write_jsonl(args.out, rows)
     counts = {
         name: {"annotators": assignment.count(number), "pairs": found.count(number)}
         for number, name in enumerate(groups)
@@ -338,7 +338,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "starts": [one.log_likelihood for one in fits],
         "assignment": {name: groups[assignment[place[name]]] for name in names},
     }
-    write_json(Path(args.out).with_suffix(".meta.json"), meta)
+    write_json(Path(args.out).with_suffix(".meta.json"), meta)  # first: it says whose the other is
+    write_jsonl(args.out, rows)
     told = ", ".join(f"{name} {count['annotators']} ({count['pairs']} pairs)" for name, count in counts.items())
     each = fit.log_likelihood / len(lines)
     print(f"{args.out}: annotators of {told}; log-likelihood {fit.log_likelihood:.2f}, {each:.3f} a pair", flush=True)

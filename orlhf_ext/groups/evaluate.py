@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import UserError, command
 from ..evaluate import Interval, Lists, bootstrap, mean_and_error, prompt_means, read_run, t_interval, win_rates
 from ..flags import make_parser
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import Record, load_json, write_json
 from ..report import csv_table, markdown_table, print_examples, write_tables
 from ..samples import Sample, read_samples
@@ -260,7 +260,7 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write(out: str, summary: Mapping[str, Any], rows: Sequence[Record], baseline: str, keys: Sequence[str]) -> None:
     """Write the summary, and the table beside it, in Markdown and as CSV."""
-    write_json(out, dict(summary))
+    write_json(out, {**summary, "command": "groups.evaluate"})
     write_tables(out, markdown(rows, baseline, keys), comma_separated(rows))
 
 
@@ -297,10 +297,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--show", type=int, default=0, metavar="N", help="print N prompts with SFT's and the last policy's answer")
     add("--force", action="store_true", help="compare files that have less than 90 %% of their prompts in common")
     add("--grid", nargs="+", metavar="SUMMARY", help="join these summaries into one table; with --out alone")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
-    check_file(args.out)
+    check_file(args.out, command="groups.evaluate", overwrite=args.__dict__.pop("overwrite"), beside=(".md", ".csv"))
     if args.show < 0:
         raise UserError(f"--show {args.show} must not be below 0")
     if args.grid:

@@ -20,6 +20,7 @@ from ..batches import Compute, check_files, fingerprint, run_batches, with_colum
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
 from ..journal import Journal
+from ..outputs import add_overwrite
 from ..records import Record, sha256_file
 from ..samples import Sample, read_samples
 from .render import EOS
@@ -107,6 +108,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
     add("--max_len", type=int, default=0, help="tokens that a model reads; 0: all that it has positions for")
     add("--eos", choices=EOS, default="none", help="append: texts end with a space and EOS for a model (%(default)s)")
     add_compute(parser, dtypes=DTYPES[:2])
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     check_least(args, max_len=0, batch_tokens=2)
     if args.max_len == 1:
@@ -119,7 +121,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score each file; models are loaded once, and only if something is left to do."""
     args, traits = parse(argv)
-    pairs = check_files(args.data, args.out)
+    pairs = check_files(args.data, args.out, "groups.score", args.__dict__.pop("overwrite"))
     samples = {data: read_texts(data) for data, _ in pairs}
     traits.check()
     settings = {key: getattr(args, key) for key in ("max_len", "eos", "batch_tokens", "dtype", "attn_implementation")}

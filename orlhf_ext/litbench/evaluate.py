@@ -25,7 +25,7 @@ from ..build_data import sidecar_path
 from ..errors import UserError, command
 from ..evaluate import numbers, write_summary
 from ..flags import make_parser
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import Line, Record, load_json, read_records, write_jsonl
 from ..report import csv_table, markdown_table
 from ..samples import Sample, read_samples, reply_text
@@ -351,10 +351,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, metavar="FILE", help="summary, a .json file")
     add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
     add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
-    check_file(args.out)
+    check_file(
+        args.out,
+        command="litbench.evaluate",
+        overwrite=args.__dict__.pop("overwrite"),
+        beside=(".md", ".csv", ".pairs.jsonl"),
+    )
     answers = args.verdicts or args.logprobs
     if bool(args.pairs) == bool(answers) or bool(answers) != bool(args.data):
         raise UserError("give --pairs FILE alone, or --data FILE with --verdicts FILE, --logprobs FILE or both")
@@ -367,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     metrics, rows = evaluate_scores(args.pairs) if args.pairs else evaluate_answers(args)
     metrics = {"pairs": len(rows), "test_source": origin(args.pairs or args.data), **metrics}
-    write_summary(args, metrics, markdown(metrics), comma_separated(metrics))
+    write_summary(args, "litbench.evaluate", metrics, markdown(metrics), comma_separated(metrics))
     write_jsonl(Path(args.out).with_suffix(".pairs.jsonl"), rows)
     print_table(metrics)
 

@@ -25,6 +25,7 @@ from ..errors import UserError, command
 from ..flags import add_compute, check_least, make_parser
 from ..journal import Journal, meta_path
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
+from ..outputs import add_overwrite
 from ..records import Record, load_json, read_records, sha256_file
 from ..samples import Sample
 from ..spans import Span
@@ -151,6 +152,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_compute(parser, choice="as in training")
     add_flags(parser, SCORING)
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     check_least(args, max_len=2, batch_tokens=2, plan_tokens=0)
     if not args.data:
@@ -171,7 +173,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Do each file; the model is loaded once, and only if something is left to do."""
     args = parse(argv)
-    pairs = check_files(args.data, args.out)
+    pairs = check_files(args.data, args.out, "vrcli.baseline", args.__dict__.pop("overwrite"))
     labelled = {data: read_labelled(data) for data, _ in pairs}
     folder = find_model(args.model)
     if args.max_len:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import UserError, command
 from ..evaluate import mean_and_error, paired_difference, t_interval, write_summary
 from ..flags import make_parser
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import Record, read_records, write_jsonl
 from ..report import csv_table, markdown_table, plain
 
@@ -208,10 +208,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
     add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
     add("--show", type=int, default=3, metavar="N", help="print the plans of N records (%(default)s)")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):
         raise UserError(f"--out {args.out} must end in .json")
-    check_file(args.out)
+    check_file(
+        args.out,
+        command="vrcli.evaluate",
+        overwrite=args.__dict__.pop("overwrite"),
+        beside=(".md", ".csv", ".records.jsonl"),
+    )
     if args.show < 0:
         raise UserError(f"--show {args.show} must not be below 0")
     return args
@@ -224,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     before, after = read_results(args.before), read_results(args.after)
     check_pair(before, after, (args.before, args.after))
     metrics = compare(before, after, args.seed)
-    write_summary(args, metrics, markdown(metrics), comma_separated(metrics))
+    write_summary(args, "vrcli.evaluate", metrics, markdown(metrics), comma_separated(metrics))
     write_jsonl(Path(args.out).with_suffix(".records.jsonl"), plot_records(before, after))
     print_plans(args.show, before, after)
     print_table(metrics)

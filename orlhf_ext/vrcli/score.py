@@ -20,7 +20,7 @@ from ..errors import UserError, command
 from ..flags import add_compute, check_least, make_parser
 from ..journal import Journal
 from ..model_folder import context_length, find_model, load_tokenizer
-from ..outputs import check_file
+from ..outputs import add_overwrite, check_file
 from ..records import Record, sha256_file
 from ..samples import Sample, read_samples, reply_text
 from .baseline import check_fingerprint, read_labelled
@@ -60,12 +60,13 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     add("--out", required=True, metavar="FILE", help="a .jsonl file")
     add_compute(parser)
     add_flags(parser)
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     check_least(args, batch_tokens=2)
     inputs = {Path(args.data).resolve(), Path(args.samples).resolve()}
     if not args.out.endswith(".jsonl") or Path(args.out).resolve() in inputs:
         raise UserError(f"--out {args.out} must end in .jsonl, and not be --data or --samples")
-    check_file(args.out)
+    check_file(args.out, command="vrcli.score", overwrite=args.__dict__.pop("overwrite"))
     return args, Settings.from_args(args)
 
 
