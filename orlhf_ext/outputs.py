@@ -96,14 +96,14 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def builder_guard(builder: str, overwrite: bool) -> Callable[[Path], None]:
+def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]:
     """What `records.before_writing` is to call while a builder runs.
 
     It refuses to replace files that the builder did not make, which its sidecars or `_BUILT` say, and notes those that
-    it is about to make.
+    are about to get their names.
     """
 
-    def guard(path: Path) -> None:
+    def guard(path: Path, whole: bool) -> None:
         if path.name == _BUILT:
             return
         ledger = path.with_name(_BUILT)
@@ -116,7 +116,7 @@ def builder_guard(builder: str, overwrite: bool) -> Callable[[Path], None]:
                     f"{path} exists, and the builder {builder} did not make it; give another --out, or add --overwrite "
                     "to replace it"
                 )
-        if not ours:
+        if whole and not ours:
             write_json(ledger, {**known, path.name: builder})
 
     return guard

@@ -36,8 +36,8 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?P<cut>"(?:[^"\\]|\\.)*+\\?\Z)', re.
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
-#: called with the name of every file before it is written; see `orlhf_ext.build_data`
-before_writing: ContextVar[Callable[[Path], None]] = ContextVar("before_writing", default=lambda _: None)
+#: called with every file before it is written, and (with True) before it gets its name; see `orlhf_ext.build_data`
+before_writing: ContextVar[Callable[[Path, bool], None]] = ContextVar("before_writing", default=lambda *_: None)
 
 
 class Line(NamedTuple):
@@ -225,7 +225,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     if path.is_dir():  # which would be known only when all is written
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    before_writing.get()(path)
+    before_writing.get()(path, False)
     with _temporary(path, tempfile.mkstemp) as (temporary, descriptor):
         with open(descriptor, mode, encoding=None if "b" in mode else "utf-8", closefd=False) as stream:
             yield stream
@@ -234,6 +234,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        before_writing.get()(path, True)
         temporary.replace(path)
 
 
