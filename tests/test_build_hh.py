@@ -503,7 +503,7 @@ def test_bad_sources(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert f"{empty} line 2: no chosen or rejected text" in said
     assert "is the source itself" in refused(capsys, folder, "--out", folder)
     assert read(folder / "train.jsonl") == [row(n) for n in range(20)]
-    assert "hh.csv: File exists" in refused(capsys, folder, "--out", tmp_path / "hh.csv")
+    assert "hh.csv is a file, where a folder" in refused(capsys, folder, "--out", tmp_path / "hh.csv")
     assert "does not exist; give a folder with a tokenizer.json" in refused(
         capsys, folder, *out, "--tokenizer", tmp_path, "--max_tokens", 5
     )
