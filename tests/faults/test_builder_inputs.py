@@ -164,15 +164,8 @@ def test_dumps(fault, tmp_path: Path):
 
     def refused(name: str, content: bytes, says: str) -> None:
         dump.with_name(name).write_bytes(content)
-        fault(
-            "build_data",
-            *words[:-1],
-            dump.with_name(name),
-            "--no-resume",
-            *out,
-            says=says,
-            makes=["rehydrate_progress*"],
-        )
+        words[-1] = dump.with_name(name)
+        fault("build_data", *words, "--out", tmp_path / name[:-3], says=says, makes=["rehydrate_progress*"])
 
     fault("build_data", *words[:-1], tmp_path / "gone.jsonl", *out, says="--dump: .*gone.jsonl does not exist")
     fault("build_data", *words[:-1], tmp_path, *out, says="--dump: .* is a folder")
