@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ class Tally:
         where = torch.ones_like(values, dtype=torch.bool) if where is None else where
         pair = torch.stack([values.where(where, 0).sum(), where.sum().double()])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is added in the block, as by an evaluation, is counted by itself."""
+        kept, self._sums = self._sums, {}
+        try:
+            yield
+        finally:
+            self._sums = kept
 
     def totals(self, strategy: Any) -> dict[str, tuple[float, float]]:
         """Sum and count over all ranks; every rank must call it."""

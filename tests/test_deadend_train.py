@@ -184,6 +184,7 @@ def test_the_loss_of_a_step(tiny_model: Path, strategy: Any, norm: str) -> None:
     """Micro batches of different lengths, summed as DeepSpeed sums them, make the loss over all their texts."""
     import torch
     from datasets import Dataset
+    from openrlhf.models import SFTLoss
     from openrlhf.utils.loss_utils import iter_grad_accum_global_norm
 
     from orlhf_ext.deadend.actor import QActor
@@ -199,6 +200,7 @@ def test_the_loss_of_a_step(tiny_model: Path, strategy: Any, norm: str) -> None:
     actor = QActor(str(tiny_model), attn_implementation="sdpa")
     actor.eval()
     trainer = QTrainer(actor, strategy, None, None, None, None)
+    assert isinstance(trainer.loss_fn, SFTLoss)
     window = [data.collate_fn([data[i] for i in range(start, start + 3)]) for start in range(0, 12, 3)]
     assert len({batch[0].shape[-1] for batch in window}) > 1
     total, parts = torch.zeros(()), []
@@ -219,7 +221,7 @@ def test_the_loss_of_a_step(tiny_model: Path, strategy: Any, norm: str) -> None:
     rewards = torch.tensor([row["reward"][0] for row in values(12, 5)])
     wanted = sarsa_loss(q, sarsa_targets(target, rewards, lengths, 0.9), lengths, norm)
     assert total.item() == pytest.approx(wanted.item(), rel=1e-6)
-    means = trainer._means()
+    means = trainer.loss_fn.means(strategy)
     assert means["deadend/loss"] == pytest.approx(wanted.item(), rel=1e-6)
     assert set(means) == {f"deadend/{name}" for name in ("loss", "q", "target", "td_error")}
 

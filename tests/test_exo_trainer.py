@@ -99,6 +99,9 @@ def test_logit_golden_through_the_real_actor(strategy, loss_type, size, labels, 
     logps, same, _, _ = trainer.concatenated_forward(trainer.model, ids, mask, rewards, rewards, rows)
     with torch.no_grad():
         reference, _, _, _ = trainer.concatenated_forward(trainer.ref_model, ids, mask, rewards, rewards, rows)
+    from openrlhf.models import DPOLoss
+
+    assert isinstance(trainer.loss_fn, DPOLoss)
     loss, best, worst = trainer.loss_fn(logps, same, reference, rewards)
     assert logps.tolist() == pytest.approx(POLICY, abs=1e-5)
     assert reference.tolist() == pytest.approx(REFERENCE, abs=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from openrlhf.models.loss import SFTLoss
 from openrlhf.trainer.sft_trainer import SFTTrainer
 
 from ..errors import UserError
@@ -19,31 +20,19 @@ means of Q of the actions taken, of their targets and of the absolute difference
 what ``--deadend.loss_norm`` counts."""
 
 
-class QTrainer(SFTTrainer):
-    """Stands where `SFTTrainer` stands in ``train_sft``, with the same constructor.
+class SarsaLoss(SFTLoss):
+    """The loss of Q_D in the place of a language model's, which ``fit()`` and ``evaluate()`` call.
 
-    ``fit()`` and ``evaluate()`` hand over, as log-probabilities, the values of both heads, and, as a loss mask, where
-    actions are and what they earn (see `dataset`).
+    Args:
+        settings: the flags ``--deadend.*``.
     """
 
-    def __init__(self, *args: Any, **words: Any) -> None:
-        super().__init__(*args, **words)
-        self.deadend = self.args.deadend
-        self.loss_fn = self._loss
+    def __init__(self, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
         self.tally = Tally(METRICS, "deadend")
 
-    def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
-        """As the parent's, with an evaluation before the first step."""
-        if len(self.train_dataloader) * self.epochs < self.strategy.accumulated_gradient:
-            raise UserError(
-                f"--data.dataset {args.data.dataset} does not fill one batch of {args.train.batch_size} texts; lower "
-                "--train.batch_size"
-            )
-        if not consumed_samples and self.eval_dataloader is not None and len(self.eval_dataloader):
-            self.evaluate(self.eval_dataloader, 0)
-        super().fit(args, consumed_samples, num_update_steps_per_epoch)
-
-    def _loss(
+    def forward(
         self,
         values: tuple[torch.Tensor, torch.Tensor],
         outcome: torch.Tensor,
@@ -51,7 +40,7 @@ class QTrainer(SFTTrainer):
         batch_num_tokens: torch.Tensor | None = None,
         global_batch_size: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What ``fit()`` and ``evaluate()`` call as their loss.
+        """A part of a step's loss.
 
         Args:
             values: ``(B, T-1)`` of the online head and of the target head.
@@ -65,7 +54,7 @@ class QTrainer(SFTTrainer):
             this micro batch's share of the step's `sarsa_loss`; without the last two, its own `sarsa_loss`.
         """
         q, target_q = values
-        own = self.deadend
+        own = self.settings
         lengths = outcome[..., ACTION].sum(-1).long() + 1
         targets = sarsa_targets(target_q, outcome[..., REWARD].sum(-1), lengths, own.gamma, own.q_min, own.q_max)
         self._count(q.detach(), targets, lengths)
@@ -82,15 +71,39 @@ class QTrainer(SFTTrainer):
             self.tally.add(name, found, taken)
         self.tally.add("rows", lengths)
 
-    def _means(self) -> dict[str, float]:
+    def means(self, strategy: Any) -> dict[str, float]:
         """Means over all ranks, and a new start; all ranks must call it."""
-        totals = self.tally.totals(self.strategy)
+        totals = self.tally.totals(strategy)
         square, actions = totals.pop("square")
         _, rows = totals.pop("rows")
         if not actions:
             return {}
-        loss = square / (actions + rows if self.deadend.loss_norm == "tokens" else actions)
+        loss = square / (actions + rows if self.settings.loss_norm == "tokens" else actions)
         return {"deadend/loss": loss, **{f"deadend/{name}": total / n for name, (total, n) in totals.items()}}
+
+
+class QTrainer(SFTTrainer):
+    """Stands where `SFTTrainer` stands in ``train_sft``, with the same constructor.
+
+    ``fit()`` and ``evaluate()`` hand over, as log-probabilities, the values of both heads, and, as a loss mask, where
+    actions are and what they earn (see `dataset`).
+    """
+
+    def __init__(self, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **words)
+        self.deadend = self.args.deadend
+        self.loss_fn = SarsaLoss(self.deadend)
+
+    def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
+        """As the parent's, with an evaluation before the first step."""
+        if len(self.train_dataloader) * self.epochs < self.strategy.accumulated_gradient:
+            raise UserError(
+                f"--data.dataset {args.data.dataset} does not fill one batch of {args.train.batch_size} texts; lower "
+                "--train.batch_size"
+            )
+        if not consumed_samples and self.eval_dataloader is not None and len(self.eval_dataloader):
+            self.evaluate(self.eval_dataloader, 0)
+        super().fit(args, consumed_samples, num_update_steps_per_epoch)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -106,18 +119,15 @@ class QTrainer(SFTTrainer):
     ) -> None:
         """As the parent's, which ``fit()`` calls after each optimizer step; before, the target head follows."""
         self._follow()
-        logs = {**(logs_dict or {}), **self._means()}
+        logs = {**(logs_dict or {}), **self.loss_fn.means(self.strategy)}
         step_bar.set_postfix(logs)
         super().save_logs_and_checkpoints(args, global_step, step_bar, logs, client_states)
 
     def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
         """As the parent's, with the means over the whole evaluation, printed and logged."""
-        training, self.tally = self.tally, Tally(METRICS, "deadend")
-        try:
+        with self.loss_fn.tally.apart():
             super().evaluate(eval_dataloader, steps)
-            means = self._means()
-        finally:
-            self.tally = training
+            means = self.loss_fn.means(self.strategy)
         told = ", ".join(f"{name.partition('/')[2]} {value:.6f}" for name, value in means.items())
         self.strategy.print(f"evaluation at step {steps}: {told}")
         log_evaluation(self, means, steps)

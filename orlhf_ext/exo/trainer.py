@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from openrlhf.models.loss import DPOLoss
 from openrlhf.models.utils import log_probs_from_logits
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 
@@ -23,6 +24,44 @@ reward ``beta_pi * h``. margin: its implicit reward minus the highest of the oth
 completion. entropy: that of ``p`` in nats. response_tokens: tokens a completion. Groups whose labels are all equal have
 no best completion and count for neither ranking_acc nor margin.
 """
+
+
+class KwiseLoss(DPOLoss):
+    """The K-wise loss in the place of DPO's, which ``fit()`` and ``evaluate()`` call.
+
+    Args:
+        exo: the flags ``--exo.*``.
+        tally: of `METRICS`.
+    """
+
+    def __init__(self, exo: Any, tally: Tally) -> None:
+        super().__init__(exo.beta_pi)
+        self.exo, self.tally = exo, tally
+
+    def forward(
+        self, policy: torch.Tensor, rewards: torch.Tensor, reference: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Four times ``(rows,)`` in.
+
+        Returns:
+            the mean loss over groups, and ``(groups,)`` implicit rewards of the best and of the worst-labelled row.
+        """
+        exo = self.exo
+        policy, reference, labels = (t.view(-1, exo.num_contrastive) for t in (policy, reference, rewards))
+        loss = kwise_loss(policy, reference, labels, exo.loss_type, exo.beta_pi, exo.beta_r, exo.epsilon)
+        ratio = (policy - reference).detach()
+        implicit = exo.beta_pi * ratio
+        log_p = F.log_softmax(implicit, dim=-1)
+        is_best = labels == labels.amax(-1, keepdim=True)
+        decided = ~is_best.all(-1)
+        margin = implicit.where(is_best, -torch.inf).amax(-1) - implicit.where(~is_best, -torch.inf).amax(-1)
+        self.tally.add("loss", loss.expand(len(labels)))
+        self.tally.add("ranking_acc", margin > 0, decided)
+        self.tally.add("margin", margin, decided)
+        self.tally.add("log_ratio", ratio)
+        self.tally.add("entropy", -(log_p.exp() * log_p).sum(-1))
+        best, worst = labels.argmax(-1, keepdim=True), labels.argmin(-1, keepdim=True)
+        return loss, implicit.gather(-1, best).squeeze(-1), implicit.gather(-1, worst).squeeze(-1)
 
 
 class KwiseTrainer(DPOTrainer):
@@ -43,8 +82,8 @@ class KwiseTrainer(DPOTrainer):
         self.exo = exo
         # Actor divides its float32 logits by this.
         self.model.temperature = self.ref_model.temperature = exo.temperature
-        self.loss_fn = self._kwise_loss
         self.tally = Tally(METRICS, "kwise")
+        self.loss_fn = KwiseLoss(exo, self.tally)
         self._check_vocabulary()
         if exo.cache_reference:
             loaders = [self.train_dataloader, self.eval_dataloader]
@@ -107,31 +146,6 @@ class KwiseTrainer(DPOTrainer):
         # Summed from a table: index_add would add in another order at every call on a GPU.
         return logps.new_zeros(ids.shape).masked_scatter(targets, logps).sum(-1), output
 
-    def _kwise_loss(
-        self, policy: torch.Tensor, rewards: torch.Tensor, reference: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What ``fit()`` calls as its loss; four times ``(rows,)`` in.
-
-        Returns:
-            the mean loss over groups, and ``(groups,)`` implicit rewards of the best and of the worst-labelled row.
-        """
-        exo = self.exo
-        policy, reference, labels = (t.view(-1, exo.num_contrastive) for t in (policy, reference, rewards))
-        loss = kwise_loss(policy, reference, labels, exo.loss_type, exo.beta_pi, exo.beta_r, exo.epsilon)
-        ratio = (policy - reference).detach()
-        implicit = exo.beta_pi * ratio
-        log_p = F.log_softmax(implicit, dim=-1)
-        is_best = labels == labels.amax(-1, keepdim=True)
-        decided = ~is_best.all(-1)
-        margin = implicit.where(is_best, -torch.inf).amax(-1) - implicit.where(~is_best, -torch.inf).amax(-1)
-        self.tally.add("loss", loss.expand(len(labels)))
-        self.tally.add("ranking_acc", margin > 0, decided)
-        self.tally.add("margin", margin, decided)
-        self.tally.add("log_ratio", ratio)
-        self.tally.add("entropy", -(log_p.exp() * log_p).sum(-1))
-        best, worst = labels.argmax(-1, keepdim=True), labels.argmin(-1, keepdim=True)
-        return loss, implicit.gather(-1, best).squeeze(-1), implicit.gather(-1, worst).squeeze(-1)
-
     def save_logs_and_checkpoints(
         self, args: Any, global_step: int, step_bar: Any, logs_dict: Any = None, client_states: Any = None
     ) -> None:
@@ -142,12 +156,9 @@ class KwiseTrainer(DPOTrainer):
 
     def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
         """As the parent's, with the K-wise metrics of the whole evaluation, printed and logged."""
-        training, self.tally = self.tally, Tally(METRICS, "kwise")
-        try:
+        with self.tally.apart():
             super().evaluate(eval_dataloader, steps)
             means = self.tally.means(self.strategy)
-        finally:
-            self.tally = training
         told = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         self.strategy.print(f"evaluation at step {steps}: {told}")
         log_evaluation(self, means, steps)
