@@ -71,6 +71,7 @@ choice PROFILE smoke cpu gpu
 : "${SEED:=1234}" "${OUT:=outputs/$RECIPE-$PROFILE}" "${PROMPT_FORMAT:=hh}"
 choice PROMPT_FORMAT hh chat
 [[ $SEED =~ ^[0-9]+$ ]] || die "SEED=$SEED is not a whole number"
+[[ $SEED =~ ^.{1,9}$ ]] || die "SEED=$SEED is too large; give a number below 1000000000"
 OUT=${OUT%/}
 export DRY_RUN
 if [[ -n ${PUSH_TO_HUB:-} ]]; then
@@ -159,7 +160,12 @@ if [[ $DRY_RUN == 0 ]]; then
     set_up
     [[ -z ${PUSH_TO_HUB:-} ]] || python -c 'import huggingface_hub, sys; sys.exit(not huggingface_hub.get_token())' ||
         die "PUSH_TO_HUB needs a token of the hub; set HF_TOKEN, or run hf auth login"
-    mkdir -p "$OUT/logs" || die "OUT=$OUT cannot be made; give another folder"
+    # HH_DATA is looked at by the first stage; what a later one needs is looked for at once.
+    for _name in "${PATH_VARIABLES[@]}"; do
+        [[ $_name == HH_DATA || ! ${!_name:-} =~ ^[.]{0,2}/ || -e ${!_name} ]] ||
+            die "$_name=${!_name} does not exist; give a path that does, or a name on a hub"
+    done
+    mkdir -p "$OUT/logs" 2>/dev/null || die "OUT=$OUT cannot be made; give another folder"
     exec {_out_lock}>"$OUT/.lock"
     flock -n "$_out_lock" || die "another recipe is running in $OUT; wait for it, or give another OUT"
 fi

@@ -51,12 +51,20 @@ engines=()
 [[ $PROFILE != gpu ]] || engines=(--num_engines "$NPROC") # all GPUs can sample
 fit_training "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE"
 ((MAX_NEW_TOKENS < MAX_LEN)) || die "MAX_NEW_TOKENS=$MAX_NEW_TOKENS leaves no room for a prompt in MAX_LEN=$MAX_LEN"
+((NUM_CONTRASTIVE > 1)) || die "NUM_CONTRASTIVE=$NUM_CONTRASTIVE leaves nothing to contrast with; give at least 2"
+[[ $LOSS == *-rw || -n ${ALIGN_DATA:-} || $NUM_CONTRASTIVE == 2 ]] ||
+    die "NUM_CONTRASTIVE=$NUM_CONTRASTIVE is for LOSS=*-rw; the human pairs of LOSS=$LOSS have two completions"
 if [[ $LOSS == *-rw && -z ${ALIGN_DATA:-} ]] && ((NUM_COMPLETIONS % NUM_CONTRASTIVE)); then
     die "NUM_COMPLETIONS=$NUM_COMPLETIONS is no multiple of NUM_CONTRASTIVE=$NUM_CONTRASTIVE; change one"
 fi
 [[ -z ${SFT_MODEL:-} || -z ${SFT_ARGS:-} ]] || die "SFT_ARGS has no effect with SFT_MODEL, which skips SFT; unset one"
 [[ -z ${REWARD_MODEL:-} || -z ${RM_ARGS:-} ]] || die "RM_ARGS has no effect with REWARD_MODEL; unset one"
+for name in TRAIN_PROMPTS ALIGN_PROMPTS; do
+    [[ ${!name} == all || -n ${ALIGN_DATA:-} ]] || ((${!name} >= BATCH_SIZE)) ||
+        die "${!name} records of $name are fewer than BATCH_SIZE=$BATCH_SIZE; lower it, or raise $name"
+done
 split_words SFT RM ALIGN
+hh_words
 
 data=$OUT/data samples=$OUT/samples align=$OUT/align_${LOSS}_nc$NUM_CONTRASTIVE
 chat=() gpu_words=()
@@ -80,7 +88,6 @@ limit=()
 drawn=("${limit[@]}")
 [[ $TEST_PROMPTS == all ]] || drawn+=(--limit_test "$TEST_PROMPTS")
 ((${#drawn[@]} == 0)) || drawn+=(--shuffle)
-hh_words
 stage data --source "$HH_DATA" "$MODEL" --out "$data" -- \
     python -m orlhf_ext.build_data hh "$HH_DATA" --out "$data" --format "$PROMPT_FORMAT" --kwise \
     "${drawn[@]}" --seed "$SEED" --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) \

@@ -77,12 +77,15 @@ if [[ -z ${GROUPS_FILE:-} ]]; then
     [[ $PROFILE != gpu ]] || GROUPS_FILE=recipes/groups/hh.yaml
 fi
 [[ -f $GROUPS_FILE ]] || die "GROUPS_FILE=$GROUPS_FILE does not exist; give a YAML file such as recipes/groups/words.yaml"
+[[ $PRESET == equal ]] || groups=$(grep -oP '^\s*-\s*\{?\s*name:\s*\K[\w-]+' "$GROUPS_FILE") || die "GROUPS_FILE=$GROUPS_FILE names no groups"
 : "${TRAITS:=$default_traits}" "${AGGREGATE:=min}"
 choice AGGREGATE min mean softmin batch-min
 split_words SFT RM RL TRAIT
 read -ra traits <<<"$TRAITS"
 trait_flags=()
+((${#traits[@]})) || die "TRAITS names at least one trait, NAME=KIND"
 for trait in "${traits[@]}"; do
+    [[ $trait == ?*=?* ]] || die "TRAITS=$TRAITS are NAME=KIND with spaces between them; $trait is not"
     trait_flags+=(--trait "$trait")
 done
 # Gold models read texts as they end; upstream's reward models, too.
@@ -100,6 +103,8 @@ gpu_words+=("${placement[@]}")
 [[ -z ${RAY_ADDRESS:-} || $GROUPS_FILE == /* ]] || GROUPS_FILE=$PWD/$GROUPS_FILE
 data=$OUT/data prompts=$OUT/prompts samples=$OUT/samples
 default_hh_data
+[[ $HH_DATA != Anthropic/hh-rlhf ]] || : "${HH_FOLDER:=all}"
+hh_words
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "method=$METHOD" "preset=$PRESET" "style=$STYLE"
 echo "# $RECIPE: profile $PROFILE, method $METHOD, data $HH_DATA, groups $GROUPS_FILE, output in $OUT"
 
@@ -116,8 +121,6 @@ format=$STYLE
 [[ $STYLE != chat ]] || format=template
 limit=()
 [[ $PROFILE == gpu ]] || limit=(--limit "$((NUM_PROMPTS + (SHARE_PROMPTS ? 0 : NUM_RL)))" --limit_test "$TEST_PROMPTS" --shuffle)
-[[ $HH_DATA != Anthropic/hh-rlhf ]] || : "${HH_FOLDER:=all}"
-hh_words
 stage data --source "$HH_DATA" "$MODEL" --out "$data" -- \
     python -m orlhf_ext.build_data hh "$HH_DATA" --out "$data" --format "$format" "${hh_data[@]}" "${limit[@]}" \
     --seed "$SEED" --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS))
@@ -192,8 +195,6 @@ answers() {
     sample "test/$1" "$2" "$prompts/test.jsonl" "$samples/test/$1.jsonl" --temperature 0
     score "test/$1" "$samples/test/$1.jsonl" "$samples/test/$1_scored.jsonl"
 }
-
-[[ $PRESET == equal ]] || groups=$(grep -oP '^\s*-\s*\{?\s*name:\s*\K[\w-]+' "$GROUPS_FILE") || die "GROUPS_FILE=$GROUPS_FILE names no groups"
 
 # maxmin_model PAIRS SEED PROPORTION: both groups at once; with PRESET=paper as upstream, each by itself, twice
 maxmin_model() {

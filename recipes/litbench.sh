@@ -57,7 +57,8 @@ split_words DATA TRAIN
 # adapt_batch: sets batch.
 adapt_batch() {
     counts TARGET_BATCH_SIZE MICRO_BATCH_SIZE MAX_LEN EPOCHS
-    [[ $LEARNING_RATE =~ ^[0-9.]+(e-?[0-9]+)?$ ]] || die "LEARNING_RATE=$LEARNING_RATE is not a number such as 1e-5"
+    [[ $LEARNING_RATE =~ ^([0-9]+[.]?[0-9]*|[.][0-9]+)(e[+-]?[0-9]+)?$ && ${LEARNING_RATE%e*} =~ [1-9] ]] ||
+        die "LEARNING_RATE=$LEARNING_RATE is not a number such as 1e-5"
     local at_once=$((MICRO_BATCH_SIZE * NPROC))
     batch=$(((TARGET_BATCH_SIZE + at_once - 1) / at_once * at_once))
     echo "# $NPROC processes x $MICRO_BATCH_SIZE x $((batch / at_once)) accumulated: $batch texts a step"

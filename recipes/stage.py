@@ -74,6 +74,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object that an earlier step wrote; leaves with one sentence where it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fail(f"{path} is missing; run the whole recipe again: finished stages are kept")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        fail(f"{path} is broken; remove it and run the recipe again: finished stages are kept")
+    return value
+
+
+def read_stamp(path: Path) -> dict[str, Any]:
+    """A stage's stamp; an empty one where there is none that can be trusted."""
+    value = read_json(path)
+    lists = [value.get(key, []) for key in ("outputs", "scratch")]
+    names = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists)
+    done = value.get("state") != "done" or isinstance(value.get("seconds"), int | float)
+    return value if names and done else {}
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write under a temporary name, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +303,7 @@ def run(args: argparse.Namespace, command: list[str]) -> None:
     log_path = base / "logs" / f"{args.name.replace('/', '_')}.log"
     want = fingerprint(args, command)
     stamp = Path(f"{args.out[0]}.stage.json") if args.out else None
-    old = read_json(stamp) if stamp else {}
+    old = read_stamp(stamp) if stamp else {}
     same = {key: old.get(key) for key in want} == want
     if same and old.get("state") == "done" and all(os.path.exists(path) for path in args.out):
         note(base, args.name, old["seconds"])
@@ -314,9 +336,16 @@ def run(args: argparse.Namespace, command: list[str]) -> None:
 def note(base: Path, name: str, seconds: float) -> None:
     """Enter a stage's seconds into the run's ``run.json``."""
     run_file = base / "run.json"
-    value = read_json(run_file)
-    value.setdefault("seconds", {})[name] = seconds
+    value = read_record(run_file) if run_file.exists() else {}
+    seconds_of(value, run_file)[name] = seconds
     write_json(run_file, value)
+
+
+def seconds_of(value: dict[str, Any], path: Path) -> dict[str, float]:
+    """The seconds of each stage in what ``run.json`` says."""
+    if not isinstance(seconds := value.setdefault("seconds", {}), dict):
+        fail(f"{path} is broken; remove it and run the recipe again: finished stages are kept")
+    return seconds
 
 
 def begin(args: argparse.Namespace) -> None:
@@ -326,6 +355,9 @@ def begin(args: argparse.Namespace) -> None:
 
 def keys_of(items: list[str]) -> dict[str, Any]:
     """What KEY=VALUE words say."""
+    for item in items:
+        if not item.partition("=")[0] or "=" not in item:
+            fail(f"{item!r} is not KEY=VALUE")
     return {key: number(text) for key, _, text in (item.partition("=") for item in items)}
 
 
@@ -338,7 +370,7 @@ def number(text: str) -> int | float | str | None:
 
 def cell(args: argparse.Namespace) -> None:
     """The command ``cell``: ``run.json`` with more keys, for one of several results of a run."""
-    write_json(Path(args.file), {**read_json(Path(args.base) / "run.json"), **keys_of(args.values)})
+    write_json(Path(args.file), {**read_record(Path(args.base) / "run.json"), **keys_of(args.values)})
 
 
 def count_data(args: argparse.Namespace) -> None:
@@ -347,7 +379,7 @@ def count_data(args: argparse.Namespace) -> None:
     for split in ("val", "test"):
         if not files[split].exists():
             del files[split]
-    meta = {split: read_json(path) for split, path in files.items()}
+    meta = {split: read_record(path) for split, path in files.items()}
     counts = {split: value.get("counts", {}) for split, value in meta.items()}
     run_file = Path(args.base) / "run.json"
     data = {
@@ -355,13 +387,15 @@ def count_data(args: argparse.Namespace) -> None:
         **{split: value.get("kept") for split, value in counts.items()},
         "dropped": {split: value.get("dropped") for split, value in counts.items()},
     }
-    write_json(run_file, {**read_json(run_file), "data": data})
+    if cut := {split: value["cut"] for split, value in counts.items() if value.get("cut")}:
+        data["cut"] = cut
+    write_json(run_file, {**(read_record(run_file) if run_file.exists() else {}), "data": data})
 
 
 def finish(args: argparse.Namespace) -> None:
     """The command ``finish``: the seconds of all stages, evaluation included, go into SUMMARY and its copy in OUT."""
     base, path = Path(args.base), Path(args.summary)
-    summary = {**read_json(path), "seconds": read_json(base / "run.json")["seconds"]}
+    summary = {**read_record(path), "seconds": seconds_of(read_record(base / "run.json"), base / "run.json")}
     write_json(path, summary)
     write_json(base / "summary.json", summary)
 

@@ -27,12 +27,18 @@ def pages(*names: str) -> str:
     return "".join((ROOT / "recipes" / f"{name}.md").read_text() for name in ("README", *names))
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """This environment without anything that a recipe reads, and with ``variables``."""
+def variable_names() -> set[str]:
+    """Every variable that a recipe reads."""
     documented = pages("hh_exo", "jigsaw_rectify", "hh_groups", "ncp_vrcli", "litbench")
     rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+)", documented, flags=re.M)
     known = {name for names in rows for name in re.findall(r"[A-Z_]+", names)}
     assert {"PROFILE", "LOSS", "STORIES", "OUT", "SFT_ARGS", "RL_ARGS", "DRY_RUN"} <= known
+    return known
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This environment without anything that a recipe reads, and with ``variables``."""
+    known = variable_names()
     return {
         **{name: value for name, value in os.environ.items() if name not in known},
         "ORLHF_EXT_PYTHON": sys.executable,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import recipe_runs
 from helpers import ROOT
-from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
+from recipe_runs import check_flags, check_pages, commands, following, read, redone, skipped, weights
 
 from orlhf_ext.records import read_records
 
@@ -28,29 +28,6 @@ dry = functools.partial(recipe_runs.dry, "hh_exo")
 
 
 # --- what it prints and refuses
-
-
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({"PROFILE": "tpu"}, ["PROFILE=tpu", "smoke cpu gpu"]),
-        ({"LOSS": "ppo"}, ["LOSS=ppo", "exo-rw exo-pref dpo-rw dpo-pref"]),
-        ({"PROMPT_FORMAT": "xml"}, ["PROMPT_FORMAT=xml", "hh chat"]),
-        ({"NUM_COMPLETIONS": "3"}, ["NUM_COMPLETIONS=3", "NUM_CONTRASTIVE=2"]),
-        ({"NUM_CHECKPOINTS": "0"}, ["NUM_CHECKPOINTS=0"]),
-        ({"TRAIN_PROMPTS": "many"}, ["TRAIN_PROMPTS=many"]),
-        ({"TRAIN_PROMPTS": "4"}, ["4 records", "BATCH_SIZE=8", "TRAIN_PROMPTS"]),
-        ({"NPROC": "3"}, ["BATCH_SIZE=8", "NPROC=3"]),
-        ({"SEED": "x"}, ["SEED=x"]),
-        ({"SFT_MODEL": "my/sft", "SFT_ARGS": "--adam.lr 1"}, ["SFT_ARGS has no effect"]),
-        ({"REWARD_MODEL": "my/rm", "RM_ARGS": "--adam.lr 1"}, ["RM_ARGS has no effect"]),
-        ({"MAX_NEW_TOKENS": "400"}, ["MAX_NEW_TOKENS=400", "MAX_LEN"]),
-        ({"ALIGN_ARGS": "--logger.wandb.project 'half a quote"}, ["ALIGN_ARGS"]),
-    ],
-)
-def test_a_wrong_variable_is_one_sentence(variables: dict[str, str], words: list[str]):
-    line = refused("hh_exo", variables)
-    assert all(word in line for word in words)
 
 
 def test_a_dry_run_needs_neither_set_up_nor_data(tmp_path: Path):

@@ -20,35 +20,11 @@ from recipe_runs import (
     kill,
     read,
     redone,
-    refused,
     skipped,
     started,
 )
 
 BTRM, GENRM = "litbench_btrm", "litbench_genrm"
-
-
-@pytest.mark.parametrize(
-    ("recipe", "variables", "words", "told"),
-    [
-        (BTRM, {"WITH_PROMPT": "yes"}, [], ["WITH_PROMPT=yes", "0 1"]),
-        (BTRM, {"NEW": "2"}, [], ["NEW=2"]),
-        (BTRM, {"LEARNING_RATE": "fast"}, [], ["LEARNING_RATE=fast"]),
-        (BTRM, {"TARGET_BATCH_SIZE": "0"}, [], ["TARGET_BATCH_SIZE=0"]),
-        (BTRM, {}, ["--epochs", "many"], ["EPOCHS=many"]),
-        (BTRM, {}, ["--epochs"], ["--epochs needs a value"]),
-        (BTRM, {}, ["--use_cot"], ["--use_cot has no effect on a Bradley-Terry model; leave it out"]),
-        (BTRM, {}, ["--batch", "3"], ["--batch is not known", "--learning_rate"]),
-        (BTRM, {"OUT": "/a", "OUTPUT_DIR": "/b"}, [], ["OUTPUT_DIR=/b", "OUT=/a"]),
-        (BTRM, {"TRAIN_ARGS": "'open"}, [], ["TRAIN_ARGS", "open quote"]),
-        (GENRM, {"STYLE": "plain"}, [], ["STYLE=plain", "marker chat"]),
-        (GENRM, {"USE_COT": "true"}, [], ["USE_COT=true"]),
-        (GENRM, {"TARGET_BATCH_SIZE": "50000"}, [], ["fewer than the 50000"]),
-    ],
-)
-def test_a_wrong_variable_is_one_sentence(recipe: str, variables: dict[str, str], words: list[str], told: list[str]):
-    line = refused(recipe, variables, words=words)
-    assert all(word in line for word in told), line
 
 
 @pytest.mark.parametrize(

@@ -64,26 +64,6 @@ PAPER_SWITCHES = {
 # --- what it prints and refuses
 
 
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({"SYSTEM": "off"}, ["SYSTEM=off", "keep drop merge"]),
-        ({"SAMPLES": "1"}, ["SAMPLES=1", "at least 2"]),
-        ({"TRAIN_PROMPTS": "many"}, ["TRAIN_PROMPTS=many"]),
-        ({"CONTEXT_WORDS": "0"}, ["CONTEXT_WORDS=0"]),
-        ({"MAX_NEW_TOKENS": "1400"}, ["MAX_NEW_TOKENS=1400", "MAX_LEN=1400"]),
-        ({"ROLLOUT_BATCH": "3"}, ["ROLLOUT_BATCH=3", "SAMPLES=4", "BATCH_SIZE=16"]),
-        ({"NPROC": "3"}, ["BATCH_SIZE=16", "3 training processes"]),
-        ({"PROFILE": "gpu", "TP": "0"}, ["TP=0"]),
-        ({"NUM_NODES": "2", "BATCH_SIZE": "32"}, ["NUM_NODES=2", "RAY_ADDRESS"]),
-        ({"RL_ARGS": "--logger.wandb.project 'half a quote"}, ["RL_ARGS"]),
-    ],
-)
-def test_a_wrong_variable_is_one_sentence(variables: dict[str, str], words: list[str]):
-    line = refused("ncp_vrcli", variables)
-    assert all(word in line for word in words)
-
-
 def test_the_gpu_profile_has_the_papers_numbers():
     found = dry(PROFILE="gpu", STORIES="org/stories", ATTENTION="flash_attention_2")
     train = found["train"]
