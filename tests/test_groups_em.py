@@ -152,7 +152,7 @@ def test_annotators_with_opposed_tastes(
     "change, flags, said",
     [
         ({"annotator_id": None}, [], "pairs.jsonl line 2 has no annotator_id; say who chose"),
-        ({"annotator_id": 1.5}, [], "line 2 has no annotator_id"),
+        ({"annotator_id": [1.5]}, [], "line 2 has no annotator_id"),
         ({"chosen": [{"role": "assistant", "content": "x"}]}, [], "line 2 has no text as its chosen"),
         ({"style": "chat"}, ["--style", "hh"], "line 2 has the style 'chat', not 'hh'"),
         ({}, ["--num_groups", "4"], "has 3 annotators, fewer than --num_groups 4; give fewer groups"),

@@ -95,11 +95,12 @@ def test_flags_that_contradict_each_other(tmp_path: Path, changes: dict[str, Any
     "change, said",
     [
         ({"group_id": None, "group": None}, r"line 3 \(id 'train-2'\) has no group_id; make pairs with build_data"),
-        ({"group_id": -1, "group": None}, r"line 3 \(id 'train-2'\) has the group_id -1; give a whole number"),
-        ({"group_id": "1"}, "has the group_id '1'; give a whole number"),
+        ({"group_id": [1]}, r"line 3 \(id 'train-2'\) has the group_id \[1\]; give a text or a number"),
+        ({"group_id": ""}, "has the group_id ''; give a text or a number"),
         ({"group": "majorty"}, "line 3 calls group 1 'majorty', and others call it 'majority'|unknown group 'majorty'"),
         ({"group_id": None, "group": "majorty"}, "unknown group 'majorty'; did you mean 'majority'?"),
-        ({"group_id": 5, "group": None}, "--data.dataset .* has no pair of group '2'; raise its proportion"),
+        ({"group_id": 5}, "has two groups, 1 and 5, that are called 'majority'; give each a name of its own"),
+        ({"group_id": "majority", "group": None}, "has two groups, 1 and majority, that are called 'majority'"),
         ({"style": "legacy"}, "line 3 has the style 'legacy', and the reward model is to be of style 'hh'"),
     ],
 )

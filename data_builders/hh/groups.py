@@ -1,9 +1,9 @@
 """Scored responses -> pairs that groups of annotators with different tastes would give.
 
 Read are records ``{"id", "prompt", "completions": [K texts], "traits": {name: [K scores]}}``. Each record goes to one
-group: by its ``group_id`` (a group's place in the YAML file) or ``group`` (its name), if records have one, else by a
-draw with ``--seed``, one for each line in the order of the file, so that the first group's rows at a small
-``--proportion`` are among those at a larger one. A group's score of a response is the weighted sum of its traits;
+group: by its ``group_id`` (a group's place in the YAML file, or its name) or ``group`` (its name), if records have
+one, else by a draw with ``--seed``, one for each line in the order of the file, so that the first group's rows at a
+small ``--proportion`` are among those at a larger one. A group's score of a response is the weighted sum of its traits;
 the best response is chosen, the worst of the others is rejected, and of equal ones the first counts.
 
 Written are ``OUT/{train,test}.jsonl``, each with its sidecar, with rows
@@ -30,6 +30,7 @@ from orlhf_ext.errors import UserError, suggest
 from orlhf_ext.groups.assign import MAX_SEED, best_and_worst, held_out, stream_groups
 from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_groups, trait_fault, wanted_traits
 from orlhf_ext.groups.render import STYLES
+from orlhf_ext.groups.training import by_place, id_text
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
 from ..common import Built, Counts, Reject, digest, draw, progress, share, write_some
@@ -217,15 +218,18 @@ class Pipeline:
             if name not in names:
                 raise UserError(f"{where} is of an unknown group {name!r}{suggest(str(name), names)}")
             return names.index(name)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(names):
+        found = None
+        with contextlib.suppress(ValueError):
+            found = by_place(names).get(id_text(number) or "")
+        if found is None:
             known = ", ".join(f"{place} ({known})" for place, known in enumerate(names))
             raise UserError(f"{where} is of an unknown group {number!r}; {self.args.groups} has {known}")
-        if name is not None and name != names[number]:
+        if name is not None and name != found:
             raise UserError(
-                f"{where} has group_id {number}, which is {names[number]!r} in {self.args.groups}, but group {name!r}; "
+                f"{where} has group_id {number}, which is {found!r} in {self.args.groups}, but group {name!r}; "
                 "mend one of them"
             )
-        return number
+        return names.index(found)
 
     def check_draw(self, drawn: int | None) -> None:
         """Hold that groups are either drawn or named, not both and not neither."""

@@ -4,13 +4,18 @@ Where what is: ``heads``, ``losses``, ``aggregate`` are the method, pure torch. 
 ``features`` stand in ``train_rm`` (``settings`` is what a model knows about itself, ``training`` what a run trains).
 ``reward`` and ``experience`` stand in ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render`` and ``label``
 are the data's. ``score``, ``evaluate``, ``merge``, ``em`` are commands.
+
+A pair's ``group_id`` is any text or number. The groups' order, in the head and in ``group_reward`` of config.json, is
+that of their ids: numbers by their value, then texts by their characters. A group's name is its pairs' ``group``, or
+its id.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,8 +91,12 @@ class GroupRM(Extension):
             UserError: one sentence that names the flag, or the file and line.
         """
         _check_flags(args)
-        names, style = _look_at_pairs(args)
+        ids, style = _look_at_pairs(args)
         groups = args.groups
+        names = tuple(groups.names or ids.values())
+        own = None if groups.names or list(ids) == [str(place) for place in range(len(ids))] else list(ids)
+        if own and groups.only in names:
+            own = [own[names.index(groups.only)]]
         if groups.only is not None and groups.only not in names:
             raise UserError(f"--groups.only {groups.only} is no group of the pairs{suggest(groups.only, list(names))}")
         shared = groups.head == "shared" and groups.only is None
@@ -99,9 +108,10 @@ class GroupRM(Extension):
             style=style,
             eos=groups.eos,
             aggregate=groups.aggregate,
+            ids=own,
         )
         _check_checkpoint(args, settings)
-        training.current = training.Training(settings, groups.train_backbone, names)
+        training.current = training.Training(settings, groups.train_backbone, names, ids)
 
 
 class GroupReward(Extension):
@@ -179,48 +189,63 @@ def _pairs(args: SimpleNamespace) -> Iterator[tuple[str, Line]]:
                 yield flag, line
 
 
-def _look_at_pairs(args: SimpleNamespace) -> tuple[tuple[str, ...], str]:
-    """The groups' names by id, and the style that the prompts are written in."""
+def _look_at_pairs(args: SimpleNamespace) -> tuple[dict[str, str], str]:
+    """The groups' names by id, in the groups' order, and the style that the prompts are written in."""
     given = args.groups.names
     if given and (len(set(given)) < len(given) or len(given) < 2):
         raise UserError(f"--groups.names {' '.join(given)}: give two names or more, all different")
-    named: dict[int, str] = {}
-    highest, style = -1, args.groups.style
+    named: dict[str, str | None] = {}
+    bare: dict[str, None] = {}
+    style = args.groups.style
     for _, line in _pairs(args):
         record = line.record
-        number, name = record.get("group_id"), record.get("group")
-        if not given and isinstance(number, int) and isinstance(name, str) and named.setdefault(number, name) != name:
-            raise UserError(f"{line.where} calls group {number} {name!r}, and others call it {named[number]!r}")
-        if isinstance(number, int):
-            highest = max(highest, number)
-        if (own := record.get("style")) is not None:
-            style = style or own
-            if own != style:
+        name = record.get("group")
+        own = None
+        with contextlib.suppress(ValueError):  # told by `_check_pairs`
+            own = training.id_text(record.get("group_id"))
+        if own is not None:
+            before = named.setdefault(own, None)
+            if isinstance(name, str) and not given:
+                named[own] = before or name
+                if named[own] != name:
+                    raise UserError(f"{line.where} calls group {own} {name!r}, and others call it {before!r}")
+        elif isinstance(name, str):
+            bare[name] = None
+        if (mine := record.get("style")) is not None:
+            style = style or mine
+            if mine != style:
                 raise UserError(
-                    f"{line.where} has the style {own!r}, and the reward model is to be of style {style!r}; "
+                    f"{line.where} has the style {mine!r}, and the reward model is to be of style {style!r}; "
                     "make all pairs with one style, or give --groups.style as they have it"
                 )
     if given:
-        names = tuple(given)
-    elif highest >= 0:
-        names = tuple(named.get(number, str(number)) for number in range(highest + 1))
+        ids = training.by_place(given)
+    elif named or bare:
+        ids = {one: named.get(one) or one for one in training.in_order(named or bare)}
     else:
         raise UserError(
             f"{args.data.dataset} has no pairs with a group_id; make them with build_data hh-groups, or give "
             "--groups.names"
         )
-    _check_pairs(args, names)
-    return names, style or "hh"
+    _check_pairs(args, ids)
+    return ids, style or "hh"
 
 
-def _check_pairs(args: SimpleNamespace, names: tuple[str, ...]) -> None:
+def _check_pairs(args: SimpleNamespace, ids: Mapping[str, str]) -> None:
     """Every pair has a known group, and every group that is trained has pairs."""
     if os.environ.get("RANK", "0") != "0":  # one process says it; the others are ended with it
         return
+    names = args.groups.names or list(ids.values())
     counts = dict.fromkeys(names, 0)
+    if len(counts) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        both = " and ".join([one for one, called in ids.items() if called == name][:2])
+        raise UserError(
+            f"{args.data.dataset} has two groups, {both}, that are called {name!r}; give each a name of its own"
+        )
     local = False
     for flag, line in _pairs(args):
-        name = training.group_name(line.record, names, line.where)
+        name = training.group_name(line.record, counts, ids, line.where)
         if flag == "--data.dataset":
             local = True
             counts[name] += 1

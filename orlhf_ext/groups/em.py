@@ -24,6 +24,7 @@ from ..records import Line, read_records, sha256_file, write_json, write_jsonl
 from . import DEFAULT_K
 from .render import EOS, STYLES, encode
 from .settings import HEADS, SQUASHES, HeadSettings
+from .training import id_text
 
 if TYPE_CHECKING:
     import torch
@@ -206,8 +207,11 @@ def read_pairs(path: str, style: str | None) -> tuple[list[Line], str]:
         for key in ("prompt", "chosen", "rejected"):
             if not isinstance(record.get(key), str):
                 raise UserError(f"{line.where} has no text as its {key}; give pairs whose prompts and answers are text")
-        annotator = record.get("annotator_id")
-        if isinstance(annotator, bool) or not isinstance(annotator, str | int) or annotator == "":
+        try:
+            annotator = id_text(record.get("annotator_id"))
+        except ValueError:
+            annotator = None
+        if annotator is None:
             raise UserError(f"{line.where} has no annotator_id; say who chose, with a text or a whole number")
         own = record.get("style")
         if own is not None:
@@ -296,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Look at the pairs, compute, write."""
     args = parse(argv)
     lines, style = read_pairs(args.data, args.style)
-    names = list(dict.fromkeys(str(line.record["annotator_id"]) for line in lines))
+    names = list(dict.fromkeys(str(id_text(line.record["annotator_id"])) for line in lines))
     if len(names) < args.num_groups:
         raise UserError(
             f"--data {args.data} has {len(names)} annotators, fewer than --num_groups {args.num_groups}; give fewer "
@@ -310,12 +314,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     place = {name: number for number, name in enumerate(names)}
-    annotators = torch.tensor([place[str(line.record["annotator_id"])] for line in lines])
+    annotators = torch.tensor([place[str(id_text(line.record["annotator_id"]))] for line in lines])
     em = EM(settings, args.rounds, args.epochs, args.lr, args.batch_size)
     chosen, fits = em.best(hidden, annotators, args.seed, args.restarts)
     fit = fits[chosen]
     assignment = by_size(fit.assignment, args.num_groups).tolist()
-    found = [assignment[place[str(line.record["annotator_id"])]] for line in lines]
+    found = [assignment[place[str(id_text(line.record["annotator_id"]))]] for line in lines]
     rows = (
         {**line.record, "style": style, "group_id": group, "group": groups[group]}
         for line, group in zip(lines, found, strict=True)

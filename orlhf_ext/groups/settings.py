@@ -35,6 +35,8 @@ class HeadSettings:
     aggregate: str = "min"
     #: ``{"mean": [...], "std": [...]}``, a number for each group, over the evaluation texts; None before evaluation
     norm: dict[str, list[float]] | None = field(default=None)
+    #: the id of each group in the pairs (see `training.id_text`), where it is not its place
+    ids: list[str] | None = None
 
     def __post_init__(self) -> None:
         self._hold(bool(self.names) and len(set(self.names)) == len(self.names), "names", "different names")
@@ -50,6 +52,8 @@ class HeadSettings:
             rows = [norm.get("mean"), norm.get("std")]
             self._hold(all(row is not None and len(row) == len(self.names) for row in rows), "norm", "one for a group")
 
+        self._hold(self.ids is None or len(self.ids) == len(self.names), "ids", "one for a group")
+
     def _hold(self, holds: bool, name: str, wanted: str) -> None:
         if not holds:
             raise ValueError(f"{name} is {getattr(self, name)!r}, not {wanted}")
@@ -61,7 +65,7 @@ class HeadSettings:
 
     def as_config(self) -> dict[str, Any]:
         """What is written into config.json."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "ids" or value is not None}
 
 
 def from_config(value: Mapping[str, Any], where: str) -> HeadSettings:
