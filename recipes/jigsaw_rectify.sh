@@ -60,6 +60,8 @@ fit_training "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE" "CLASSIFIER_BATCH=$CLASS
     die "NUM_EVAL=$NUM_EVAL held-out prompts leave none of NUM_PROMPTS=$NUM_PROMPTS to train on; change one"
 [[ -z ${CLASSIFIER:-} || -z ${CLASSIFIER_ARGS:-} ]] ||
     die "CLASSIFIER_ARGS has no effect with CLASSIFIER, which is not trained; unset one"
+[[ ${CLASSIFIER:-} != perspective || -n ${PERSPECTIVE_API_KEY:-} || $DRY_RUN == 1 ]] ||
+    die "CLASSIFIER=perspective asks Google's Perspective API; set PERSPECTIVE_API_KEY in the environment"
 split_words DATA CLASSIFIER CONTINUATION SCORE VALUE Q DECODE EVALUATE
 data=$OUT/data value=$OUT/value generated=$OUT/generations
 : "${JIGSAW_DATA:=$default_data}"

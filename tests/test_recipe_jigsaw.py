@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 import recipe_runs
 from hub_server import contents, hub
-from recipe_runs import check_flags, check_pages, commands, following, read, redone, skipped
+from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped
 
 finished = functools.partial(recipe_runs.finished, "jigsaw_rectify")
 dry = functools.partial(recipe_runs.dry, "jigsaw_rectify")
+
+
+def test_a_key_is_asked_for_before_the_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
+    line = refused("jigsaw_rectify", {"CLASSIFIER": "perspective", "DRY_RUN": "0", "OUT": str(tmp_path / "out")})
+    assert "set PERSPECTIVE_API_KEY in the environment" in line
 
 
 def test_the_gpu_profile_has_the_papers_settings():
@@ -54,6 +60,9 @@ def test_what_is_given_is_not_made():
     assert found["score/continuations"][-2:] == ["--batch_size", "7"] and "--show" in found["evaluate"]
     assert found["decode/eps.5"][-2:] == ["--infeasible", "fallback"]
     assert "model/cut" in found  # Q_D's
+    asked = dry(PROFILE="cpu", CLASSIFIER="perspective", EVAL_PROMPTS="rtp.jsonl", PERSPECTIVE_API_KEY="planted-2718")
+    assert following(asked["score/generations"], "--model_name_or_path") == "perspective"
+    assert "classifier" not in asked and "planted" not in str(asked)
     pushed = [dry(PROFILE="smoke", PUSH_TO_HUB="me/j", **given) for given in ({}, {"CLASSIFIER": "a:b"})]
     assert [[name for name in one if name.startswith("push/")] for one in pushed] == [
         ["push/classifier", "push/q_d"],
