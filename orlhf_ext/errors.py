@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 #: error of the operating system -> what it means for the file it is about, and the way out
@@ -58,6 +58,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> None:
         try:
+            check_text(args[0] if args and args[0] is not None else sys.argv[1:])
             main(*args, **kwargs)
         except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +73,22 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             fail(f"error: {os_sentence(system) if system else error}")
 
     return wrapped
+
+
+def check_text(words: Iterable[str]) -> None:
+    """Hold that all words of a command line are text, which sidecars, tables and stamps can say again.
+
+    Raises:
+        UserError: one holds bytes that are not UTF-8.
+    """
+    for word in words:
+        if isinstance(word, str) and not word.isascii():
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{word!a} on the command line is not UTF-8 text; rename the file, or give a link to it"
+                ) from None
 
 
 def as_os_error(error: BaseException) -> OSError | None:
