@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from recipe_runs import (
     read,
     redone,
     skipped,
+    stage_calls,
     started,
 )
 
@@ -109,6 +112,32 @@ def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path:
     begin("4", words="sample models/tiny 8 256 1 5e-4 0 1234")
     assert folder() == "2" and folder(LEARNING_RATE="5e-4") == "4"
     assert folder(NEW="1").startswith("20") and folder(EPOCHS="2").startswith("20")
+
+
+@pytest.mark.parametrize("name", [BTRM, GENRM])
+def test_more_rehydrated_rows_make_the_test_pairs_again(tmp_path: Path, tiny_model: Path, name: str):
+    """The stage that builds the data, as the recipe asks for it, on a test file that grows."""
+    sample = ROOT / "data_builders" / "samples" / "litbench"
+    rows = [json.loads(line) for line in (sample / "test.jsonl").read_text().splitlines()]
+    given = tmp_path / "mine" / "rehydrated_test_data.csv"
+    given.parent.mkdir()
+
+    def built(count: int) -> str:
+        with given.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows[:count])
+        variables = {"DATA_DIR": str(given.parent), "OUT": str(tmp_path / "out"), "MODEL": str(tiny_model)}
+        variables["LITBENCH_DATA"] = str(sample / "train.jsonl")
+        calls = stage_calls(name, tmp_path / "copy", PROFILE="smoke", **variables)
+        call = next(call for call in calls if call.name == "data")
+        words = [word for flag, values in call.flags.items() for word in (flag, *values)]
+        tool = [sys.executable, str(ROOT / "recipes" / "stage.py"), "run", "data", "--base", str(tmp_path / "out")]
+        done = subprocess.run([*tool, *words, "--", *call.command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "done in" in built(10) and "already done" in built(10) and "done in" in built(20)
 
 
 def test_their_page_has_every_variable_and_stage():
