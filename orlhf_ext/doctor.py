@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
+import re
 import shutil
+import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from . import backends, inject, seams, workers
+from .backends import compiler
 from .errors import UserError, command
 from .extensions import BUILDERS, EXTENSIONS, REWARDS, extension, load, names
 from .launch import make_parser
 from .rewards.extension import Rewards
 from .rewards.selection import choose
 
+#: the oldest driver for which a major version of CUDA is built (NVIDIA's CUDA compatibility guide)
+_DRIVERS = {12: 525, 13: 580}
 _BY = {"launch": "the launcher joins our flags here", "mend": "OpenRLHF's own, mended"}
 _PACKAGES = ("openrlhf", "torch", "deepspeed", "transformers", "ray", "vllm", "flash-attn", "peft", "trl")
 
@@ -32,6 +40,67 @@ def versions() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What was found here of what a run with GPUs needs."""
+
+    #: an NVIDIA GPU that is not hidden
+    device: bool
+    #: the driver's version, such as "580.65.06"; None where it cannot be read
+    driver: str | None
+    #: as `compiler.torch_cuda` gives it
+    torch_cuda: str | None
+    #: as `compiler.choose` gives it; None where no CUDA code is compiled
+    compiler: compiler.Choice | None
+    flash_attn: bool
+
+
+def look() -> Machine:
+    """This machine."""
+    device, built = backends.device_there(), compiler.torch_cuda()
+    choice = compiler.choose(compiler.to_version(built)) if device and built else None
+    return Machine(device, driver_version() if device else None, built, choice, backends.flash_attn_present())
+
+
+def driver_version(proc: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The version of NVIDIA's driver, from the kernel or from nvidia-smi; None if neither says it."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"Kernel Module\b.*?\s(\d+(?:\.\d+)+)\s", proc.read_text(encoding="utf-8")):
+            return found[1]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        said = subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.split()
+        return said[0] if said and re.fullmatch(r"\d+(\.\d+)+", said[0]) else None
+    return None
+
+
+def lacks_for_gpus(machine: Machine) -> list[str]:
+    """What a run with GPUs lacks on a machine, each with what follows from it."""
+    lacks = []
+    if not machine.device:
+        lacks.append("a CUDA device: launchers run through the CPU backend")
+    elif machine.torch_cuda == "":
+        lacks.append(
+            "CUDA in torch: there is a GPU, and torch is a build for CPUs, on which all would run; install "
+            "requirements-gpu.txt where pip is not told to look for other wheels (pip config list, PIP_FIND_LINKS)"
+        )
+    elif machine.torch_cuda:
+        needed = _DRIVERS.get(compiler.to_version(machine.torch_cuda)[0], 0)
+        if machine.driver is not None and int(machine.driver.partition(".")[0]) < needed:
+            lacks.append(
+                f"a driver of version {needed} or newer: torch with CUDA {machine.torch_cuda} finds no GPU with "
+                f"{machine.driver}; update it"
+            )
+        if machine.compiler is not None and machine.compiler.home is None:
+            lacks.append(
+                f"a CUDA {machine.torch_cuda} compiler ({machine.compiler.why_not}): torch's AdamW stands in for "
+                "DeepSpeed's, and vLLM samples without FlashInfer; install requirements-gpu.txt, g++, or set CUDA_HOME"
+            )
+    if not machine.flash_attn:
+        lacks.append("flash-attn: attention runs as sdpa; packing and ring attention are refused")
+    return lacks
+
+
 def missing() -> list[str]:
     """What this machine lacks, each with what follows from it."""
     found = versions()
@@ -40,10 +109,7 @@ def missing() -> list[str]:
         lacks.append("OpenRLHF: nothing can be launched; run `bash recipes/setup.sh`")
     elif found["openrlhf"] != seams.OPENRLHF_VERSION:
         lacks.append(f"OpenRLHF {seams.OPENRLHF_VERSION}: {found['openrlhf']} is installed, launching is refused")
-    if not backends.gpu_present():
-        lacks.append("a CUDA device: launchers run through the CPU backend")
-    if not backends.flash_attn_present():
-        lacks.append("flash-attn: attention runs as sdpa; packing and ring attention are refused")
+    lacks += lacks_for_gpus(look())
     if "vllm" not in found:
         lacks.append("vLLM: orlhf-ext generate needs --backend hf, and train_ppo_ray cannot run")
     return lacks

@@ -6,13 +6,19 @@ Both take prompts as token ids and give completions as they are finished, so tha
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .backends import gpu_present
+from .backends import compiler, gpu_present
 from .backends.kernels import bf16_units, draw_exponentials_from_uniforms
 from .batches import cut_batches
 from .errors import UserError
@@ -123,7 +129,9 @@ def load_vllm(
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not gpu_present():
+    if gpu_present():
+        compiler.provide()
+    else:
         # vLLM's CPU sampler would be compiled at its first call: seconds, a C++ compiler, and nothing gained.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     try:
@@ -146,8 +154,9 @@ def load_vllm(
     dtype = sampling.dtype
     if current_platform.is_cpu() and dtype == "bfloat16" and not bf16_units():
         dtype = "float32"  # the same weights; plain loops over bf16 would take several times as long
+    before = multiprocessing.active_children()
     try:
-        return LLM(
+        llm = LLM(
             str(folder),
             dtype=dtype,  # type: ignore[arg-type]
             max_model_len=sampling.max_len,
@@ -158,6 +167,42 @@ def load_vllm(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"vLLM cannot serve {folder} ({_brief(error)}); mend that, or give --backend hf") from error
+    _watch(llm, [process for process in multiprocessing.active_children() if process not in before])
+    return llm
+
+
+def _watch(llm: LLM, engines: Sequence[BaseProcess]) -> None:
+    """Look after the processes that an engine has of its own (none on a CPU, usually).
+
+    When one is killed, vLLM's client waits for its answer for ever: the queue that it waits at gets the error. When
+    this process is killed, they live on, with all their memory: a process outside of our group ends them.
+    """
+    if not engines:
+        return
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    answers: Any = llm.llm_engine.engine_core.outputs_queue  # type: ignore[attr-defined]
+
+    def tell() -> None:
+        wait([engine.sentinel for engine in engines])
+        answers.put(EngineDeadError())
+
+    threading.Thread(target=tell, daemon=True).start()
+    words = [sys.executable, "-I", "-c", _GUARD, *(str(engine.pid) for engine in engines)]
+    llm._orlhf_ext_guard = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # type: ignore[attr-defined]
+
+
+#: reads a pipe that closes when the process at its other end is gone, and ends the processes that it was given
+_GUARD = """
+import os, signal, sys
+engines = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]
+sys.stdin.buffer.read()
+for engine in engines:
+    try:
+        signal.pidfd_send_signal(engine, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
 
 
 def _brief(error: Exception) -> str:
@@ -179,6 +224,7 @@ def sample_vllm(
     from vllm import SamplingParams
     from vllm.inputs import tokens_input
     from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.exceptions import EngineDeadError
 
     engine = llm.llm_engine
 
@@ -197,16 +243,21 @@ def sample_vllm(
     unfinished: dict[int, dict[int, Any]] = {}
     running = 0
     while True:
-        while running < _WAITING and (entry := next(waiting, None)):
-            index, prompt = entry
-            unfinished[index] = {}
-            for number in range(sampling.num_completions):
-                engine.add_request(f"{index}:{number}", tokens_input(prompt.ids), params(prompt, number))
-                running += 1
-        if not running:
-            return
         try:
+            while running < _WAITING and (entry := next(waiting, None)):
+                index, prompt = entry
+                unfinished[index] = {}
+                for number in range(sampling.num_completions):
+                    engine.add_request(f"{index}:{number}", tokens_input(prompt.ids), params(prompt, number))
+                    running += 1
+            if not running:
+                return
             outputs = engine.step()
+        except EngineDeadError as error:
+            raise UserError(
+                "vLLM's engine process died (killed, out of memory, or by an error that it printed above); finished "
+                "records are kept: mend that and run it again"
+            ) from error
         except RuntimeError as error:
             raise UserError(
                 f"vLLM broke off ({_brief(error)}); finished records are kept, mend that and go on"

@@ -77,9 +77,9 @@ class Extension:
             UserError: the combination makes no sense; one sentence that names the flag and the way out.
         """
 
-    def extra_gpus(self, args: SimpleNamespace) -> float:
-        """The GPUs that it asks Ray for, beside the launcher."""
-        return 0.0
+    def gpu_parts(self, args: SimpleNamespace) -> Mapping[str, Sequence[float]]:
+        """What it asks Ray for beside the launcher: the part of a GPU of each of its actors, by what they are."""
+        return {}
 
 
 def names(group: str) -> dict[str, str]:

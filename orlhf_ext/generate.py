@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import __version__
+from .backends import visible_devices
 from .batches import fingerprint
 from .engines import Completions, Prompt, Sampling, load_vllm, sample_hf, sample_vllm
 from .errors import UserError, command
@@ -207,8 +208,8 @@ def _devices(engines: int, each: int) -> list[str]:
 
     if not torch.cuda.is_available():
         return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    devices = visible or [str(i) for i in range(torch.cuda.device_count())]
     if len(devices) < engines * each:
         raise UserError(
             f"--num_engines {engines} with {each} GPUs each need {engines * each}, and {len(devices)} are here"

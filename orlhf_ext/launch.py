@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import runpy
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from . import backends, inject, mends, workers
+from . import backends, inject, mends, resources, workers
 from .errors import UserError, command, suggest
 from .extensions import EXTENSIONS, Extension, extension, names
 from .preflight import check_arguments
@@ -150,6 +150,8 @@ def _machine_defaults(launcher: str, rest: list[str]) -> list[str]:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
         # Threads that spin at barriers turn one busy neighbour into minutes of waiting; sleeping ones do not.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if backends.device_there() and not backends.gpu_present():
+        inject.say("there is a GPU, and torch is a build without CUDA: all runs on the CPU; see `orlhf-ext doctor`")
     if not backends.flash_attn_present() and not _gives(rest, "--ds.attn_implementation"):
         inject.say("flash-attn is not installed: --ds.attn_implementation sdpa")
         rest = [*rest, "--ds.attn_implementation", "sdpa"]
@@ -181,13 +183,13 @@ def _join_namespaces(
             on_ray = launcher in RAY_LAUNCHERS
             inject.verify(swaps, vars(sys.modules["__main__"]), load_seams=on_ray)
             check_arguments(launcher, nested)
-            extra = 0.0
+            parts: dict[str, Sequence[float]] = {}
             for item in extensions:
                 with user_code(f"extension {item.name!r} cannot check the run:"):
                     item.check(nested)
-                    extra += item.extra_gpus(nested)
-            if on_ray and not workers.start(swaps, workers.logical_gpus(nested) + math.ceil(extra)):
-                _without_cuda(nested, rest)
+                    parts |= item.gpu_parts(nested)
+            if on_ray:
+                _start_ray(swaps, nested, parts, rest)
             arguments.append(nested)
             return nested
 
@@ -196,6 +198,23 @@ def _join_namespaces(
 
     inject.on_import("openrlhf.utils.config", patch)
     return arguments
+
+
+def _start_ray(
+    swaps: list[inject.Swap], args: SimpleNamespace, parts: Mapping[str, Sequence[float]], rest: list[str]
+) -> None:
+    """Connect to Ray, and make sure that it has what the run will ask for."""
+    import ray
+
+    more = resources.whole_gpus([part for of_one in parts.values() for part in of_one])
+    cuda = workers.start(swaps, workers.logical_gpus(args) + more)
+    try:
+        resources.check(args, parts, ray.cluster_resources())
+    except UserError:
+        ray.shutdown()
+        raise
+    if not cuda:
+        _without_cuda(args, rest)
 
 
 def _kept(args: SimpleNamespace) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import backends, inject, mends
 from .actors import unwrap
+from .backends import compiler
 from .errors import UserError, as_os_error
 
 HOOK = "orlhf_ext.workers.setup"
@@ -114,6 +115,22 @@ def _knock(address: str) -> None:
         ) from error
 
 
+def count_no_devices() -> None:
+    """Let Ray count GPUs that are only numbers, where CUDA_VISIBLE_DEVICES hides the real ones: it refuses more than
+    that names.
+
+    Raises:
+        UserError: the GPUs are hidden from a build for CUDA, whose vLLM cannot sample without one.
+    """
+    if backends.gpus_hidden() and compiler.torch_cuda():
+        raise UserError(
+            "CUDA_VISIBLE_DEVICES hides all GPUs, and this environment's vLLM samples on GPUs alone; unset it, or use "
+            "an environment of requirements-cpu.txt"
+        )
+    os.environ[backends.GPUS_HIDDEN] = str(int(backends.gpus_hidden()))
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
 def start(swaps: list[inject.Swap], gpus: int) -> bool:
     """Connect to Ray (``RAY_ADDRESS``, the cluster of a submitted job, or a Ray of our own), with our hook.
 
@@ -141,6 +158,7 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
         if "://" not in address:
             _knock(address)
     elif not backends.gpu_present():
+        count_no_devices()
         settings = {"num_gpus": gpus, "num_cpus": gpus + 4, "include_dashboard": False}
         inject.say(f"no CUDA device: Ray counts {gpus} GPUs that are none, for the launcher's placement groups")
     ray.init(runtime_env=environment, **settings)

@@ -129,7 +129,7 @@ fit_rl() {
 
 # Whether stages will find flash-attn; a dry run looks where it is called.
 has_flash_attn() {
-    python -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("flash_attn") is None)' 2>/dev/null
+    python -c 'import sys; from orlhf_ext.backends import flash_attn_present as here; sys.exit(not here())' 2>/dev/null
 }
 
 # Processes of a training stage (fit_training and fit_rl take fewer where a batch asks for it), and threads of each: a

@@ -92,11 +92,10 @@ done
 eos=append
 [[ $PRESET != paper ]] || eos=none
 
-gpu_words=() engines=() reward_gpus=()
+gpu_words=() engines=()
 if [[ $PROFILE == gpu ]]; then
     gpu_words=(--actor.gradient_checkpointing_enable)
     engines=(--num_engines "$((here ? here : 1))")
-    ((here != 1)) || reward_gpus=(--groups.gpus 0) # the only one is taken
 fi
 gpu_words+=("${placement[@]}")
 [[ -z ${RAY_ADDRESS:-} || $OUT == /* ]] || OUT=$PWD/$OUT
@@ -175,7 +174,7 @@ policy() {
     set_logger "policy_$1"
     stage "policy/$1" --in "$prompts/rl.jsonl" "$GROUPS_FILE" ${3:+"$3"} --source "$sft" --out "$OUT/policy/$1" -- \
         python -m orlhf_ext.launch train_ppo_ray --ext.reward groups "${batch_min[@]}" --groups.aggregate "$AGGREGATE" \
-        --groups.config "$GROUPS_FILE" "${@:4}" "${reward_gpus[@]}" --actor.model_name_or_path "$sft" \
+        --groups.config "$GROUPS_FILE" "${@:4}" --actor.model_name_or_path "$sft" \
         --actor.num_nodes 1 --actor.num_gpus_per_node "$NPROC" --ref.num_nodes 1 --ref.num_gpus_per_node "$NPROC" \
         --train.colocate_actor_ref --vllm.num_engines "$ENGINES" --vllm.tensor_parallel_size "$TP" --ds.zero_stage 2 \
         --ds.param_dtype bf16 "${gpu_words[@]}" --data.prompt_dataset "$prompts/rl.jsonl" --data.input_key prompt \

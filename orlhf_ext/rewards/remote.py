@@ -1,14 +1,24 @@
-"""Rewards that hold a model, in Ray actors of their own: each copy on its part of a GPU, none in the controller."""
+"""Rewards that hold a model, in Ray actors of their own: each copy on its part of a GPU, none in the controller.
+
+The GPUs are those that the run's models leave free. Where they leave none and share theirs among each other
+(``--train.colocate_all``), the copies share them, too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..resources import must_share
 from ..user_code import user_code
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 from .combine import Checked, score_one
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 
 class Holder:
@@ -36,10 +46,16 @@ class Holder:
 
 
 class InActors(Reward):
-    """Stands for a reward that runs in actors; a batch is cut into as many parts as there are copies."""
+    """Stands for a reward that runs in actors; a batch is cut into as many parts as there are copies.
 
-    def __init__(self, reward: Reward, copies: int) -> None:
-        self._reward, self._copies = reward, copies
+    Args:
+        reward: what each of them holds.
+        copies: how many.
+        group: the placement group whose GPUs they share; None: they take their parts of others.
+    """
+
+    def __init__(self, reward: Reward, copies: int, group: PlacementGroup | None = None) -> None:
+        self._reward, self._copies, self._group = reward, copies, group
         self.name = reward.name  # type: ignore[misc]
         self.needs_reference = reward.needs_reference  # type: ignore[misc]
         self.reads_images = reward.reads_images  # type: ignore[misc]
@@ -50,8 +66,19 @@ class InActors(Reward):
         import ray
 
         actor: Any = ray.remote(num_cpus=self.gpus, num_gpus=self.gpus)(Holder)
-        self._actors = [actor.remote(self._reward) for _ in range(self._copies)]
+        self._actors = [actor.options(**self._place(i)).remote(self._reward) for i in range(self._copies)]
         _get([holder.setup.remote(context) for holder in self._actors])
+
+    def _place(self, copy: int) -> dict[str, Any]:
+        """Where Ray puts a copy: the copies share the group's GPUs evenly."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if self._group is None:
+            return {}
+        bundle = copy % self._group.bundle_count
+        return {
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        }
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Score the parts at the same time."""
@@ -76,9 +103,27 @@ class InActors(Reward):
             ray.kill(holder)
 
 
-def in_actors(reward: Reward, copies: int) -> Reward:
-    """The reward itself, if it holds no model, or what stands for it."""
-    return InActors(reward, copies) if reward.gpus else reward
+def in_actors(rewards: Sequence[Reward], args: SimpleNamespace, policy: Any = None) -> list[Reward]:
+    """The rewards, with something that stands for each that holds a model.
+
+    Args:
+        rewards: of the run.
+        args: the launcher's nested arguments.
+        policy: OpenRLHF's ``RayActorGroup`` of the policy, whose GPUs are shared if there are no others.
+    """
+    import ray
+
+    copies = args.ext.reward_actors
+    group, parts = None, [reward.gpus for reward in rewards if reward.gpus for _ in range(copies)]
+    if policy is not None and parts and must_share(args, parts, ray.cluster_resources().get("GPU", 0)):
+        group = ray.get(policy._actor_handlers[0].__ray_call__.remote(_current_group))
+    return [InActors(reward, copies, group) if reward.gpus else reward for reward in rewards]
+
+
+def _current_group(_: Any) -> PlacementGroup | None:
+    import ray
+
+    return ray.util.get_current_placement_group()
 
 
 def _get(references: list[Any]) -> list[Any]:

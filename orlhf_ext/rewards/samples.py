@@ -33,18 +33,19 @@ class RewardedSamples(SamplesGenerator):
     _rewards: RewardSet | None = None
     _asleep = False
 
-    def setup_rewards(self, score_reference: ScoreReference | None) -> None:
+    def setup_rewards(self, score_reference: ScoreReference | None, policy: Any = None) -> None:
         """Make the rewards that the run's arguments name, and set them up.
 
         Args:
             score_reference: a scorer on the frozen reference model, where rewards may use it.
+            policy: OpenRLHF's group of actors of the policy; its GPUs are shared where there are no others.
 
         Raises:
             UserError: as `RewardSet.setup`.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         rewards = from_args(self.args)
-        rewards.rewards = [in_actors(reward, self.args.ext.reward_actors) for reward in rewards.rewards]
+        rewards.rewards = in_actors(rewards.rewards, self.args, policy)
         rewards.setup(RewardContext(self.tokenizer, self.args, device, score_reference))
         self._rewards = rewards
         self._numbers = {"train": itertools.count(1), "eval": itertools.count(1)}

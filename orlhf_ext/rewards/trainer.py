@@ -21,7 +21,7 @@ class RewardedTrainer(unwrap(PPOTrainer)):  # type: ignore[misc]
         group = self.reference_model_group
         scorer = GroupScorer(group, self.args, int(self.tokenizer.pad_token_id)) if group is not None else None
         try:
-            self.samples_generator.setup_rewards(scorer)
+            self.samples_generator.setup_rewards(scorer, self.actor_model_group)
         except UserError as error:  # Ray tells only the traceback of an actor that could not be made
             self._refused = error
 
