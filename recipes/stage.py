@@ -153,10 +153,21 @@ def named(command: list[str]) -> Iterator[str]:
                 yield from {text, *text.split(",")}
 
 
+def module_file(text: str) -> str:
+    """The file of a user's own ``MODULE:NAME``, which Python finds as it finds it for the command; or nothing."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*", text):
+        return ""
+    module = text.partition(":")[0].replace(".", "/")
+    places = [Path(place or ".") / module for place in ("", *os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return next((str(file) for file in files if file.is_file()), "")
+
+
 def paths_read(command: list[str], written: Collection[Path]) -> set[str]:
-    """The files and folders that a command names and does not write, each file with the sidecar beside it."""
+    """The files, folders and modules that a command names and does not write, each file with the sidecar beside it."""
     found = set()
-    for text in named(command):
+    texts = set(named(command))
+    for text in texts | {module_file(text) for text in texts}:
         path = Path(text)
         if text and os.path.exists(text) and not within(path.resolve(), written):
             found.add(text)

@@ -102,23 +102,26 @@ def test_a_change_reaches_what_depends_on_it(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "form", ["in.txt", "--data=in.txt", "name=in.txt", "other.txt,in.txt", "folder", "--data=folder"]
-)
-def test_what_a_command_names_is_its_input(folder: Path, form: str):
-    """Without a word of --in: a path, in each form in which commands take one, and what stands beside it."""
-    Path("folder").mkdir()
-    for name in ("other.txt", "folder/x", "in.meta.json"):
+    ("form", "file"),
+    [
+        ("in.txt", "in.txt"), ("in.txt", "in.meta.json"), ("--data=in.txt", "in.txt"), ("name=in.txt", "in.txt"),
+        ("other.txt,in.txt", "in.txt"), ("folder", "folder/x"), ("--data=folder", "folder/x"),
+        ("mine:Judge", "mine.py"), ("folder.mine:Judge", "folder/mine.py"), ("--x=pack:Judge", "pack/__init__.py"),
+    ],
+)  # fmt: skip
+def test_what_a_command_names_is_its_input(folder: Path, form: str, file: str):
+    """Without a word of --in: paths and modules, in each form in which commands take them, and sidecars beside them."""
+    for name in ("folder", "pack"):
+        Path(name).mkdir()
+    for name in ("other.txt", "folder/x", "in.meta.json", "mine.py", "folder/mine.py", "pack/__init__.py"):
         Path(name).write_text("1")
 
     def run(code: str = "open('o', 'a')") -> str:
         return stage("run", "x", "--base", "b", "--out", "o", "--", sys.executable, "-c", code, form).stdout
 
     assert "done in" in run() and "already done" in run()
-    Path("folder/x" if "folder" in form else "in.txt").write_text("changed")
+    Path(file).write_text("changed")
     assert "done in" in run() and "already done" in run()
-    if form == "in.txt":
-        Path("in.meta.json").write_text("2")
-        assert "done in" in run()
 
 
 def test_what_a_command_writes_is_not_its_input(folder: Path):
