@@ -49,6 +49,11 @@ class Breaks(Reward):
         return [float("nan") if "/3" in rollout.id else 1.0 for rollout in batch]
 
 
+class Leaves(Reward):
+    def score(self, batch):
+        raise SystemExit
+
+
 class Constant(Reward):
     """Odd prompts get one reward for all samples, and are filtered out."""
 

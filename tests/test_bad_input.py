@@ -50,6 +50,7 @@ def nested(model: Path, **changes: Any) -> SimpleNamespace:
         "ext.reward_args": None,
         "ext.reward_actors": 1,
         "ext.reference_batch_tokens": 1000,
+        "ext.rollouts_dir": None,
         "ext.eval_on_start": False,
         "ext.eval_top_k": -1,
         "ext.eval_top_p": 1.0,

@@ -60,12 +60,17 @@ def test_a_reward_of_ones_own_is_learned(tiny_model: Path, folder: Path) -> None
     assert "is now orlhf_ext.rewards.samples:RewardedSamples" in output
 
 
-def test_a_reward_that_gives_nan_stops_the_run(tiny_model: Path, folder: Path) -> None:
-    output = launch(folder, "--ext.reward", "my_rewards:Breaks", *flags(tiny_model), fails=True)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Breaks", "reward 'breaks' has nan among the rewards, for sample 'train 1/3'; give a finite float32"),
+        ("Leaves", "reward 'leaves' raised SystemExit: sys.exit() on sample 'train 1/1' (my_rewards.py line 32)"),
+    ],
+)
+def test_a_reward_that_breaks_stops_the_run(tiny_model: Path, folder: Path, name: str, said: str) -> None:
+    output = launch(folder, "--ext.reward", f"my_rewards:{name}", *flags(tiny_model), fails=True)
     told = [line for line in output.splitlines() if line.startswith("orlhf-ext: error:")]
-    assert told == [
-        "orlhf-ext: error: reward 'breaks' has nan among the rewards, for sample 'train 1/3'; give a finite float32"
-    ]
+    assert told == [f"orlhf-ext: error: {said}"]
 
 
 def test_what_the_readme_says_about_a_reward_works(tiny_model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from ..errors import UserError
 from ..extensions import Extension
 from ..model_folder import context_length
+from ..outputs import check_folder
 from ..records import read_records
 from .rows import Rules, parse_record
 from .settings import LOSS_TYPES, check_epsilon, check_loss_type
@@ -110,13 +111,7 @@ def _check_flags(args: SimpleNamespace) -> None:
     if args.model.beta != DPO_BETA:
         raise UserError("--model.beta has no effect here; use --exo.beta_pi")
     if exo.cache_reference:
-        folder = Path(exo.cache_reference).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--exo.cache_reference {folder} cannot be made ({error.strerror})") from error
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"--exo.cache_reference {folder} cannot be written to; give a folder of your own")
+        check_folder(Path(exo.cache_reference).expanduser(), "--exo.cache_reference")
 
 
 def _check_length(args: SimpleNamespace) -> None:

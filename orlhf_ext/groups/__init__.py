@@ -24,6 +24,7 @@ from typing import Any
 from ..errors import UserError, suggest
 from ..extensions import Extension
 from ..model_folder import read_config
+from ..outputs import check_folder
 from ..preflight import read_source
 from ..records import Line
 from . import training
@@ -168,6 +169,8 @@ def _check_flags(args: SimpleNamespace) -> None:
     if groups.cache_features and (lora or groups.train_backbone):
         other = "--ds.lora.rank" if lora else "--groups.train_backbone"
         raise UserError(f"--groups.cache_features needs a backbone that does not change; leave it or {other} out")
+    if groups.cache_features:
+        check_folder(Path(groups.cache_features).expanduser(), "--groups.cache_features")
     if args.ds.load_in_4bit:
         raise UserError(
             "--ds.load_in_4bit does not go with --ext.use group-rm, which saves whole weights; leave it out"

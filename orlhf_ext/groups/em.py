@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import UserError, command
 from ..flags import DTYPES, add_compute, check_least, make_parser
-from ..outputs import add_overwrite, check_file
+from ..outputs import add_overwrite, check_file, check_folder
 from ..records import Line, read_records, sha256_file, write_json, write_jsonl
 from . import DEFAULT_K
 from .render import EOS, STYLES, encode
@@ -260,6 +260,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if Path(args.out).resolve() == Path(args.data).resolve():
         raise UserError("--out is --data; give it a name of its own")
     check_file(args.out, command="groups.em", overwrite=args.__dict__.pop("overwrite"))
+    if args.cache:
+        check_folder(Path(args.cache).expanduser(), "--cache")
     return args
 
 

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 from ..errors import UserError
 from ..extensions import Extension
+from ..outputs import check_folder
 from ..preflight import read_source
 from ..resources import check_part
 from ..user_code import user_code
+from ..workers import cluster_address
 from .selection import Chosen, add_flags, from_args
 
 _AGENT = Path(__file__).with_name("agent.py")
@@ -82,6 +84,8 @@ class Rewards(Extension):
                 raise UserError(f"--ext.reward and {flag} {value} both give rewards; leave one of them out")
         if args.ext.reward_actors < 1 or args.ext.reference_batch_tokens < 2:
             raise UserError("--ext.reward_actors is at least 1, and --ext.reference_batch_tokens at least 2")
+        if args.ext.rollouts_dir and not cluster_address():  # whose machines may have other folders
+            check_folder(args.ext.rollouts_dir, "--ext.rollouts_dir")
         if args.ext.eval_on_start and not args.eval.dataset:
             raise UserError("--ext.eval_on_start has nothing to evaluate on; give --eval.dataset")
         own_sampling = (args.ext.eval_top_p, args.ext.eval_top_k) != (1.0, -1)
