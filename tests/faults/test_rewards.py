@@ -241,10 +241,10 @@ def test_answers_of_a_hostile_server(fault, name: str) -> None:
     pieces, says = ANSWERS[name]
     batch = RewardBatch([Rollout("r", "a", "b")])
     with answering(pieces) as url:
-        reward = HTTP([url], tries=1, timeout=30.0 if name == "large" else 0.5)
+        reward = HTTP([url], tries=1, timeout=0.5 if name.startswith("drips") else 30.0)
         began = time.monotonic()
         fault.call(RewardSet([reward]).score, batch, says=f"reward 'http': the server {url} .*{says}")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 25  # a dripping server would take longer
 
 
 # a key of W&B

@@ -149,7 +149,9 @@ def test_files_that_grow_too_large(fault, here: Path, many: None, line: str) -> 
         pytest.importorskip("torch")
     with no_file_larger_than(9000):
         says = rf"error: {LARGE[line]} would be larger than a file may be here; raise the limit \(ulimit -f\)"
-        fault(*put(line, "o"), says=says, makes=("*.jsonl", "*.meta.json") if "build_data" in line else ())
+        fault(
+            *put(line, "o"), says=says, makes=("*.jsonl", "*.meta.json") if "build_data" in line else ("*.meta.json",)
+        )
     assert not [path for path in here.rglob("*") if path.name.endswith(".tmp")]
 
 
