@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..actors import unwrap
 from ..batches import cut_batches
 from ..likelihood import span_logprobs
+from ..logprobs import token_logprobs
 from ..spans import Span, find_groups, rows_of_groups, shared_length
 
 
@@ -34,19 +35,35 @@ class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
         return [values.tolist() for values in found]
 
     def score_tokens(self, sequences: torch.Tensor, action_mask: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        """Log-probabilities ``(B, T-1)`` of the tokens behind the first, through OpenRLHF's own forward pass.
+        """Log-probabilities ``(B, T-1)`` of the tokens behind the first, on the CPU; every rank takes part in the pass.
+
+        The output layer sees the positions that count alone; where sequences are packed, or the layer is spread over
+        processes, it is OpenRLHF's own forward pass, which computes the logits of all.
 
         Args:
             sequences: ``(B, T)`` token ids, padded on the right.
-            action_mask: ``(B, T-1)``, 1 at t-1 for each token t that counts.
+            action_mask: ``(B, T-1)``, 1 at t-1 for each token t that counts: all from a row's first such to its end.
             attention_mask: ``(B, T)``.
         """
+        ds = self.strategy.args.ds
+        if not ds.packing_samples and ds.tensor_parallel_size == 1:
+            return self._score_in_step(sequences, action_mask, attention_mask)
         kept = self.model.temperature  # the rollouts', by which OpenRLHF divides the logits
         self.model.temperature = 1.0
         try:
             return self.forward(sequences, action_mask, attention_mask)
         finally:
             self.model.temperature = kept
+
+    @torch.no_grad()
+    def _score_in_step(
+        self, sequences: torch.Tensor, action_mask: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        device = torch.cuda.current_device()
+        engine = self.model.model  # DeepSpeed's, which gathers the weights of ZeRO-3 as they are needed
+        starts = action_mask.argmax(1) + 1
+        values, _ = token_logprobs(engine, sequences.to(device), attention_mask.to(device), starts.to(device))
+        return torch.zeros_like(action_mask).masked_scatter(action_mask.bool(), values.cpu())
 
 
 class GroupScorer:
