@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -294,7 +295,9 @@ class Pipeline:
         rows = draw(self.rows(split, counts), limit, rng, counts)
         same = [path for path in paths if target.exists() and target.samefile(path)]
         remedy = ", or a larger --test_size" if self.test_size else ""
-        write_some(target, self.remember(split, rows, counts), counts, [*same, *paths][0], remedy)
+        write_some(
+            target, self.remember(split, rows, counts), counts, [*same, Path(os.path.commonpath(paths))][0], remedy
+        )
         details: dict[str, Any] = {"format": args.format or "hh", "source": self.source.label}
         if self.test_size:
             details["split"] = (
