@@ -10,7 +10,7 @@ import functools
 import itertools
 from typing import Any
 
-from . import resuming
+from . import columns, resuming
 from .inject import on_import
 
 
@@ -98,4 +98,5 @@ def install() -> None:
     on_import("deepspeed.runtime.zero.partition_parameters", _rotary_frequencies)
     on_import("openrlhf.models.model", _reward_statistics)
     on_import("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)
+    on_import("openrlhf.datasets.utils", columns.use)
     resuming.install()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from . import backends
+from . import backends, columns
 from .errors import UserError, suggest
 from .records import Line, read_records
 
@@ -58,7 +58,7 @@ def read_source(flag: str, source: str) -> Iterator[Line] | None:
         return None
     if os.path.exists(path) and os.path.getsize(path) > _LARGE:
         return None
-    return read_records(path)
+    return columns.read(path) if columns.is_json(path) else read_records(path)
 
 
 def count_rows(flag: str, source: str) -> int | None:
@@ -88,7 +88,7 @@ def _count_prompts(flag: str, source: str, data: SimpleNamespace) -> int | None:
     records = read_source(flag, source)
     if records is None:
         return None
-    count, columns = 0, set[str]()
+    count, found = 0, set[str]()
     for line in records:
         count += 1
         prompt = line.record.get(data.input_key)
@@ -97,11 +97,11 @@ def _count_prompts(flag: str, source: str, data: SimpleNamespace) -> int | None:
             raise UserError(f"{line.where} has no {data.input_key!r}, which --data.input_key names{known}")
         if not isinstance(prompt, str) and not data.apply_chat_template:
             raise UserError(f"{line.where} has a prompt that is no text; for chats add --data.apply_chat_template")
-        columns.update(line.record)
+        found.update(line.record)
     if not count:
         raise _no_record(flag, source)
-    if data.label_key is not None and data.label_key not in columns:
-        known = suggest(data.label_key, list(columns))
+    if data.label_key is not None and data.label_key not in found:
+        known = suggest(data.label_key, list(found))
         raise UserError(f"{flag} {source.strip()} has no {data.label_key!r}, which --data.label_key names{known}")
     return count
 
