@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,32 @@ def test_a_dry_run_shows_what_would_go_to_the_hub():
         "dataset", "--private",
     ]  # fmt: skip
     assert "push/sft" not in dry(PROFILE="smoke", SFT_MODEL="my/sft", PUSH_TO_HUB="me/hh")
+
+
+@pytest.mark.launcher
+def test_what_is_pushed_arrives(tmp_path: Path):
+    """The commands that a dry run prints, typed in; of a folder with other files, the data and their sidecars alone."""
+    out = tmp_path / "out"
+    found = dry(PROFILE="smoke", METHOD="maxmin", PUSH_TO_HUB="me/hh", OUT=str(out))
+    files = {
+        "sft/config.json", "sft/model.safetensors", "samples/pairs_scored.jsonl", "samples/pairs_scored.meta.json",
+        "samples/pairs.jsonl", "pairs/prop0.1-seed42/train.jsonl", "pairs/prop0.1-seed42/train.meta.json",
+        "pairs/prop0.1-seed42/test.jsonl", "samples/pairs_scored.jsonl.stage.json",
+    }  # fmt: skip
+    for name in files:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(name)
+    with hub() as server:
+        for name in ("sft", "raw", "pairs/prop0.1-seed42"):
+            environment = {**os.environ, **server.environment}
+            done = subprocess.run(found[f"push/{name}"], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    arrived = {name: (one.kind, one.private, set(one.files)) for name, one in server.repositories.items()}
+    assert arrived == {
+        "me/hh-sft": ("model", True, {"config.json", "model.safetensors"}),
+        "me/hh-raw": ("dataset", True, {"pairs_scored.jsonl", "pairs_scored.meta.json"}),
+        "me/hh-pairs-prop0.1-seed42": ("dataset", True, {"train.jsonl", "train.meta.json", "test.jsonl"}),
+    }
 
 
 def test_all_of_the_hubs_folders_are_the_papers_data():
