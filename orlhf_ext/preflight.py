@@ -169,6 +169,11 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     _check_wandb(_get(args, "logger.wandb.key"))
     if launcher == "train_ppo_ray":
         _check_prompts(args)
+        if _get(args, "train.enable_ema") and _get(args, "ckpt.load_enable"):
+            raise UserError(
+                "--train.enable_ema with --ckpt.load_enable would save another average: OpenRLHF's checkpoints do not "
+                "have the moving average; leave one of the two out"
+            )
     if launcher not in ("train_sft", "train_rm", "train_dpo"):
         return
     if not (dataset := _get(args, "data.dataset")):

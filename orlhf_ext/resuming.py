@@ -9,13 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+from .errors import UserError
 from .inject import on_import
 
 _FINISHED = "_iterator_finished"  # torchdata's, in the state of a data loader
 _SAMPLES = "orlhf_ext_samples"
 _CONFIG = "orlhf_ext_config"
+_RUN = "orlhf_ext_run"
+_PROMPTS = "orlhf_ext_prompts"
 _KL = "orlhf_ext_kl_coef"
 
 
@@ -69,7 +73,7 @@ def _strategy(module: Any) -> None:
     strategy = module.DeepspeedStrategy
     _schedule(strategy)
     _draws(strategy)
-    _measured(strategy)
+    _checkpoints(strategy)
     _boundaries(strategy)
 
 
@@ -83,13 +87,13 @@ def _schedule(strategy: Any) -> None:
     @functools.wraps(setup)
     def setup_dataloader(self: Any, *args: Any, **words: Any) -> Any:
         loader = setup(self, *args, **words)
-        if not hasattr(self, "batches_of_epoch"):  # the first one is the training's
-            self.batches_of_epoch = len(loader)
+        if not hasattr(self, "records"):  # the first one is the training's
+            self.records, self.batches_of_epoch = len(loader.dataset), len(loader)
         return loader
 
     @functools.wraps(prepare)
     def _ds_init_train_model(self: Any, model: Any, cfg: dict[str, Any]) -> Any:
-        if hasattr(self, "batches_of_epoch"):  # not in train_ppo_ray, whose actors have no data loader
+        if hasattr(self, "records"):  # not in train_ppo_ray, whose actors have no data loader
             steps = self.batches_of_epoch * self.args.train.max_epochs // self.accumulated_gradient
             cfg = {**cfg, "scheduler_steps": steps}
         return prepare(self, model, cfg)
@@ -136,8 +140,13 @@ def _draws(strategy: Any) -> None:
     strategy._ds_init_train_model = _ds_init_train_model
 
 
-def _measured(strategy: Any) -> None:
-    """What evaluations write into a model's config (the mean and deviation of rewards) is part of a checkpoint."""
+def _checkpoints(strategy: Any) -> None:
+    """A checkpoint also has what evaluations write into a model's config (the mean and deviation of rewards), and what
+    its position in the data means something for: another run is refused.
+
+    Raises:
+        UserError: a checkpoint is damaged, of another model or number of processes, or of other data.
+    """
     save, load = strategy.save_ckpt, strategy.load_ckpt
 
     @functools.wraps(save)
@@ -145,12 +154,24 @@ def _measured(strategy: Any) -> None:
         self: Any, model: Any, save_dir: str, tag: Any = None, max_num: int = 3, max_mem: int = 1000,
         client_state: dict[str, Any] | None = None, *args: Any, **words: Any,
     ) -> None:  # fmt: skip
-        state = {**(client_state or {}), _CONFIG: model.module.config.to_dict()}
+        state = {**(client_state or {}), _CONFIG: model.module.config.to_dict(), _RUN: _run(self)}
         save(self, model, save_dir, tag, max_num, max_mem, state, *args, **words)
 
     @functools.wraps(load)
-    def load_ckpt(self: Any, model: Any, *args: Any, **words: Any) -> tuple[Any, dict[str, Any]]:
-        path, states = load(self, model, *args, **words)
+    def load_ckpt(self: Any, model: Any, load_dir: str, *args: Any, **words: Any) -> tuple[Any, dict[str, Any]]:
+        try:
+            path, states = load(self, model, load_dir, *args, **words)
+            if path is not None and model.zero_optimization():
+                parts = len(list(Path(path).parent.glob("*_optim_states.pt")))
+                if parts < model.loaded_checkpoint_dp_world_size:  # which DeepSpeed would begin anew
+                    raise FileNotFoundError(f"{parts} of {model.loaded_checkpoint_dp_world_size} *_optim_states.pt")
+        except Exception as error:
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"the newest checkpoint in {load_dir} cannot be used ({why}); write the name of an older one into "
+                f"{load_dir}/latest, or give another --ckpt.path to start anew"
+            ) from error
+        check_run(states.pop(_RUN, {}), _run(self), load_dir)
         config = model.module.config
         own = config.to_dict()
         for name, value in states.pop(_CONFIG, {}).items():
@@ -159,6 +180,28 @@ def _measured(strategy: Any) -> None:
         return path, states
 
     strategy.save_ckpt, strategy.load_ckpt = save_ckpt, load_ckpt
+
+
+def _run(strategy: Any) -> dict[str, int]:
+    """What the order of records and the length of a step follow from."""
+    found = {"--train.batch_size": strategy.train_batch_size, "--train.seed": strategy.seed}
+    if hasattr(strategy, "records"):
+        found["records"] = strategy.records
+    return found
+
+
+def check_run(there: Mapping[str, int], here: Mapping[str, int], folder: str) -> None:
+    """Compare the run that wrote a checkpoint with the one that wants to go on from it.
+
+    Raises:
+        UserError: they differ in something that both name.
+    """
+    for name, value in there.items():
+        if here.get(name, value) != value:
+            raise UserError(
+                f"the checkpoint in {folder} is of another run ({name}: {value} there, {here[name]} here), and this "
+                "one would skip or repeat records; go on as before, or give another --ckpt.path to start anew"
+            )
 
 
 def _boundaries(strategy: Any) -> None:
@@ -215,7 +258,7 @@ def _order(trainer: str, model: str) -> Callable[[Any], None]:
 
 
 def _samples(module: Any) -> None:
-    """The state of the prompts' data loader has the samples that no step has used yet.
+    """The state of the prompts' data loader has the samples that no step has used yet, and how many prompts there are.
 
     With ``--rollout.vllm_generate_batch_size`` more is sampled at once than a step takes; the rest would be lost.
     """
@@ -229,11 +272,15 @@ def _samples(module: Any) -> None:
         save, load = prompts_dataloader.state_dict, prompts_dataloader.load_state_dict
 
         def state_dict() -> dict[str, Any]:
-            return {**save(), _SAMPLES: [vars(sample) for sample in getattr(self, "_sample_buffer", ())]}
+            left = [vars(sample) for sample in getattr(self, "_sample_buffer", ())]
+            return {**save(), _SAMPLES: left, _PROMPTS: len(prompts_dataloader.dataset)}
 
         def load_state_dict(state: dict[str, Any]) -> None:
-            samples = state.get(_SAMPLES, ())
-            load({name: value for name, value in state.items() if name != _SAMPLES})
+            state = dict(state)
+            samples, there = state.pop(_SAMPLES, ()), state.pop(_PROMPTS, None)
+            here = {"prompts": len(prompts_dataloader.dataset)}
+            check_run({"prompts": there} if there else {}, here, self.args.ckpt.path)
+            load(state)
             if samples:
                 self._sample_buffer = [Experience(**fields) for fields in samples]
                 self._dataloader_iter = None if state[_FINISHED] else iter(prompts_dataloader)

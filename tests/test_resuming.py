@@ -106,6 +106,7 @@ class Buffered:
             rollout=rollout,
             vllm=SimpleNamespace(enable_sleep=False),
             algo=SimpleNamespace(dynamic_filtering_enable=False),
+            ckpt=SimpleNamespace(path="ckpt"),
         )
         torch.manual_seed(0)
         self.loader = StatefulDataLoader(
