@@ -160,9 +160,9 @@ class InOrder(Extension):
 
 
 def test_a_resumed_run_is_the_run_as_a_whole(tiny_model: Path, tmp_path: Path) -> None:
-    """10 prompts, 4 a step, two episodes, the likeliest tokens only, and dropout. From a checkpoint within an episode,
-    and from one at the end of an episode whose last step had 2 of 4: the same prompts and responses follow, and the same
-    weights come out, bit for bit."""
+    """10 prompts, 4 a step, two episodes, the likeliest tokens only, and dropout. From a checkpoint within an
+    episode, and from one at the end of an episode whose last step had 2 of 4: the same prompts and responses follow,
+    and the same weights come out, bit for bit."""
     write_inputs(tmp_path, prompts=10)
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
