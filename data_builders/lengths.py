@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orlhf_ext.chats import refusal
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import load_json
 
@@ -103,6 +104,8 @@ class LengthFilter:
         transformers' ``apply_chat_template`` is not used because a builder loads no transformers; the sandbox and its
         options are the same.
 
+        The function raises `Refusal` where the template refuses messages.
+
         Raises:
             UserError: the tokenizer has no chat template, or one that is no valid template.
         """
@@ -130,7 +133,10 @@ class LengthFilter:
         special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
         def render(messages: Messages, add_generation_prompt: bool) -> str:
-            return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
+            try:
+                return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
+            except Exception as error:  # a template is a program: it can raise anything
+                raise refusal(error) from error
 
         return render
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from .errors import UserError, command
 from .flags import make_parser
+from .logprobs import cut_key
 from .outputs import add_overwrite, check_file
 from .records import load_json, write_json
 from .report import comma_separated, markdown, print_examples, print_table, write_tables
@@ -142,9 +143,15 @@ def numbers(sample: Sample, key: str) -> list[float]:
     """A column of finite numbers, one for each completion; none without the column.
 
     Raises:
-        UserError: there is another number of them, or one is not finite; the record is named.
+        UserError: there is another number of them, one is not finite, or they are log-probabilities of completions that
+            were cut; the record is named.
     """
     values = sample.column(key) or []
+    if any(sample.column(cut_key(key)) or ()):
+        raise UserError(
+            f"{sample.name} has {key} of a completion that was cut, which are those of its beginning and compare with "
+            "nothing; run orlhf_ext.logprobs again with a larger --max_len"
+        )
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{sample.name} has {value!r} among its {key}; score the file again")

@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from . import backends, inject, mends, resources, workers
+from .chat_data import check_chats
 from .errors import UserError, command, suggest
 from .extensions import EXTENSIONS, Extension, extension, names
 from .preflight import check_arguments
@@ -24,6 +25,8 @@ from .rewards.selection import choose
 from .seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
 from .user_code import frames, place, told, user_code
 
+#: what reads the records of a run; an extension that replaces one checks them itself
+_DATA_SETS = ("openrlhf.datasets.reward_dataset:RewardDataset", "openrlhf.datasets.sft_dataset:SFTDataset")
 #: arguments of vLLM in a Ray run without CUDA
 _CPU_VLLM = {"sync_backend": "gloo", "enforce_eager": True, "gpu_memory_utilization": 0.1}
 
@@ -183,6 +186,8 @@ def _join_namespaces(
             on_ray = launcher in RAY_LAUNCHERS
             inject.verify(swaps, vars(sys.modules["__main__"]), load_seams=on_ray)
             check_arguments(launcher, nested)
+            if not any(target in item.replacements for item in extensions for target in _DATA_SETS):
+                check_chats(launcher, nested)
             parts: dict[str, Sequence[float]] = {}
             for item in extensions:
                 with user_code(f"extension {item.name!r} cannot check the run:"):

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 1024  # positions whose float32 logits are in memory together
 
 
+class Encoded(NamedTuple):
+    """The rows of a file, and what the length limit did to them."""
+
+    rows: list[Row]
+    #: rows whose prompt has more tokens than are left of it (and than the sampler saw, where the file says so)
+    prompts_cut: int
+    #: for each record and completion, whether its end is cut off, so that its log-probability is that of a beginning
+    completions_cut: list[list[bool]]
+
+
 def encode_rows(
     samples: Sequence[Sample],
     tokenizer: PreTrainedTokenizerBase,
@@ -39,7 +49,7 @@ def encode_rows(
     chat: bool = False,
     vocabulary: int = 0,
     no_eos: bool = False,
-) -> list[Row]:
+) -> Encoded:
     """Token ids of each completion behind its prompt.
 
     The prompt is cut on the left: to as many ids as the sampler saw (``prompt_tokens``), and otherwise to the room that
@@ -51,15 +61,20 @@ def encode_rows(
     """
     prompts = encode(tokenizer, [prompt_text(tokenizer, sample, chat) for sample in samples])
     rows: list[Row] = []
+    prompts_cut = 0
+    completions_cut: list[list[bool]] = []
     for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True)):
         if not prompt:
             raise UserError(f"{sample.name} has a prompt without any token; remove the record")
         context = _sampled_prompt(sample, prompt)
+        completions_cut.append([])
         for k, response in enumerate(_responses(sample, tokenizer, chat, max(len(tokenizer), vocabulary), no_eos)):
             kept = response[: max_len - 1]
             start = context[-(max_len - len(kept)) :]
             rows.append(Row(i, k, start + kept, len(start)))
-    return rows
+            prompts_cut += len(start) < len(context)
+            completions_cut[-1].append(len(kept) < len(response))
+    return Encoded(rows, prompts_cut, completions_cut)
 
 
 def _sampled_prompt(sample: Sample, prompt: list[int]) -> list[int]:
@@ -81,7 +96,7 @@ def _responses(
     if stored is None and no_eos:
         return encode(tokenizer, [reply_text(completion).rstrip() for completion in sample.completions])
     if stored is None:
-        texts = [whole_text(tokenizer, sample, completion, chat) for completion in sample.completions]
+        texts = [whole_text(tokenizer, sample, completion, chat, sampled=True) for completion in sample.completions]
         return encode(tokenizer, [whole[len(prompt) :] for prompt, whole in texts])
     for ids in stored:
         if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
@@ -89,6 +104,11 @@ def _responses(
                 f"{sample.name} has token_ids that are not ids of this tokenizer; give the model's own samples"
             )
     return stored
+
+
+def cut_key(key: str) -> str:
+    """The column that says which completions' log-probabilities are those of a beginning."""
+    return f"{key}_cut"
 
 
 def response_logprobs(
@@ -239,16 +259,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     for data, out in pairs:
         source = {"path": str(data), "sha256": sha256_file(data)}
         with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
-            rows = encode_rows(
+            rows, prompts_cut, completions_cut = encode_rows(
                 samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos
             )
+            cut = sum(map(sum, completions_cut))
             check_ids(folder, (row.ids for row in rows))
             values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability")
             counts = {"records": len(samples[data]), "completions": len(rows)}
             counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
+            counts |= {"prompts_cut": prompts_cut, "completions_cut": cut}
             meta: dict[str, Any] = {"command": "logprobs", "version": __version__, "model": model, "data": source}
-            journal.finish(
-                out, with_column(samples[data], args.key, values), {**meta, "arguments": settings, "counts": counts}
+            records = with_column(samples[data], args.key, values)
+            for record, flags in zip(records, completions_cut, strict=True):
+                record.pop(cut_key(args.key), None)
+                if any(flags):
+                    record[cut_key(args.key)] = flags
+            journal.finish(out, records, {**meta, "arguments": settings, "counts": counts})
+        if prompts_cut or cut:
+            print(
+                f"{data}: at --max_len {args.max_len}, {cut} of {len(rows)} completions are cut on the right, so that "
+                f"{args.key} holds their beginning's, and {prompts_cut} have a prompt that is cut on the left; raise it"
             )
         mean = sum(sum(column) / len(column) for column in values) / len(values)
         print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)

@@ -10,7 +10,7 @@ import functools
 import itertools
 from typing import Any
 
-from . import columns, resuming
+from . import chat_data, columns, resuming
 from .inject import on_import
 
 
@@ -96,6 +96,9 @@ def _rotary_frequencies(module: Any) -> None:
 def install() -> None:
     """Register all; each is done when its module is imported."""
     on_import("deepspeed.runtime.zero.partition_parameters", _rotary_frequencies)
+    on_import("openrlhf.datasets.prompts_dataset", chat_data.read_prompts)
+    on_import("openrlhf.datasets.reward_dataset", chat_data.read_pairs)
+    on_import("openrlhf.datasets.sft_dataset", chat_data.read_conversations)
     on_import("openrlhf.models.model", _reward_statistics)
     on_import("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)
     on_import("openrlhf.datasets.utils", columns.use)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .chats import ChatError, Messages, as_messages, proven, render_with, split_chat
 from .errors import UserError
 from .records import Line, Record, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = list[dict[str, Any]]
 Text = str | Messages
 
 
@@ -146,48 +146,51 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample, chat: bool) 
         return ""
     if isinstance(sample.prompt, str) and not chat:
         return sample.prompt
-    return _render(tokenizer, sample, _messages(sample.prompt, "user"), generation=True)
+    try:
+        return render_with(tokenizer)(as_messages(sample.prompt, "user"), True)
+    except ChatError as error:
+        raise _refused(sample, error) from error
 
 
-def whole_text(tokenizer: PreTrainedTokenizerBase, sample: Sample, completion: Text, chat: bool) -> tuple[str, str]:
-    """The prompt's text, and prompt and completion by the text rule of training, EOS included.
+def whole_text(
+    tokenizer: PreTrainedTokenizerBase, sample: Sample, completion: Text, chat: bool, sampled: bool = False
+) -> tuple[str, str]:
+    """The text before the response, and that text and the response by the text rule of training, EOS included.
+
+    With ``sampled`` a chat's response stands behind `prompt_text`, as for a policy; otherwise where it stands in the
+    rendered conversation, as for a reward model (see `chats`).
 
     Raises:
-        UserError: as `prompt_text`; a list of messages answers a string, or the other way round.
+        UserError: as `prompt_text`; a list of messages answers a string, or the other way round; the chat template does
+            not say where the response begins.
     """
-    prompt = prompt_text(tokenizer, sample, chat)
     if isinstance(sample.prompt, str) != isinstance(completion, str):
         raise UserError(f"{sample.name} mixes text and messages in prompt and completions; use one of them")
     if isinstance(completion, str) and not chat:
-        response = completion.rstrip()
+        prompt, response = prompt_text(tokenizer, sample, chat), completion.rstrip()
     else:
-        reply = _messages(completion, "assistant")
+        reply = as_messages(completion, "assistant")
         reply = [*reply[:-1], {**reply[-1], "content": reply[-1]["content"].rstrip()}]
-        before = _messages(sample.prompt, "user") if sample.prompt else []
-        rendered = _render(tokenizer, sample, [*before, *reply], generation=False)
-        response = rendered[len(prompt) :]  # as upstream: the template begins with what it makes of the prompt
-    text = (prompt + response).rstrip("\n")
-    eos = str(tokenizer.eos_token)
-    return prompt, text if text.endswith(eos) else f"{text} {eos}"
+        before = as_messages(sample.prompt, "user") if sample.prompt else []
+        try:
+            prompt, response = split_chat(proven(tokenizer), before, reply, sampled)
+        except ChatError as error:
+            raise _refused(sample, error) from error
+    return prompt, with_end_text((prompt + response).rstrip("\n"), str(tokenizer.eos_token))
 
 
-def _messages(text: Text, role: str) -> Messages:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text
+def _refused(sample: Sample, error: ChatError) -> UserError:
+    return UserError(f"{sample.name}{error}; change its messages, or give the model another chat template")
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, sample: Sample, messages: Messages, generation: bool) -> str:
-    from jinja2 import TemplateError
+def with_end_text(text: str, end: str) -> str:
+    """A text with a space and the end token behind it, unless it ends with that token: OpenRLHF's rule."""
+    return text if text.endswith(end) else f"{text} {end}"
 
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{sample.name} is a chat, and the model's tokenizer has no chat template; give one to the model"
-        )
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except TemplateError as error:
-        raise UserError(
-            f"{sample.name} is refused by the model's chat template ({error}); mend its messages"
-        ) from error
+
+def with_end(ids: list[int], end: int) -> list[int]:
+    """Token ids with the end token's behind them, unless they end with it."""
+    return ids if ids and ids[-1] == end else [*ids, end]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

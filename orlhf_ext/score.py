@@ -41,10 +41,15 @@ class Encoded(NamedTuple):
     """The rows of a file, and what the length limit did to them."""
 
     rows: list[Row]
-    #: rows that were longer than the limit
-    truncated: int
+    #: for each row whether it was longer than the limit
+    cut: list[bool]
     #: rows whose prompt alone fills the limit, so that nothing of the completion is seen
     unseen: int
+
+    @property
+    def truncated(self) -> int:
+        """How many rows were."""
+        return sum(self.cut)
 
 
 def encode_rows(
@@ -69,15 +74,17 @@ def encode_rows(
     ]
     prompts = encode(tokenizer, [prompt for _, _, prompt, _ in texts])
     wholes = encode(tokenizer, [whole for *_, whole in texts])
-    rows, truncated, unseen = [], 0, 0
+    rows: list[Row] = []
+    cut: list[bool] = []
+    unseen = 0
     keep_right = tokenizer.truncation_side == "left"  # the tokenizer decides in training, too
     for (i, k, *_), prompt, ids in zip(texts, prompts, wholes, strict=True):
-        if len(ids) > max_len:
-            truncated += 1
+        cut.append(len(ids) > max_len)
+        if cut[-1]:
             unseen += len(prompt) >= max_len - 1 and not keep_right
             ids = ids[-max_len:] if keep_right else ids[:max_len]
         rows.append(Row(i, k, [*ids[:-1], int(tokenizer.eos_token_id)], len(prompt)))
-    return Encoded(rows, truncated, unseen)
+    return Encoded(rows, cut, unseen)
 
 
 def check_reward_model(folder: Path, flag: str = "--model") -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orlhf_ext.chats import ChatError, split_chat
 from orlhf_ext.errors import UserError
 from orlhf_ext.groups.render import Style, answer_text, prompt_text
 from orlhf_ext.records import BadLine, Record, read_lines
@@ -385,13 +386,11 @@ class Pipeline:
                 return chat
             columns = dict(chat)
             if self.render:
-                import jinja2
-
                 try:
-                    whole = [self.render(chat["prompt"] + chat[side], False) for side in ("chosen", "rejected")]
-                    texts = [self.render(chat["prompt"], True), *whole]
-                except jinja2.TemplateError:
+                    sides = [split_chat(self.render, chat["prompt"], chat[key], True) for key in ("chosen", "rejected")]
+                except ChatError:
                     return TEMPLATE
+                texts = [sides[0][0], *(prompt + response for prompt, response in sides)]
         elif self.args.format in STYLES:
             styled = self.styled(pair, STYLES[self.args.format])
             if isinstance(styled, Reject):
@@ -404,14 +403,12 @@ class Pipeline:
 
     def styled(self, pair: Pair, style: Style) -> Record | Reject:
         """A pair as text in a style of group preferences."""
-        import jinja2
-
         chat = as_chat(pair)
         if isinstance(chat, Reject):
             return chat
         try:
             prompt = prompt_text(chat["prompt"], style, self.render)
-        except jinja2.TemplateError:
+        except ChatError:
             return TEMPLATE
         return {
             "prompt": prompt,

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
+from orlhf_ext.chats import ChatError, Refusal, split_chat
 from orlhf_ext.errors import UserError
 from orlhf_ext.litbench.prompts import DIRECT, LABELS, REASONED, REASONING, Label, answer, judging_input, marked
 from orlhf_ext.records import Record, load_json
+from orlhf_ext.samples import with_end_text
 
 from ..common import Reject
 from ..lengths import TEMPLATE, LengthFilter
@@ -181,19 +183,19 @@ class Fitter:
             if isinstance(rendered, Reject):
                 return rendered
             before, both = rendered
-        both = both.rstrip("\n")
-        return before, both if both.endswith(self.eos) else f"{both} {self.eos}"
+        return before, with_end_text(both.rstrip("\n"), self.eos)
 
     def _rendered(self, text: Fitted) -> tuple[str, str] | Reject:
-        """Input, and input with answer, by the chat template."""
-        import jinja2
-
+        """Input, and input with answer, by the chat template, as a judge is trained and prompted."""
         turns = [{"role": "user", "content": text.input}, {"role": "assistant", "content": text.completion}]
         assert self.render
         try:
-            return self.render(turns[:1], True), self.render(turns, False)
-        except jinja2.TemplateError:
+            before, reply = split_chat(self.render, turns[:1], turns[1:], sampled=True)
+        except Refusal:
             return TEMPLATE
+        except ChatError:
+            return NO_PREFIX
+        return before, before + reply
 
     def _eos(self) -> str:
         """The tokenizer's end token."""

@@ -41,6 +41,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orlhf_ext.chats import ChatError
 from orlhf_ext.errors import UserError
 from orlhf_ext.records import Record
 
@@ -194,8 +195,6 @@ class Lengths:
 
     def __call__(self, task: Task) -> tuple[int, int] | Reject:
         """Tokens of the prompt, and of the scored text with an empty place for the plan; or why it cannot be used."""
-        import jinja2
-
         # a plan of one token: the words around it count, those of its own do not
         gold = {"role": "assistant", "content": task.gold}
         scored = [*scoring_messages(task.label(""), "-"), gold]
@@ -204,7 +203,7 @@ class Lengths:
                 self.tokenizer.count(self.render(messages, prompt))
                 for messages, prompt in ((task.prompt, True), (scored, False))
             ]
-        except jinja2.TemplateError:
+        except ChatError:
             return TEMPLATE
         prompt_tokens, tokens = counts
         if (most := self.tokenizer.max_prompt_tokens) and prompt_tokens > most:

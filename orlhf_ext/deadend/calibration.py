@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = [parse_row(line.record, line.where, settings.q_min, settings.q_max) for line in read_records(args.data_file)]
     tokenizer = load_tokenizer(folder, "--q_model_name_or_path")
     max_len = args.max_len or context_length(folder) or 1024
-    encoded = encode(tokenizer, [row.text for row in data], max_len, settings.append_eos) if data else []
+    encoded, cut = encode(tokenizer, [row.text for row in data], max_len, settings.append_eos)
     kept = [(ids, row.reward < 0) for ids, row in zip(encoded, data, strict=True) if len(ids) > 1]
     if not kept:
         raise UserError(f"{args.data_file} holds no text of two tokens or more; build it again")
@@ -163,13 +163,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "version": __version__,
         "arguments": vars(args),
         "data": {"path": args.data_file, "sha256": sha256_file(args.data_file)},
-        "counts": {"texts": len(rows), "left_out": len(data) - len(rows)},
+        "counts": {"texts": len(rows), "left_out": len(data) - len(rows), "cut": cut},
     }
     write_json(Path(args.save_file).with_suffix(".meta.json"), meta)  # first: it says whose the other is
     write_json(args.save_file, {**found, "texts": len(rows), "last": args.last, "gamma": settings.gamma})
     print(
         f"{args.save_file}: {found['actions']} actions of {len(rows)} texts; predicted {found['predicted']:.3f}, "
         f"observed {found['observed']:.3f}, expected calibration error {found['expected_calibration_error']:.3f}"
+        + (f"; {len(data) - len(rows)} texts of one token are left out" if len(rows) < len(data) else "")
+        + (f"; {cut} texts are cut at {max_len} tokens" if cut else "")
     )
 
 

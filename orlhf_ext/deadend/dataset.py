@@ -23,7 +23,7 @@ _AT_ONCE = 1024
 class QDataset(SFTDataset):
     """Texts with their rewards, tokenised as `rows.encode` has it.
 
-    A text of fewer than two tokens takes no action and is left out; how many is said.
+    A text of fewer than two tokens takes no action and is left out; how many, and how many are cut, is printed.
 
     Raises:
         UserError: a record has no text or another reward than 0 and -1, or none is left.
@@ -34,16 +34,21 @@ class QDataset(SFTDataset):
         self.tokenizer, self.max_length = tokenizer, max_length
         self._ids: list[torch.Tensor] = []
         self._rewards: list[float] = []
+        cut = 0
         for start in range(0, len(dataset), _AT_ONCE):
             records = dataset.select(range(start, min(start + _AT_ONCE, len(dataset)))).to_list()
             rows = [parse_row(r, f"row {start + i}", own.q_min, own.q_max) for i, r in enumerate(records, 1)]
             encoded = encode(tokenizer, [row.text for row in rows], max_length, own.append_eos)
-            for row, ids in zip(rows, encoded, strict=True):
+            cut += encoded.cut
+            for row, ids in zip(rows, encoded.rows, strict=True):
                 if len(ids) > 1:
                     self._ids.append(torch.tensor(ids, dtype=torch.int32))
                     self._rewards.append(row.reward)
         bad, dropped = sum(reward < 0 for reward in self._rewards), len(dataset) - len(self)
-        strategy.print(f"value data: {len(self)} texts, {bad} of them end badly; left out {dropped} of one token")
+        strategy.print(
+            f"value data: {len(self)} texts, {bad} of them end badly; left out {dropped} of one token; {cut} are cut "
+            f"at {max_length} tokens"
+        )
         if not len(self):
             raise UserError("the value data hold no text of two tokens or more; build them again")
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..samples import encode as tokens
+from ..samples import with_end
 
 
 class Row(NamedTuple):
@@ -39,12 +41,21 @@ def parse_row(record: dict[str, Any], where: str, q_min: float = -1.0, q_max: fl
     return Row(text, float(reward))
 
 
-def encode(tokenizer: Any, texts: Sequence[str], max_len: int, append_eos: bool) -> list[list[int]]:
-    """Token ids of texts as they stand: with what the tokenizer itself adds, cut on the right to ``max_len``.
+class Encoded(NamedTuple):
+    """Texts as token ids, and how many were cut."""
 
-    With ``append_eos`` EOS ends each text that fits with it; one that is cut does not end where it is cut.
+    rows: list[list[int]]
+    cut: int
+
+
+def encode(tokenizer: Any, texts: Sequence[str], max_len: int, append_eos: bool) -> Encoded:
+    """Token ids of texts, cut on the right to ``max_len``; no special tokens are added, as none are in sampling.
+
+    With ``append_eos`` EOS ends each text that fits with it, once; one that is cut does not end where it is cut.
     """
-    found = tokenizer(list(texts), max_length=max_len, truncation=True)["input_ids"]
+    found = tokens(tokenizer, list(texts))
+    cut = sum(len(ids) > max_len for ids in found)
     if not append_eos:
-        return found
-    return [[*ids, int(tokenizer.eos_token_id)] if len(ids) < max_len else ids for ids in found]
+        return Encoded([ids[:max_len] for ids in found], cut)
+    end = int(tokenizer.eos_token_id)
+    return Encoded([with_end(ids, end) if len(ids) < max_len else ids[:max_len] for ids in found], cut)

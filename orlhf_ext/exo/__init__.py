@@ -8,12 +8,14 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+from ..chat_data import template_of
+from ..chats import Render
 from ..errors import UserError
 from ..extensions import Extension
-from ..model_folder import context_length
+from ..model_folder import context_length, load_tokenizer
 from ..outputs import check_folder
 from ..records import read_records
-from .rows import Rules, parse_record
+from .rows import Rules, chat_texts, parse_record
 from .settings import LOSS_TYPES, check_epsilon, check_loss_type
 
 CACHE = "~/.cache/orlhf_ext/reference"
@@ -76,12 +78,15 @@ class EXO(Extension):
         _check_length(args)
         if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
             rules = Rules.from_args(args)
+            if (folder := Path(args.model.model_name_or_path or "")).is_dir():
+                load_tokenizer(folder, "--model.model_name_or_path")  # completions end with its EOS
+            render = template_of(args) if rules.chat else None
             for flag, value, split in (
                 ("data.dataset", args.data.dataset, getattr(args.data, "dataset_split", None)),
                 ("eval.dataset", getattr(args.eval, "dataset", None), getattr(args.eval, "split", None)),
             ):
                 for source in (value or "").split(","):
-                    _check_source(flag, source.strip(), split, rules)
+                    _check_source(flag, source.strip(), split, rules, render)
 
 
 def _check_flags(args: SimpleNamespace) -> None:
@@ -125,7 +130,7 @@ def _check_length(args: SimpleNamespace) -> None:
         )
 
 
-def _check_source(flag: str, source: str, split: str | None, rules: Rules) -> None:
+def _check_source(flag: str, source: str, split: str | None, rules: Rules, render: Render | None) -> None:
     """Read every record of a local file as training will; hub names and folders are checked when they are loaded."""
     path = Path(source.partition("@")[0])
     if path.suffix == ".gz":
@@ -138,4 +143,6 @@ def _check_source(flag: str, source: str, split: str | None, rules: Rules) -> No
         other = "--eval.split" if flag.startswith("eval") else "--data.dataset_split"
         raise UserError(f"{other} {split}: {path} is a file, which has the split 'train' only; add {other} train")
     for line in read_records(path):
-        parse_record(line.record, line.where, rules)
+        kwise = parse_record(line.record, line.where, rules)
+        if render:
+            chat_texts(render, kwise, line.where)

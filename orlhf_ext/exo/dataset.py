@@ -21,9 +21,10 @@ from datasets import Features, List, Value
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from ..chats import render_with
 from ..errors import UserError
 from ..samples import encode
-from .rows import Kwise, Messages, Rules, parse_record
+from .rows import Kwise, Rules, chat_texts, parse_record
 
 _FEATURES = Features(
     ids=List(Value("int32")),  # all rows of the record, one after the other
@@ -97,20 +98,7 @@ class Encoder:
         if not self.rules.chat:
             prompt = kwise.prompt
             return (self.input_template.format(prompt) if self.input_template else prompt), kwise.completions  # type: ignore[return-value]
-        prompt = self.tokenizer.apply_chat_template(kwise.prompt, tokenize=False, add_generation_prompt=True)
-        completions = []
-        for completion in kwise.completions:
-            reply: Messages = (
-                [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-            )
-            whole = self.tokenizer.apply_chat_template([*kwise.prompt, *reply], tokenize=False)
-            if not whole.startswith(prompt):
-                raise UserError(
-                    f"record {index + 1}: the chat template does not begin a conversation with its own prompt; "
-                    "give another one with --data.tokenizer_chat_template"
-                )
-            completions.append(whole[len(prompt) :].rstrip("\n"))  # templates end a turn with a newline after EOS
-        return prompt, completions
+        return chat_texts(render_with(self.tokenizer), kwise, f"record {index + 1}")
 
     @cached_property
     def _special(self) -> set[int]:

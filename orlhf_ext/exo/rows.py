@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from ..chats import ChatError, Messages, Render, as_messages, split_chat
 from ..errors import UserError
-
-Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,24 @@ def parse_record(record: dict[str, Any], where: str, rules: Rules) -> Kwise:
         _check_text(completion, f"completion {number}", rules.chat, bad, may_be_empty=ids is not None)
     _check_groups(kwise.rewards, rules, bad)
     return kwise
+
+
+def chat_texts(render: Render, kwise: Kwise, where: str) -> tuple[str, list[str]]:
+    """Prompt and completions as text, by the chat template; a completion stands behind the generation prompt.
+
+    Raises:
+        UserError: the template refuses the messages, or does not say where a completion begins; the place is named.
+    """
+    try:
+        before: Any = kwise.prompt
+        replies = [as_messages(completion, "assistant") for completion in kwise.completions]
+        texts = [split_chat(render, before, reply, sampled=True)[1] for reply in replies]
+        prompt = render(before, True)
+    except ChatError as error:
+        raise UserError(
+            f"{where}{error}; change its messages, or give another template with --data.tokenizer_chat_template"
+        ) from error
+    return prompt, [text.rstrip("\n") for text in texts]  # templates end a turn with a newline after EOS
 
 
 def _check_text(value: Any, name: str, chat: bool, bad: Callable[[str], NoReturn], may_be_empty: bool = False) -> None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from ..samples import encode as tokens
+from ..samples import with_end_text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -68,7 +71,7 @@ def answer_text(answer: str, style: Style) -> str:
 def whole_text(prompt: str, completion: str, eos: Eos, eos_token: str) -> str:
     """Prompt, completion and end, as a reward model reads them. White space at the end of a completion goes."""
     text = prompt + completion.rstrip()
-    return f"{text} {eos_token}" if eos == "append" and not text.endswith(eos_token) else text
+    return with_end_text(text, eos_token) if eos == "append" else text
 
 
 def encode(
@@ -84,8 +87,8 @@ def encode(
     if not pairs:
         return []
     texts = [whole_text(prompt, completion, eos, str(tokenizer.eos_token)) for prompt, completion in pairs]
-    found: Any = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    bare: Any = tokenizer([prompt or " " for prompt, _ in pairs], add_special_tokens=False, verbose=False)["input_ids"]
+    found = tokens(tokenizer, texts)
+    bare = tokens(tokenizer, [prompt or " " for prompt, _ in pairs])
     encoded = []
     for ids, prompt_ids in zip(found, bare, strict=True):
         cut = len(ids) - max_len

@@ -4,22 +4,25 @@ Any folder will do that ``train_rm`` wrote, or transformers (a decoder's ``...Fo
 label). The text is the prompt as the policy read it (not with ``no_prompt``) and the response, then an end:
 
 - by default, ``" "`` and EOS, as ``train_rm`` trains on strings;
-- with ``chat``, what the model's own chat template writes after an assistant's message, as ``train_rm
-  --data.apply_chat_template`` does. Policy and reward model must then have the same template, since the prompt has been
-  through the policy's.
+- with ``chat``, the response and its end are what the model's own chat template writes of an assistant's message, as
+  ``train_rm --data.apply_chat_template`` does, without a thought that the generation prompt opens. Policy and reward
+  model must then have the same template, since the prompt has been through the policy's.
+
+``cut``, 1 for a text that ``max_len`` cuts, is logged beside the rewards.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ..batches import Compute, Row, cut_batches
+from ..chats import ChatError, Messages, opening, proven, render_with, split_chat
 from ..errors import UserError
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..samples import Sample, encode, whole_text
+from ..samples import Sample, encode
 from ..score import check_reward_model, encode_rows, is_classifier, load_scorer, pooled_away, without_end
-from .base import Reward, RewardBatch, RewardContext
+from .base import Reward, RewardBatch, RewardContext, RewardResult, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,66 +66,84 @@ class Model(Reward):
         self._max_len = max_len
         self._classifier = is_classifier(folder)
         self._tokenizer = load_tokenizer(folder, "--model.path")
-        self._end = chat_end(self._tokenizer, self._classifier) if self.chat else ""
-        if self.chat and context.tokenizer is not None:
-            check_same_template(self._tokenizer, context.tokenizer)
+        if self.chat:
+            self._read_template(context)
         self._pooled_away = pooled_away(folder)
         self._compute: Compute = load_scorer(
             folder, int(self._tokenizer.pad_token_id), self.dtype, self.attn_implementation, "--model.path"
         )
 
-    def score(self, batch: RewardBatch) -> list[float]:
-        """Raw scores.
+    def _read_template(self, context: RewardContext) -> None:
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"--model.path {self._folder} has no chat template, which --model.chat needs; take a model that was "
+                "trained on chats, or leave --model.chat out"
+            )
+        try:
+            self._render = proven(self._tokenizer)
+            self._opening = opening(self._render)
+        except ChatError as error:
+            raise UserError(f"--model.path {self._folder}{error}; take a model with another chat template") from error
+        if context.tokenizer is not None:
+            check_same_template(self._tokenizer, context.tokenizer)
+
+    def score(self, batch: RewardBatch) -> RewardResult:
+        """Raw scores, and ``cut``.
 
         Raises:
             UserError: a prompt alone fills ``max_len``, so that the score would not depend on the response.
         """
-        rows = self.rows(batch)
+        rows, cut = self.rows(batch)
         check_ids(self._folder, (row.ids for row in rows), "--model.path")
         rewards = [0.0] * len(rows)
         for indices in cut_batches([len(row.ids) for row in rows], self.batch_tokens):
             for index, reward in zip(indices, self._compute([rows[i] for i in indices]), strict=True):
                 rewards[index] = reward
-        return rewards
+        return RewardResult(rewards, {"cut": [float(value) for value in cut]})
 
-    def rows(self, batch: RewardBatch) -> list[Row]:
-        """The token ids that the model reads, in the batch's order."""
-        texts = [rollout.response.rstrip() + self._end for rollout in batch]
+    def rows(self, batch: RewardBatch) -> tuple[list[Row], list[bool]]:
+        """The token ids that the model reads, in the batch's order, and whether they are cut.
+
+        Raises:
+            UserError: as `score`; the chat template refuses a response.
+        """
+        texts = [self._texts(rollout) for rollout in batch]
         if self._classifier and self.chat:
             # read as the template writes it; encode_rows would cut newlines off, and add EOS
-            prompts = encode(self._tokenizer, batch.prompts)
-            wholes = encode(self._tokenizer, [a + b for a, b in zip(batch.prompts, texts, strict=True)])
+            prompts = encode(self._tokenizer, [prompt for prompt, _ in texts])
+            wholes = encode(self._tokenizer, [prompt + response for prompt, response in texts])
             rows = [Row(i, 0, self._cut(ids), len(prompts[i])) for i, ids in enumerate(wholes)]
+            cut = [len(ids) > self._max_len for ids in wholes]
         else:
-            samples = [Sample("", r.id, r.prompt, [text], {}) for r, text in zip(batch, texts, strict=True)]
-            rows = encode_rows(samples, self._tokenizer, self._max_len, no_prompt=self.no_prompt).rows
+            samples = [Sample("", r.id, prompt, [text], {}) for r, (prompt, text) in zip(batch, texts, strict=True)]
+            encoded = encode_rows(samples, self._tokenizer, self._max_len, no_prompt=self.no_prompt)
+            rows, cut = encoded.rows, encoded.cut
         for row, rollout in zip(rows, batch, strict=True):
             if row.prompt_length >= self._max_len - 1 and self._tokenizer.truncation_side == "right":
                 raise UserError(
                     f"the prompt of sample {rollout.id!r} has {row.prompt_length} tokens and fills --model.max_len "
                     f"{self._max_len}, so that nothing is seen of the response; raise it, or drop such prompts"
                 )
-        return [row._replace(ids=without_end(row.ids, self._pooled_away)) for row in rows]
+        return [row._replace(ids=without_end(row.ids, self._pooled_away)) for row in rows], cut
+
+    def _texts(self, rollout: Rollout) -> tuple[str, str]:
+        """Prompt and response of a rollout as text; a chat's as its conversation has them."""
+        response = rollout.response.rstrip()
+        if not self.chat:
+            return rollout.prompt, response
+        question: Messages = [{"role": "user", "content": _MARK}]  # stands for what the prompt has rendered already
+        answer: Messages = [{"role": "assistant", "content": response}]
+        try:
+            text = split_chat(self._render, question, answer, sampled=False)[1]
+        except ChatError as error:
+            raise UserError(
+                f"sample {rollout.id!r}{error}; take a reward model with another chat template, or leave --model.chat "
+                "out"
+            ) from error
+        return rollout.prompt.removesuffix(self._opening), text
 
     def _cut(self, ids: list[int]) -> list[int]:
         return ids[-self._max_len :] if self._tokenizer.truncation_side == "left" else ids[: self._max_len]
-
-
-def chat_end(tokenizer: PreTrainedTokenizerBase, as_it_stands: bool = False) -> str:
-    """What follows an assistant's message in the tokenizer's chat template.
-
-    By OpenRLHF's text rule (newlines cut, EOS added where it is missing), or ``as_it_stands``.
-
-    Raises:
-        UserError: there is no chat template.
-    """
-    chat: Any = [{"role": "user", "content": _MARK}]
-    reply: Any = [{"role": "assistant", "content": _MARK}]
-    if as_it_stands and tokenizer.chat_template:
-        text = str(tokenizer.apply_chat_template(chat + reply, tokenize=False))
-    else:
-        text = whole_text(tokenizer, Sample("", "--model.chat", chat, [reply], {}), reply, chat=True)[1]
-    return text.rpartition(_MARK)[2]
 
 
 def check_same_template(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> None:
@@ -131,11 +152,12 @@ def check_same_template(own: PreTrainedTokenizerBase, policys: PreTrainedTokeniz
     Raises:
         UserError: they do not, or the policy has no chat template.
     """
-    chat: Any = [{"role": "user", "content": _MARK}]
-    settings: Any = {"tokenize": False, "add_generation_prompt": True}
-    if not policys.chat_template or policys.apply_chat_template(chat, **settings) != own.apply_chat_template(
-        chat, **settings
-    ):
+    chat: Messages = [{"role": "user", "content": _MARK}]
+    try:
+        same = render_with(own)(chat, True) == render_with(policys)(chat, True)
+    except ChatError:
+        same = False
+    if not same:
         raise UserError(
             "--model.chat: the reward model's chat template is not the policy's, in which the prompts are written; "
             "take a reward model with the same one, or put that one into its tokenizer_config.json"

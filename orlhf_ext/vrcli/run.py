@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..backends import gpu_present
+from ..chat_data import REMEDY
+from ..chats import ChatError, as_messages, render_with
 from ..errors import UserError
 from ..inject import say
 from ..model_folder import context_length, find_model, load_tokenizer
@@ -73,8 +75,10 @@ class VRCLI(Settings, Reward):
         data, new = args.data, args.rollout.max_new_tokens
         prompt = record[data.input_key]
         if data.apply_chat_template:
-            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            try:
+                prompt = render_with(tokenizer)(as_messages(prompt, "user"), True)
+            except ChatError as error:
+                raise UserError(f"{label.name}{error}; {REMEDY}") from error
         elif data.input_template:
             prompt = data.input_template.format(prompt)
         tokens = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from data_builders.story.prompts import with_system
 
+from ..chats import ChatError, Messages, render_with
 from ..errors import UserError
-from ..samples import Messages, encode
+from ..samples import encode
 from ..spans import Span
 from .labels import Label
 from .settings import System, Tail
@@ -167,12 +168,9 @@ class Encoder:
         return None
 
     def _render(self, label: Label, messages: Messages, generation: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
-            text: Any = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        except TemplateError as error:
+            return render_with(self.tokenizer)(messages, generation)
+        except ChatError as error:
             lacks = any(message["role"] == "system" for message in messages)
-            way_out = "give --vrcli.system merge or drop" if lacks else "mend its messages"
-            raise UserError(f"{label.name} is refused by the model's chat template ({error}); {way_out}") from error
-        return str(text)
+            way_out = "give --vrcli.system merge or drop" if lacks else "change its messages"
+            raise UserError(f"{label.name}{error}; {way_out}") from error
