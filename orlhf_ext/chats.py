@@ -61,7 +61,7 @@ def render_by(apply_chat_template: Callable[..., Any], messages: Messages, gener
 def refusal(error: Exception) -> Refusal:
     """The sentence for what a template raised."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return Refusal(f": the chat template refuses its messages ({reason})")
+    return Refusal(f" is refused by the model's chat template ({reason})")
 
 
 def split_chat(render: Render, before: Messages, reply: Messages, sampled: bool) -> tuple[str, str]:

@@ -1,10 +1,10 @@
 """Sample completions: ``python -m orlhf_ext.generate --model DIR --data prompts.jsonl --out samples.jsonl``.
 
 Prompts are the ``prompt`` of each record, text or messages; they are cut on the left to ``--max_len`` minus
-``--max_new_tokens`` tokens. What else a record says of its prompt (``style``, ``label``) stays. Each finished record is
-kept at once: a run that was cut short goes on where it stopped, with no record lost and none sampled twice. Every
-completion has a seed of its own, from ``--seed``, the record's id and the completion's number; vLLM promises no equal
-text for other batch shapes all the same.
+``--max_new_tokens`` tokens. A record's ``style``, how its prompt was rendered, stays. Each finished record is kept at
+once: a run that was cut short goes on where it stopped, with no record lost and none sampled twice. Every completion
+has a seed of its own, from ``--seed``, the record's id and the completion's number; vLLM promises no equal text for
+other batch shapes all the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from .outputs import add_overwrite, check_file
 from .records import Record, sha256_file
 from .samples import Sample, encode, prompt_text, read_prompts
 
-_OF_PAIRS = ("chosen", "rejected", "margin")
 _PATIENCE = 10.0  # seconds that an engine gets to end by itself
 
 
@@ -108,22 +107,13 @@ def finished(prompt: Prompt, found: Completions) -> Record:
 
 
 def output_record(sample: Sample, done: Record) -> Record:
-    """The record that is written: a chat is answered with messages, text with text.
-
-    What the prompt's record says beside the prompt, such as its ``style`` or ``label``, stays; columns of lists and
-    objects, and those of a pair, belong to other completions.
-    """
+    """The record that is written: a chat is answered with messages, text with text; how a prompt was rendered stays."""
     texts = done["completions"]
     if not isinstance(sample.prompt, str):
         texts = [[{"role": "assistant", "content": text}] for text in texts]
     kept = {key: value for key, value in done.items() if key != "prompt_cut"}
-    own = {"id": sample.id, "prompt": sample.prompt, **kept, "completions": texts}
-    stays = {
-        key: value
-        for key, value in sample.record.items()
-        if key not in own and key not in _OF_PAIRS and isinstance(value, str | int | float)
-    }
-    return {**own, **stays}
+    style = {"style": sample.record["style"]} if "style" in sample.record else {}
+    return {"id": sample.id, "prompt": sample.prompt, **style, **kept, "completions": texts}
 
 
 def sample_here(

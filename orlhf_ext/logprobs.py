@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if prompts_cut or cut:
             print(
                 f"{data}: at --max_len {args.max_len}, {cut} of {len(rows)} completions are cut on the right, so that "
-                f"{args.key} holds their beginning's, and {prompts_cut} have a prompt that is cut on the left; raise it"
+                f"{args.key} are those of their beginnings, and {prompts_cut} prompts on the left; raise it"
             )
         mean = sum(sum(column) / len(column) for column in values) / len(values)
         print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)

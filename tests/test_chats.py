@@ -158,12 +158,12 @@ def test_whatever_a_template_raises_is_one_sentence(with_template: Callable[[str
         "{{ messages[7]['content'] }}", "{{ messages[0]['content'] + 1 }}", "{{ 1 / 0 }}", "{% if %}", "{{ no() }}",
         "{{ raise_exception('no, thanks') }}",
     ):  # fmt: skip
-        with pytest.raises(Refusal, match=r"^: the chat template refuses its messages \(.+\)$"):
+        with pytest.raises(Refusal, match=r"^ is refused by the model's chat template \(.+\)$"):
             render_with(with_template(broken))(QUESTION, True)
     system = [{"role": "system", "content": "Be brief."}, *QUESTION]
     record = {"id": "s", "prompt": system, "completions": [answer("Six.")]}
     (sample,) = read_samples(written(tmp_path / "in.jsonl", [record]))
-    with pytest.raises(UserError, match=r"\(id 's'\): the chat template refuses its messages \(System role not supp"):
+    with pytest.raises(UserError, match=r"\(id 's'\) is refused by the model's chat template \(System role not supp"):
         whole_text(with_template(TEMPLATES["gemma"]), sample, sample.completions[0], False)
     user = [{"role": "user", "content": "And a fly?"}]
     with pytest.raises(ChatError, match="ends with the user's message"):
@@ -270,7 +270,7 @@ def test_a_launch_is_refused_before_a_model_is_loaded(launch: Callable[..., None
         with pytest.raises(UserError, match=r"model: the chat template .*; change its messages, or"):
             launch(launcher, [PAIR], template)
     system = {**PAIR, "prompt": [{"role": "system", "content": "Be brief."}, *QUESTION]}
-    with pytest.raises(UserError, match=r"in.jsonl line 2: the chat template refuses its messages \(System role"):
+    with pytest.raises(UserError, match=r"in.jsonl line 2 is refused by the model's chat template \(System role"):
         launch(launcher, [PAIR, system], TEMPLATES["gemma"])
     if launcher != "train_ppo_ray":
         launch(launcher, [PAIR], None, tokenizer_chat_template=CHATML)

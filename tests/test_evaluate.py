@@ -163,6 +163,8 @@ def edit(path: Path, number: int, **changes: object) -> None:
         ({"rewards": [True, 1]}, "True among its rewards"),
         ({"logprobs_sft": None}, "line 2 (id 'c') has no logprobs_sft"),
         ({"logprobs_sft": ["x", 1]}, "'x' among its logprobs_sft"),
+        ({"logprobs_sft_cut": [False, True]}, "line 2 (id 'c') has logprobs_sft of a completion that was cut"),
+        ({"logprobs_policy_cut": [True, True]}, "line 2 (id 'c') has logprobs_policy of a completion that was cut"),
         ({"id": "d"}, "p1.jsonl lacks the prompt with id 'c'"),
         ({"prompt": "other"}, "line 2 (id 'c') has another prompt than"),
         ({"id": "a"}, "line 3 has the id 'a' of"),

@@ -323,6 +323,26 @@ def test_chats_are_answered_with_messages(tiny_model: Path, tmp_path: Path) -> N
     assert by_flag["prompt_tokens"] == first["prompt_tokens"] and isinstance(by_flag["completions"][0], str)
 
 
+def test_samples_say_how_their_prompt_was_rendered(tiny_model: Path, tmp_path: Path) -> None:
+    """Without their style, build_data hh-groups does not take them."""
+    from orlhf_ext import build_data
+    from orlhf_ext.groups import score as groups_score
+
+    records = [{"id": f"q{i}", "prompt": f"\n\nHuman: hello {i}\n\nAssistant:", "style": "hh"} for i in range(24)]
+    write_jsonl(tmp_path / "p.jsonl", records)
+    out = tmp_path / "out.jsonl"
+    generate.main(arguments(tiny_model, tmp_path / "p.jsonl", out, "--backend", "hf"))
+    assert {record["style"] for record in read(out)} == {"hh"}
+    groups_score.main(f"--data {out} --out {tmp_path}/scored.jsonl --trait conciseness=conciseness".split())
+    (tmp_path / "groups.yaml").write_text(
+        "groups:\n"
+        "- {name: short, proportion: 0.5, weights: {conciseness: 1}}\n"
+        "- {name: other, proportion: 0.5, weights: {conciseness: 1}}\n"
+    )
+    build_data.main(f"hh-groups {tmp_path}/scored.jsonl --groups {tmp_path}/groups.yaml --out {tmp_path}/pairs".split())
+    assert {record["style"] for path in (tmp_path / "pairs").glob("*.jsonl") for record in read(path)} == {"hh"}
+
+
 def test_prompts_are_cut_on_the_left(tiny_model: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "p.jsonl", [{"prompt": "you " * 40 + "fine"}, {"prompt": "fine"}])
     samples = read_prompts(tmp_path / "p.jsonl")

@@ -105,7 +105,7 @@ def test_two_verdicts_differ_in_their_last_token_alone(tiny_model: Path, tmp_pat
     tokenizer = load_tokenizer(tiny_model)
     judged = {"id": "p/AB", "prompt": "Which?\n\n### Assistant:\n", "completions": ["Preferred: A", "Preferred: B"]}
     (sample,) = read_samples(write(tmp_path / "t.jsonl", [judged]))
-    a, b = logprobs.encode_rows([sample], tokenizer, 64, no_eos=True)
+    a, b = logprobs.encode_rows([sample], tokenizer, 64, no_eos=True).rows
     assert a.ids[:-1] == b.ids[:-1] and [tokenizer.decode(row.ids)[-3:] for row in (a, b)] == [": A", ": B"]
     line = f"--model {tiny_model} --data {tmp_path}/t.jsonl --out {tmp_path}/l.jsonl --max_len 64 --dtype float32"
     logprobs.main([*line.split(), "--no_eos"])

@@ -98,7 +98,7 @@ def test_rows_come_from_token_ids_and_not_from_text(tiny_model: Path, tmp_path: 
     ids = [[9, 8, 7, 1], [11] * 40]
     base = {"prompt": PROMPT, "completions": ["whatever", "else"], "token_ids": ids}
     write_jsonl(tmp_path / "s.jsonl", [{"id": "a", **base}, {"id": "b", **base, "prompt_tokens": 3}])
-    rows = encode_rows(read_samples(tmp_path / "s.jsonl"), tokenizer, 24)
+    rows = encode_rows(read_samples(tmp_path / "s.jsonl"), tokenizer, 24).rows
     assert (
         [row.ids for row in rows]
         == [
@@ -114,7 +114,7 @@ def test_rows_come_from_token_ids_and_not_from_text(tiny_model: Path, tmp_path: 
 def test_text_without_ids_is_tokenised_as_in_training(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     write_jsonl(tmp_path / "p.jsonl", [{"prompt": PROMPT, "chosen": " fine\n", "rejected": " no </s>"}])
-    rows = encode_rows(read_samples(tmp_path / "p.jsonl"), tokenizer, 100)
+    rows = encode_rows(read_samples(tmp_path / "p.jsonl"), tokenizer, 100).rows
     assert [tokenizer.decode(row.ids[row.prompt_length :]) for row in rows] == [" fine </s>", " no </s>"]
     assert all(tokenizer.decode(row.ids[: row.prompt_length]) == PROMPT for row in rows)
     chat = {
@@ -123,7 +123,7 @@ def test_text_without_ids_is_tokenised_as_in_training(tiny_model: Path, tmp_path
         "completions": [[{"role": "assistant", "content": "fine "}]],
     }
     write_jsonl(tmp_path / "c.jsonl", [chat])
-    (row,) = encode_rows(read_samples(tmp_path / "c.jsonl"), tokenizer, 100)
+    (row,) = encode_rows(read_samples(tmp_path / "c.jsonl"), tokenizer, 100).rows
     assert tokenizer.decode(row.ids[row.prompt_length :]) == "fine</s>"
 
 
@@ -157,6 +157,29 @@ def test_the_command_adds_columns_and_goes_on(tiny_model: Path, tmp_path: Path) 
     assert second["logprobs_sft"] == found[0]["logprobs_sft"] and second["logprobs"] != second["logprobs_sft"]
     assert json.loads((tmp_path / "b.meta.json").read_text())["counts"]["tokens"] == 12 + 21
     assert not journal_path(tmp_path / "b.jsonl").exists()
+
+
+def test_what_is_cut_is_counted_told_and_marked(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The same completion has another log-probability when it is cut: that of its beginning."""
+    records = [
+        {"id": "long", "prompt": PROMPT, "completions": ["x", "y"], "token_ids": [[7] * 40, [7, 1]]},
+        {"id": "short", "prompt": PROMPT, "completions": ["x"], "token_ids": [[7, 1]], "logprobs_cut": [True]},
+    ]
+    write_jsonl(tmp_path / "s.jsonl", records)
+    for max_len in (100, 24):
+        out = tmp_path / f"{max_len}.jsonl"
+        logprobs.main(f"--model {tiny_model} --data {tmp_path}/s.jsonl --out {out} --max_len {max_len}".split())
+    said = capsys.readouterr().out
+    assert said.count("are cut") == 1
+    assert "at --max_len 24, 1 of 3 completions are cut on the right" in said and "and 1 prompts on the left" in said
+    whole, cut = ([line.record for line in read_records(tmp_path / f"{n}.jsonl")] for n in (100, 24))
+    assert [record.get("logprobs_cut") for record in whole] == [None, None]
+    assert [record.get("logprobs_cut") for record in cut] == [[True, False], None]
+    assert whole[0]["logprobs"][0] < cut[0]["logprobs"][0] - 50
+    counts = [json.loads((tmp_path / f"{n}.meta.json").read_text())["counts"] for n in (100, 24)]
+    assert [(one["completions_cut"], one["prompts_cut"]) for one in counts] == [(0, 0), (1, 1)]
 
 
 def test_a_finished_journal_needs_no_model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
