@@ -78,7 +78,8 @@ class EXO(Extension):
         _check_length(args)
         if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
             rules = Rules.from_args(args)
-            if (folder := Path(args.model.model_name_or_path or "")).is_dir():
+            folder = Path(args.model.model_name_or_path or "")
+            if (folder / "config.json").is_file():
                 load_tokenizer(folder, "--model.model_name_or_path")  # completions end with its EOS
             render = template_of(args) if rules.chat else None
             for flag, value, split in (
