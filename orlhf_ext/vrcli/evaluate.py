@@ -42,16 +42,22 @@ def read_results(path: str) -> Results:
     """Scored plans by record id.
 
     Raises:
-        UserError: a line is no scored plan, or there is none.
+        UserError: a line is no scored plan, or is there twice; there is none.
     """
     found: Results = {}
     for line in read_records(path):
         row = line.record
-        bad = [key for key in (*COLUMNS, "base_nll") if not _is_number(row.get(key))]
+        bad = [key for key in (*COLUMNS, "nll", "base_nll") if not _is_number(row.get(key))]
         if bad or not isinstance(row.get("id"), str) or not isinstance(row.get("plan"), str):
             lacks = f"no number {bad[0]}" if bad else "no id or no plan"
             raise UserError(f"{line.where} is no scored plan ({lacks}); give what orlhf_ext.vrcli.score wrote")
-        found.setdefault(row["id"], []).append(row)
+        rows = found.setdefault(row["id"], [])
+        if "sample" in row and any(other.get("sample") == row["sample"] for other in rows):
+            raise UserError(
+                f"{path} has sample {row['sample']} of the record with id {row['id']!r} twice; give what one run of "
+                "orlhf_ext.vrcli.score wrote"
+            )
+        rows.append(row)
     if not found:
         raise UserError(f"{path} holds no record; score some plans first")
     return found

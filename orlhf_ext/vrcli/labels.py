@@ -143,7 +143,7 @@ def _wrong_base(base: Any) -> str | None:
         return None
     if not isinstance(base, dict) or isinstance(base.get("nll"), bool) or not isinstance(base.get("nll"), int | float):
         return "its base has no number nll"
-    if not math.isfinite(base["nll"]):
+    if not math.isfinite(base["nll"]) or base["nll"] < 0:
         return f"its base has an nll of {base['nll']}"
     if type(base.get("n")) is not int or base["n"] < 1 or not isinstance(base.get("fp"), str):
         return "its base lacks n (scored tokens) or fp (fingerprint)"
