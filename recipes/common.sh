@@ -204,16 +204,28 @@ set_logger() {
     [[ -z ${WANDB_API_KEY:-} || -z ${WANDB_PROJECT:-} ]] || logger+=(--logger.wandb.project "$WANDB_PROJECT")
 }
 
+# from_caller WORD: sets REPLY to the word, or if it is PATH, or NAME=PATH, in the caller's folder, to that path in full.
+from_caller() {
+    local name='' path=$1
+    REPLY=$1
+    [[ $path != *=* ]] || name=${path%%=*}= path=${path#*=}
+    [[ $_caller == "$PWD" || -z $path || $path == [/-]* || ! -e $_caller/$path ]] || REPLY=$name$_caller/$path
+}
+
 # split_words NAME...: the words of NAME_ARGS as the array name_args, split as a shell splits words, quotes included, with
-# nothing run or expanded.
+# nothing run or expanded; paths are the caller's.
 split_words() {
-    local name split
+    local name split i
     for name; do
         local -n words=${name,,}_args text=${name}_ARGS
         words=()
         [[ -n ${text:-} ]] || continue
         split=$(xargs -r -n 1 printf '%s\n' <<<"$text" 2>/dev/null) || die "${name}_ARGS=$text has an open quote; close it"
         [[ -z $split ]] || mapfile -t words <<<"$split"
+        for i in "${!words[@]}"; do
+            from_caller "${words[i]}"
+            words[i]=$REPLY
+        done
     done
 }
 

@@ -82,6 +82,10 @@ fi
 choice AGGREGATE min mean softmin batch-min
 split_words SFT RM RL TRAIT
 read -ra traits <<<"$TRAITS"
+for i in "${!traits[@]}"; do
+    from_caller "${traits[i]}"
+    traits[i]=$REPLY
+done
 trait_flags=()
 ((${#traits[@]})) || die "TRAITS names at least one trait, NAME=KIND"
 for trait in "${traits[@]}"; do

@@ -181,6 +181,31 @@ def test_gpus_shows_another_machine():
 # --- the command line
 
 
+def test_relative_paths_are_those_of_the_folder_that_a_recipe_is_called_from(tmp_path: Path):
+    """Variables, words for stages, and traits; what is not there is left as it is: it may be a name on a hub."""
+    for name in ("data", "model", "rm", "mine.yaml"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "groups.yaml").write_text("groups: []")
+    variables = {
+        "HH_DATA": "data", "MODEL": "model", "RM_MODEL": "org/model", "GROUPS_FILE": "groups.yaml", "OUT": "out",
+        "TRAITS": "a=rm b=conciseness:20", "RM_ARGS": "--x mine.yaml --y=rm --z 'no file'", "DRY_RUN": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(ROOT / "recipes" / "hh_groups.sh")],
+        env=recipe_runs.environment(PROFILE="smoke", **variables), cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = recipe_runs.commands(done.stdout)
+    assert found["data"][4] == f"{tmp_path}/data" and following(found["data"], "--tokenizer") == f"{tmp_path}/model"
+    assert following(found["sft"], "--ckpt.output_dir") == f"{tmp_path}/out/sft"
+    reward_model = found["rm/maxmin-prop0.1-seed42"]
+    assert following(reward_model, "--model.model_name_or_path") == "org/model"
+    assert reward_model[-5:] == ["--x", f"{tmp_path}/mine.yaml", f"--y={tmp_path}/rm", "--z", "no file"]
+    words = found["score/pairs"]
+    assert words[words.index("--trait") :] == ["--trait", f"a={tmp_path}/rm", "--trait", "b=conciseness:20"]
+    assert following(found["policy/gold-seed42"], "--groups.config") == f"{tmp_path}/groups.yaml"
+
+
 @pytest.mark.parametrize("name", [*RECIPES, "setup"])
 def test_a_recipe_is_a_program(name: str):
     path = ROOT / "recipes" / f"{name}.sh"
