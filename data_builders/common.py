@@ -87,22 +87,6 @@ class Built:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def share(text: str) -> float:
-    """An argparse type: a number strictly between 0 and 1."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def check_options(args: argparse.Namespace, *limits: int | None) -> None:
     """Refuse common options that exclude one another or would have no effect; ``limits`` are those on rows.
 

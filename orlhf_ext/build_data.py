@@ -20,11 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_builders.common import Built, positive_int
+from data_builders.common import Built
 
 from . import __version__
 from .errors import UserError, command
 from .extensions import BUILDERS, names, resolve
+from .flags import COUNT, SEED, Parser, whole
 from .outputs import add_overwrite, builder_guard, check_folder
 from .records import before_writing, sha256_file, write_json
 from .user_code import user_code
@@ -102,19 +103,19 @@ def listing(program: str) -> str:
 
 def make_parser(builder: Any, program: str) -> argparse.ArgumentParser:
     """A builder's own options and the common ones."""
-    parser = argparse.ArgumentParser(prog=program, description=builder.help, allow_abbrev=False)
+    parser = Parser(prog=program, description=builder.help, allow_abbrev=False)
     builder.add_arguments(parser)
     common = parser.add_argument_group("common options")
     common.add_argument(
         "--out", type=Path, default=Path("data") / builder.name, metavar="DIR", help="folder to write to (%(default)s)"
     )
-    common.add_argument("--seed", type=int, default=0, help="seed of every random choice (%(default)s)")
-    common.add_argument("--limit", type=positive_int, metavar="N", help="at most N training rows")
+    common.add_argument("--seed", type=SEED, default=0, help="seed of every random choice (%(default)s)")
+    common.add_argument("--limit", type=COUNT, metavar="N", help="at most N training rows")
     add_overwrite(common)
     common.add_argument("--strict", action="store_true", help="stop at the first broken row instead of counting it")
     common.add_argument(
         "--max_count_of_reported",
-        type=int,
+        type=whole(),
         default=5,
         metavar="N",
         help="report at most N dropped rows by line number and reason (%(default)s); all are counted",

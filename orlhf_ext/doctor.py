@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import platform
 import re
@@ -17,6 +16,7 @@ from . import backends, inject, seams, workers
 from .backends import compiler
 from .errors import UserError, command
 from .extensions import BUILDERS, EXTENSIONS, REWARDS, extension, load, names
+from .flags import Parser
 from .launch import make_parser
 from .rewards.extension import Rewards
 from .rewards.selection import choose
@@ -161,7 +161,7 @@ def _in_a_worker(swaps: list[inject.Swap], targets: list[str]) -> tuple[dict[str
 def main(argv: Sequence[str] | None = None) -> None:
     """Print versions, what is missing, extensions, and the table of seams; exit code 1 if a contract is broken, or a
     replacement is not in a Ray worker."""
-    parser = argparse.ArgumentParser(prog="orlhf-ext doctor", description=__doc__)
+    parser = Parser(prog="orlhf-ext doctor", description=__doc__)
     parser.add_argument("--ext.use", dest="use", action="append", default=[], metavar="NAME")
     parser.add_argument("--ext.reward", dest="reward", action="append", default=[], metavar="SPEC")
     parser.add_argument("--ray", action="store_true", help="start a local Ray, and look into one of its workers, too")

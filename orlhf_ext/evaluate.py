@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import UserError, command
-from .flags import make_parser
+from .flags import SEED, make_parser, whole
 from .logprobs import cut_key
 from .outputs import add_overwrite, check_file
 from .records import load_json, write_json
@@ -272,9 +272,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
     parser.add_argument("--logprobs_key", default="logprobs_policy", help="under the policy itself (%(default)s)")
     parser.add_argument("--sft_logprobs_key", default="logprobs_sft", help="under the SFT model (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
     parser.add_argument(
-        "--show", type=int, default=0, metavar="N", help="print N prompts with answers before and after"
+        "--show", type=whole(), default=0, metavar="N", help="print N prompts with answers before and after"
     )
     parser.add_argument("--rewards_only", metavar="FILE", help='print {"mean reward": x} of one file, and nothing else')
     add_overwrite(parser)

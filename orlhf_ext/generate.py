@@ -25,7 +25,7 @@ from .backends import visible_devices
 from .batches import fingerprint
 from .engines import Completions, Prompt, Sampling, load_vllm, sample_hf, sample_vllm
 from .errors import UserError, command
-from .flags import DTYPES, make_parser
+from .flags import COUNT, DTYPES, LENGTH, NOT_NEGATIVE, PART, SEED, make_parser, whole
 from .journal import Journal, journal_path, part_paths, read_done
 from .logprobs import load_model
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer
@@ -42,30 +42,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder, or a hub name")
     parser.add_argument("--data", required=True, metavar="FILE", help="records with a prompt")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file")
-    parser.add_argument("--num_completions", type=int, default=1, metavar="K", help="for each prompt (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="(%(default)s)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="(%(default)s)")
-    parser.add_argument("--top_k", type=int, default=0, help="0: off (%(default)s)")
-    parser.add_argument("--max_new_tokens", type=int, required=True)
-    parser.add_argument("--max_len", type=int, required=True, help="tokens of prompt and completion together")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
-    parser.add_argument("--num_engines", type=int, default=1, help="data-parallel engines (%(default)s)")
-    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of each engine (%(default)s)")
-    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="(%(default)s)")
+    parser.add_argument("--num_completions", type=COUNT, default=1, metavar="K", help="for each prompt (%(default)s)")
+    parser.add_argument("--temperature", type=NOT_NEGATIVE, default=0.8, help="(%(default)s)")
+    parser.add_argument("--top_p", type=PART, default=1.0, help="(%(default)s)")
+    parser.add_argument("--top_k", type=whole(), default=0, help="0: off (%(default)s)")
+    parser.add_argument("--max_new_tokens", type=COUNT, required=True)
+    parser.add_argument("--max_len", type=LENGTH, required=True, help="tokens of prompt and completion together")
+    parser.add_argument("--seed", type=SEED, default=0, help="(%(default)s)")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N records")
+    parser.add_argument("--num_engines", type=COUNT, default=1, help="data-parallel engines (%(default)s)")
+    parser.add_argument("--tensor_parallel_size", type=COUNT, default=1, help="GPUs of each engine (%(default)s)")
+    parser.add_argument("--gpu_memory_utilization", type=PART, default=0.9, help="(%(default)s)")
     parser.add_argument("--backend", choices=["vllm", "hf"], default="vllm", help="(%(default)s)")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(%(default)s)")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # i/E, for the engines of one run
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    for name in ("num_completions", "max_new_tokens", "num_engines", "tensor_parallel_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit} must be at least 1")
-    if args.temperature < 0 or not 0 < args.top_p <= 1 or args.top_k < 0:
-        raise UserError("--temperature and --top_k must not be below 0, and --top_p must be above 0 and at most 1")
     if not args.temperature and args.num_completions > 1:
         raise UserError("--temperature 0 makes all completions of a prompt equal; raise it, or --num_completions 1")
     if args.max_new_tokens >= args.max_len:

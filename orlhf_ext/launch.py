@@ -19,6 +19,7 @@ from . import backends, inject, mends, resources, workers
 from .chat_data import check_chats
 from .errors import UserError, command, suggest
 from .extensions import EXTENSIONS, Extension, extension, names
+from .flags import Parser
 from .preflight import check_arguments
 from .rewards.extension import Rewards
 from .rewards.selection import choose
@@ -33,7 +34,7 @@ _CPU_VLLM = {"sync_backend": "gloo", "enforce_eager": True, "gpu_memory_utilizat
 
 def make_parser(extensions: list[Extension]) -> argparse.ArgumentParser:
     """Our flags: ``--ext.use``, and those of the extensions that are switched on."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m orlhf_ext.launch LAUNCHER", add_help=False, allow_abbrev=False, argument_default=None
     )
     group = parser.add_argument_group("orlhf-ext")
@@ -80,7 +81,7 @@ def _split(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def _switched_on(rest: list[str]) -> list[Extension]:
     """The extensions of every ``--ext.use`` in a command line, and the one that ``--ext.reward`` switches on."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--ext.use", "--ext.reward"):
         finder.add_argument(flag, action="append", default=[])
     found = vars(finder.parse_known_args(rest)[0])
@@ -107,7 +108,7 @@ def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions:
 
 
 def _reward_flags() -> list[str]:
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     Rewards().add_flags(parser)
     return list(parser._option_string_actions)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, run_batches, with_column
 from .errors import UserError, command
-from .flags import add_compute, check_least, make_parser
+from .flags import LENGTH, POSITIVE, add_compute, make_parser
 from .journal import Journal
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
 from .outputs import add_overwrite
@@ -221,17 +221,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR", help="policy: a Hugging Face folder, or a hub name")
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
-    parser.add_argument("--max_len", type=int, required=True, help="tokens of prompt and completion together")
+    parser.add_argument("--max_len", type=LENGTH, required=True, help="tokens of prompt and completion together")
     parser.add_argument("--key", default="logprobs", help="name of the new column (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (%(default)s)")
+    parser.add_argument("--temperature", type=POSITIVE, default=1.0, help="divides the logits (%(default)s)")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     parser.add_argument("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
     add_compute(parser, batch_tokens=8192)
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    check_least(args, max_len=2, batch_tokens=2)
-    if not args.temperature > 0:
-        raise UserError(f"--temperature {args.temperature} must be above 0")
     if args.key in ("id", "prompt", "completions", "token_ids", "finish_reasons", "prompt_tokens", "rewards"):
         raise UserError(f"--key {args.key} is the name of another column; choose one like logprobs_sft")
     return args

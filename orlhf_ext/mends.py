@@ -11,6 +11,7 @@ import itertools
 from typing import Any
 
 from . import chat_data, columns, resuming
+from .errors import UserError
 from .inject import on_import
 
 
@@ -93,6 +94,65 @@ def _rotary_frequencies(module: Any) -> None:
     wrappers._add_tensor_creation_wrappers = _add_tensor_creation_wrappers
 
 
+def _finite_training(module: Any) -> None:
+    """A training whose loss, gradients or weights are not finite stops at once, and saves nothing.
+
+    DeepSpeed leaves every step out whose gradients hold NaN, without a word, so that such a training goes on to its end
+    and saves the weights that it began with.
+    """
+    strategy = module.DeepspeedStrategy
+    backward, optimizer_step = strategy.backward, strategy.optimizer_step
+    save_model, save_ckpt = strategy.save_model, strategy.save_ckpt
+
+    @functools.wraps(backward)
+    def checked_backward(self: Any, loss: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bool(loss.isfinite().all()):
+            _stop(f"the loss is {loss.float().sum().item()}", getattr(model, "model", model))
+        return backward(self, loss, model, *args, **kwargs)
+
+    @functools.wraps(optimizer_step)
+    def checked_step(self: Any, optimizer: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        result = optimizer_step(self, optimizer, model, *args, **kwargs)
+        if self.param_dtype != "fp16":  # where such gradients are met by another scale of the loss
+            engine = getattr(model, "model", model)
+            if getattr(getattr(engine, "optimizer", None), "overflow", False):
+                _stop("gradients hold NaN or infinite numbers", engine)
+        return result
+
+    @functools.wraps(save_model)
+    def checked_save_model(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_weights(self._unwrap_model(model))
+        return save_model(self, model, *args, **kwargs)
+
+    @functools.wraps(save_ckpt)
+    def checked_save_ckpt(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_weights(self._unwrap_model(model))
+        return save_ckpt(self, model, *args, **kwargs)
+
+    strategy.backward, strategy.optimizer_step = checked_backward, checked_step
+    strategy.save_model, strategy.save_ckpt = checked_save_model, checked_save_ckpt
+
+
+def _stop(what: str, engine: Any) -> None:
+    step = getattr(engine, "global_steps", None)
+    raise UserError(
+        f"{what}{'' if step is None else f' after {step} steps'}, so that training stops and saves nothing more; lower "
+        "the learning rate, look at the data and the starting weights, or go on from a checkpoint with "
+        "--ckpt.load_enable"
+    )
+
+
+def _check_weights(model: Any) -> None:
+    """Of this rank: with ZeRO-3, its part of each weight."""
+    for name, weight in model.named_parameters():
+        own = getattr(weight, "ds_tensor", weight)
+        if own.is_floating_point() and not bool(own.isfinite().all()):
+            raise UserError(
+                f"{name} holds NaN or infinite numbers, so that the model is not saved; lower the learning rate, or go "
+                "on from a checkpoint with --ckpt.load_enable"
+            )
+
+
 def install() -> None:
     """Register all; each is done when its module is imported."""
     on_import("deepspeed.runtime.zero.partition_parameters", _rotary_frequencies)
@@ -100,6 +160,7 @@ def install() -> None:
     on_import("openrlhf.datasets.reward_dataset", chat_data.read_pairs)
     on_import("openrlhf.datasets.sft_dataset", chat_data.read_conversations)
     on_import("openrlhf.models.model", _reward_statistics)
+    on_import("openrlhf.utils.deepspeed.deepspeed", _finite_training)
     on_import("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)
     on_import("openrlhf.datasets.utils", columns.use)
     resuming.install()

@@ -9,10 +9,22 @@ from types import SimpleNamespace
 
 from . import backends, columns
 from .errors import UserError, suggest
+from .launcher_flags import check_numbers
+from .launcher_models import check_models, looks_local
+from .outputs import check_folder
 from .records import Line, read_records
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 _LARGE = 2**30
+#: what a folder with a data set holds: those of `datasets`, and files of records
+_DATA = (
+    "state.json",
+    "dataset_dict.json",
+    *(
+        f"{deep}*.{end}"
+        for deep in ("", "*/")
+        for end in ("arrow", "csv", "json", "jsonl", "parquet", "jsonl.gz", "json.gz", "csv.gz")
+    ),
+)
 
 
 def _get(args: SimpleNamespace, flag: str) -> object:
@@ -20,29 +32,6 @@ def _get(args: SimpleNamespace, flag: str) -> object:
     for part in flag.split("."):
         value = getattr(value, part, None)
     return value
-
-
-def _looks_local(path: str) -> bool:
-    return os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1 or os.path.exists(path)
-
-
-def check_model(flag: str, path: str) -> None:
-    """A local model folder must exist and hold a config, a tokenizer and weights.
-
-    Raises:
-        UserError: it does not; the folder and what is missing are named.
-    """
-    if not _looks_local(path):
-        return
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{flag} {path} is no folder; give a Hugging Face model folder or a hub name")
-    if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        what = "a LoRA adapter, not a model; merge it first" if adapter else "no model folder: config.json is missing"
-        raise UserError(f"{flag} {path} is {what}")
-    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        raise UserError(f"{flag} {path} holds no weights (*.safetensors); was its training or its copy cut short?")
 
 
 def read_source(flag: str, source: str) -> Iterator[Line] | None:
@@ -53,8 +42,10 @@ def read_source(flag: str, source: str) -> Iterator[Line] | None:
     """
     path = source.strip().partition("@")[0]
     if Path(path).suffix.lower() not in (".json", ".jsonl", ".parquet"):
-        if _looks_local(path) and not os.path.exists(path):
+        if looks_local(path) and not os.path.exists(path):
             raise UserError(f"{flag} {path} does not exist")
+        if os.path.isdir(path) and not any(next(Path(path).glob(pattern), None) for pattern in _DATA):
+            raise UserError(f"{flag} {path} is a folder without a data set; name a .jsonl, .json or .parquet file")
         return None
     if os.path.exists(path) and os.path.getsize(path) > _LARGE:
         return None
@@ -157,13 +148,14 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
         UserError: a model or data path that cannot work, a record without what the launcher reads, packing without
             flash-attn, fewer rows than one batch, no room to generate.
     """
-    model_flags = [f"{role}.model_name_or_path" for role in ("model", "ref", "actor", "critic")]
-    for flag in model_flags:
-        if path := _get(args, flag):
-            check_model(f"--{flag}", str(path))
+    check_numbers(args)
     required = {"train_ppo_ray": "actor.model_name_or_path"}.get(launcher, "model.model_name_or_path")
     if launcher.startswith("train_") and not _get(args, required):
         raise UserError(f"{launcher} needs --{required}")
+    for flag in ("ckpt.output_dir", "ckpt.path", "logger.tensorboard_dir"):
+        if launcher.startswith("train_") and (folder := _get(args, flag)):
+            check_folder(str(folder), f"--{flag}")
+    check_models(launcher, args)
     if _get(args, "ds.packing_samples") and not backends.flash_attn_present():
         raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
     _check_wandb(_get(args, "logger.wandb.key"))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__, backends
 from .batches import Compute, Row, check_files, fingerprint, pad_left, run_batches, with_column
 from .errors import UserError, command
-from .flags import DTYPES, add_compute, check_least, make_parser
+from .flags import DTYPES, LENGTH, add_compute, make_parser
 from .journal import Journal
 from .model_folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config, weight_shapes
 from .outputs import add_overwrite
@@ -161,13 +161,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR", help="reward model folder, as train_rm writes it")
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
-    parser.add_argument("--max_len", type=int, required=True, help="tokens; the same as in the model's training")
+    parser.add_argument("--max_len", type=LENGTH, required=True, help="tokens; the same as in the model's training")
     parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     parser.add_argument("--no_prompt", action="store_true", help="the model was trained on completions alone")
     add_compute(parser, dtypes=DTYPES[:2])
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    check_least(args, max_len=2, batch_tokens=2)
     return args
 
 

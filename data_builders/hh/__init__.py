@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.chats import ChatError, split_chat
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import COUNT, INNER
 from orlhf_ext.groups.render import Style, answer_text, prompt_text
 from orlhf_ext.records import BadLine, Record, read_lines
 from orlhf_ext.samples import reply_text
@@ -32,9 +33,7 @@ from ..common import (
     find_splits,
     is_messages,
     looks_like_hub_name,
-    positive_int,
     progress,
-    share,
     write_some,
 )
 from ..lengths import END_TOKENS, PROMPT_CUT, RESPONSES_CUT, TEMPLATE, LengthFilter
@@ -141,7 +140,7 @@ class Builder:
             "train and test files",
         )
         parser.add_argument(
-            "--test_size", type=share, help="share of prompts for the test file when SOURCE is one file (0.1)"
+            "--test_size", type=INNER, help="share of prompts for the test file when SOURCE is one file (0.1)"
         )
         parser.add_argument(
             "--format",
@@ -153,15 +152,15 @@ class Builder:
         parser.add_argument(
             "--from_pairs", metavar="PATH", help="only turn a pairs file, or a folder of them, into K-wise records"
         )
-        parser.add_argument("--limit_test", type=positive_int, metavar="N", help="at most N rows in the test file")
+        parser.add_argument("--limit_test", type=COUNT, metavar="N", help="at most N rows in the test file")
         parser.add_argument(
             "--shuffle", action="store_true", help="draw the limited rows at random, not the first ones"
         )
         parser.add_argument("--tokenizer", help="a folder with a tokenizer.json, that file, or a hub name")
-        parser.add_argument("--max_prompt_tokens", type=positive_int, metavar="N", help="drop longer prompts")
+        parser.add_argument("--max_prompt_tokens", type=COUNT, metavar="N", help="drop longer prompts")
         parser.add_argument(
             "--max_tokens",
-            type=positive_int,
+            type=COUNT,
             metavar="N",
             help="drop rows whose prompt with its longer response is longer",
         )

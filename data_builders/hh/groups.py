@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orlhf_ext.errors import UserError, suggest
+from orlhf_ext.flags import INNER
 from orlhf_ext.groups.assign import MAX_SEED, best_and_worst, held_out, stream_groups
 from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_groups, trait_fault, wanted_traits
 from orlhf_ext.groups.render import STYLES
 from orlhf_ext.groups.training import by_place, id_text
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
-from ..common import Built, Counts, Reject, digest, draw, progress, share, write_some
+from ..common import Built, Counts, Reject, digest, draw, progress, write_some
 from .dialogues import EMPTY, SAME
 from .prompts import id_of
 
@@ -59,9 +60,9 @@ class Builder:
             metavar="FILE.yaml",
             help="groups: [{name, proportion, weights: {trait: weight}}], such as recipes/groups/hh.yaml",
         )
-        parser.add_argument("--proportion", type=share, metavar="P", help="share of the first of two groups")
+        parser.add_argument("--proportion", type=INNER, metavar="P", help="share of the first of two groups")
         parser.add_argument("--style", choices=STYLES, help="how prompts were rendered, unless records say it")
-        parser.add_argument("--test_size", type=share, help=f"share of each group's pairs in test.jsonl ({TEST_SIZE})")
+        parser.add_argument("--test_size", type=INNER, help=f"share of each group's pairs in test.jsonl ({TEST_SIZE})")
         parser.add_argument("--compat", action="store_true", help="SharedRep's three columns, all in train.jsonl")
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:

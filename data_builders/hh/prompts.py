@@ -20,11 +20,12 @@ from operator import itemgetter
 from pathlib import Path
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import COUNT
 from orlhf_ext.groups.label import Label, write_label
 from orlhf_ext.groups.render import STYLES
 from orlhf_ext.records import BadLine, Line, Record, load_json, read_lines
 
-from ..common import SEEN, Built, Counts, Reject, digest, find_splits, is_messages, positive_int, progress, write_some
+from ..common import SEEN, Built, Counts, Reject, digest, find_splits, is_messages, progress, write_some
 
 #: the format of ``build_data hh`` -> how its prompts were rendered
 FORMATS = {"hh": "hh", "legacy": "legacy", "template": "chat"}
@@ -42,9 +43,9 @@ class Builder:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add this builder's own options."""
         parser.add_argument("source", metavar="SOURCE", help="a folder that build_data hh wrote: train and test.jsonl")
-        parser.add_argument("--num_prompts", type=positive_int, default=10_000, metavar="N", help="in rm (%(default)s)")
-        parser.add_argument("--num_rl", type=positive_int, metavar="N", help="in rl (as many as in rm)")
-        parser.add_argument("--num_test", type=positive_int, default=2000, metavar="N", help="in test (%(default)s)")
+        parser.add_argument("--num_prompts", type=COUNT, default=10_000, metavar="N", help="in rm (%(default)s)")
+        parser.add_argument("--num_rl", type=COUNT, metavar="N", help="in rl (as many as in rm)")
+        parser.add_argument("--num_test", type=COUNT, default=2000, metavar="N", help="in test (%(default)s)")
         parser.add_argument("--share_prompts", action="store_true", help="rl has the prompts of rm, not others")
         parser.add_argument("--style", choices=STYLES, help="how prompts were rendered (as SOURCE's sidecar says)")
 

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.csv_files import Table, open_table
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import COUNT, SHARE, whole
 from orlhf_ext.records import BadLine
 
-from ..common import SAMPLES, Built, Counts, Reject, positive_int, progress
+from ..common import SAMPLES, Built, Counts, Reject, progress
 from .cut import Cutter, load_tokenizer
 from .download import fetch_competition, unpack
 from .table import find_csv, number_of, text_fault
@@ -99,14 +100,6 @@ for _name in ("file", "drop_rate"):
 ALL_OPTIONS = sorted({name for options in OPTIONS.values() for name in options})
 
 
-def rate(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
 class Builder:
     """``build_data jigsaw``."""
 
@@ -134,11 +127,11 @@ class Builder:
             metavar="PATH",
             help="the folder to write to, as --out; for prompts also a file.jsonl",
         )
-        add("--drop_rate", type=rate, metavar="R", help="share left out (0.3 reward, 0.9 prompts, 0.5 value)")
-        add("--reward_drop_rate", type=rate, metavar="R", help="of reward when no STEP is given (0.3)")
-        add("--prompts_drop_rate", type=rate, metavar="R", help="of prompts when no STEP is given (0.9)")
+        add("--drop_rate", type=SHARE, metavar="R", help="share left out (0.3 reward, 0.9 prompts, 0.5 value)")
+        add("--reward_drop_rate", type=SHARE, metavar="R", help="of reward when no STEP is given (0.3)")
+        add("--prompts_drop_rate", type=SHARE, metavar="R", help="of prompts when no STEP is given (0.9)")
         add("--label_columns", nargs="+", metavar="NAME", help="reward: the label is the largest of these (toxic)")
-        add("--max_len", type=int, metavar="N", help="prompts: tokens that are kept; 0 for the whole comment (20)")
+        add("--max_len", type=whole(), metavar="N", help="prompts: tokens that are kept; 0 for the whole comment (20)")
         add(
             "--tokenizer",
             help="prompts: a hub name, a folder with a tokenizer.json, or that file (gpt2; where it cannot be fetched "
@@ -152,7 +145,7 @@ class Builder:
         add("--keep_na", action="store_true", help="keep comments such as NA and null, which pandas takes for missing")
         add("--toxicity_type", metavar="NAME", help="value: the score's name in each generation (toxicity)")
         add("--mode", choices=("most", "sample", "all"), help="value: the worst and the best, some, or all (most)")
-        add("--sample_num", type=positive_int, metavar="N", help="value: generations of a prompt with sample (6)")
+        add("--sample_num", type=COUNT, metavar="N", help="value: generations of a prompt with sample (6)")
         add(
             "--one_threshold",
             action="store_true",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import Parser
 
 from ..common import Built
 from . import pairs, rationales, rehydrate, sources
@@ -88,7 +89,7 @@ def settle(args: argparse.Namespace) -> None:
 
 def flags(step: str) -> dict[str, tuple[str, object]]:
     """The options of a step: their names in the arguments, with their flags and defaults."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     for add_options in OPTIONS[step]:
         add_options(parser)
     return {action.dest: (action.option_strings[0], action.default) for action in parser._actions}

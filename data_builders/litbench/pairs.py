@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from orlhf_ext.flags import COUNT
 from orlhf_ext.records import Record
 
-from ..common import Built, Counts, positive_int
+from ..common import Built, Counts
 from .splits import Found, Splits
 
 DEFAULT = "SAA-Lab/LitBench-Train"
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pairs")
     group.add_argument(
         "--val_pairs",
-        type=positive_int,
+        type=COUNT,
         metavar="N",
         default=VAL_PAIRS,
         help="validation pairs, at most a tenth of the training data, or a quarter of the test data (%(default)s)",

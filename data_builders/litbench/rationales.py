@@ -20,10 +20,11 @@ import math
 from collections.abc import Iterable, Iterator
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import COUNT, INNER
 from orlhf_ext.litbench.prompts import LABELS, TEMPLATES, Label, answer, exchange, fill, names_stories, other
 from orlhf_ext.records import Record
 
-from ..common import Built, Counts, Reject, digest, positive_int, share
+from ..common import Built, Counts, Reject, digest
 from .fit import Fitted, Fitter, Task
 from .sources import Pair
 from .splits import Found, Splits
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--template", choices=tuple(TEMPLATES), default="short", help="wording of the instruction (%(default)s)")
     add("--show_prompt", action="store_true", help="show the writing prompt, too; upstream does not")
     add("--swap_augment", action="store_true", help="train each pair in both orders")
-    add("--val_share", type=share, default=VAL_SHARE, metavar="SHARE", help="validation rows (%(default)s, rounded up)")
+    add("--val_share", type=INNER, default=VAL_SHARE, metavar="SHARE", help="validation rows (%(default)s, rounded up)")
     add(
         "--tokenizer",
         metavar="PATH_OR_NAME",
@@ -57,13 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max_len",
-        type=positive_int,
+        type=COUNT,
         metavar="N",
         help="cut the stories of longer rows so that input and answer have at most N tokens together",
     )
     add(
         "--answer_tokens",
-        type=positive_int,
+        type=COUNT,
         metavar="N",
         help="tokens that --max_len leaves for an answer: the --max_new_tokens of generate (8; with --use_cot 1024, or "
         "a quarter of --max_len)",

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 from orlhf_ext import __version__
 from orlhf_ext.csv_files import format_csv
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import COUNT
 from orlhf_ext.records import BadLine, Line, atomic_write, load_json, sha256_file, write_json
 
-from ..common import Built, Counts, Reject, positive_int
+from ..common import Built, Counts, Reject
 from .dump import Dump
 from .progress import COMMENT, NAME, POST, Failure, Progress, judge
 from .reddit import Reddit, credentials
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max_workers",
-        type=positive_int,
+        type=COUNT,
         default=3,
         metavar="N",
         help="one request is made at a time, whatever N is; a batch of ids that keeps failing is asked for in halves, "

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.csv_files import open_table
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import COUNT, INNER
 from orlhf_ext.litbench.prompts import LABELS, Label, other
 from orlhf_ext.records import BadLine, Line, Record, read_lines
 
-from ..common import SAMPLES, SUFFIXES, Reject, fetch, looks_like_hub_name, positive_int, share
+from ..common import SAMPLES, SUFFIXES, Reject, fetch, looks_like_hub_name
 from .tombstones import status_of
 
 SAMPLE = SAMPLES / "litbench"
@@ -94,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow_train_holdout",
         nargs="?",
-        type=share,
+        type=INNER,
         const=HELD_OUT,
         metavar="SHARE",
         help=f"where there are no test pairs, hold out this share of the training prompts ({HELD_OUT})",
@@ -105,9 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep training rows with the prompt of a test pair, or a story nearly identical to one of the test or "
         "validation pairs; they are only counted",
     )
-    group.add_argument("--min_words", type=positive_int, metavar="N", help="drop training rows with a shorter story")
-    group.add_argument("--max_words", type=positive_int, metavar="N", help="drop training rows with a longer story")
-    group.add_argument("--limit_test", type=positive_int, metavar="N", help="only the first N test pairs")
+    group.add_argument("--min_words", type=COUNT, metavar="N", help="drop training rows with a shorter story")
+    group.add_argument("--max_words", type=COUNT, metavar="N", help="drop training rows with a longer story")
+    group.add_argument("--limit_test", type=COUNT, metavar="N", help="only the first N test pairs")
 
 
 def find_source(spec: str, flag: str = "SOURCE") -> Source:

@@ -43,9 +43,10 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.chats import ChatError
 from orlhf_ext.errors import UserError
+from orlhf_ext.flags import COUNT, INNER
 from orlhf_ext.records import Record
 
-from ..common import SEEN, Built, Counts, Messages, Reject, check_options, digest, draw, positive_int, share, write_some
+from ..common import SEEN, Built, Counts, Messages, Reject, check_options, digest, draw, write_some
 from ..lengths import TEMPLATE, LengthFilter
 from .prompts import Task, scoring_messages
 from .sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
@@ -113,13 +114,13 @@ class Builder:
         books = parser.add_argument_group("books")
         books.add_argument(
             "--context_words",
-            type=positive_int,
+            type=COUNT,
             metavar="N",
             help=f"at most N words of what comes before ({CONTEXT_WORDS})",
         )
         books.add_argument(
             "--gold_words",
-            type=positive_int,
+            type=COUNT,
             metavar="N",
             help=f"at most N words of the beginning of the next chapter ({GOLD_WORDS})",
         )
@@ -138,10 +139,10 @@ class Builder:
             help="keep what upstream leaves out: very short and very long chapters, the first two of a story",
         )
         splits = parser.add_argument_group("splits")
-        splits.add_argument("--val_size", type=share, help="share of books, or of one file's stories, for val (0.1)")
-        splits.add_argument("--test_size", type=share, help="the same for test (0.1); each split has at least one")
-        splits.add_argument("--limit_val", type=positive_int, metavar="N", help="at most N rows in val")
-        splits.add_argument("--limit_test", type=positive_int, metavar="N", help="at most N rows in test")
+        splits.add_argument("--val_size", type=INNER, help="share of books, or of one file's stories, for val (0.1)")
+        splits.add_argument("--test_size", type=INNER, help="the same for test (0.1); each split has at least one")
+        splits.add_argument("--limit_val", type=COUNT, metavar="N", help="at most N rows in val")
+        splits.add_argument("--limit_test", type=COUNT, metavar="N", help="at most N rows in test")
         splits.add_argument(
             "--shuffle", action="store_true", help="draw the limited rows at random, not the first ones"
         )
@@ -152,10 +153,10 @@ class Builder:
             metavar="PATH_OR_NAME",
             help="a folder with a tokenizer.json and a chat template, or a hub name: note lengths in the sidecar",
         )
-        lengths.add_argument("--max_prompt_tokens", type=positive_int, metavar="N", help="drop longer prompts")
+        lengths.add_argument("--max_prompt_tokens", type=COUNT, metavar="N", help="drop longer prompts")
         lengths.add_argument(
             "--max_tokens",
-            type=positive_int,
+            type=COUNT,
             metavar="N",
             help="drop rows whose scored text (prompt and gold text; the plan comes on top) is longer",
         )

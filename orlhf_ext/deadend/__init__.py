@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 from ..errors import UserError
 from ..extensions import Extension
+from ..flags import FINITE, PART
 from ..model_folder import check_context
 from ..preflight import read_source
 from . import settings
@@ -46,16 +47,16 @@ class DeadEnd(Extension):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """The ``--deadend.*`` flags; defaults are those of the paper's experiment."""
         add = parser.add_argument
-        add("--deadend.gamma", type=float, default=1.0, help="discount of a step (%(default)s)")
+        add("--deadend.gamma", type=PART, default=1.0, help="discount of a step (%(default)s)")
         add(
             "--deadend.polyak",
-            type=float,
+            type=PART,
             default=0.1,
             metavar="ALPHA",
             help="how far the target head follows the online head at each step (%(default)s)",
         )
-        add("--deadend.q_min", type=float, default=-1.0, help="least training target (%(default)s)")
-        add("--deadend.q_max", type=float, default=0.0, help="greatest training target (%(default)s)")
+        add("--deadend.q_min", type=FINITE, default=-1.0, help="least training target (%(default)s)")
+        add("--deadend.q_max", type=FINITE, default=0.0, help="greatest training target (%(default)s)")
         add(
             "--deadend.loss_norm",
             choices=("tokens", "actions"),

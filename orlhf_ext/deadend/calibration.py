@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import UserError, command
-from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..flags import COUNT, DTYPES, LENGTH, add_compute, make_parser
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..outputs import add_overwrite, check_file
 from ..records import read_records, sha256_file, write_json
@@ -121,13 +121,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--q_model_name_or_path", required=True, metavar="DIR", help="what train_sft --ext.use dead-end wrote")
     add("--data_file", required=True, metavar="FILE", help="value data: text and reward")
     add("--save_file", required=True, metavar="FILE", help="a .json file")
-    add("--last", type=int, metavar="K", help="look at the last K actions of each text (default: all)")
-    add("--bins", type=int, default=10, help="(%(default)s)")
-    add("--max_len", type=int, help="tokens of a text, at most (the model's context)")
+    add("--last", type=COUNT, metavar="K", help="look at the last K actions of each text (default: all)")
+    add("--bins", type=COUNT, default=10, help="(%(default)s)")
+    add("--max_len", type=LENGTH, help="tokens of a text, at most (the model's context)")
     add_compute(parser, dtypes=DTYPES[::-1])
     add_overwrite(parser, "--save_file")
     args = parser.parse_args(argv)
-    check_least(args, last=1, bins=1, max_len=2, batch_tokens=2)
     if not args.save_file.endswith(".json"):
         raise UserError(f"--save_file {args.save_file} must end in .json")
     check_file(args.save_file, "--save_file", command="deadend.calibration", overwrite=args.__dict__.pop("overwrite"))

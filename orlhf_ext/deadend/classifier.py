@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import __version__, backends
 from ..errors import UserError, command
-from ..flags import check_least, make_parser
+from ..flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, make_parser, whole
 from ..model_folder import check_context, check_ids, find_model, identity
 from ..outputs import check_folder
 from ..records import atomic_folder, load_json, read_records, sha256_file, write_json
@@ -109,30 +109,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--train_file", required=True, metavar="FILE", help="texts with labels")
     add("--validation_file", metavar="FILE", help="the same, held out; without it nothing is measured")
     add("--output_dir", required=True, metavar="DIR", help="a new folder")
-    add("--max_length", type=int, default=128, help="tokens of a text; the rest is cut (%(default)s)")
-    add("--per_device_train_batch_size", type=int, default=8, help="(%(default)s)")
-    add("--per_device_eval_batch_size", type=int, default=32, help="(%(default)s)")
-    add("--gradient_accumulation_steps", type=int, default=1, help="(%(default)s)")
-    add("--learning_rate", type=float, default=5e-5, help="(%(default)s)")
-    add("--weight_decay", type=float, default=0.0, help="never of biases and norms (%(default)s)")
-    add("--num_train_epochs", type=float, default=3, help="(%(default)s)")
-    add("--max_train_steps", type=int, help="optimizer steps, instead of epochs")
+    add("--max_length", type=COUNT, default=128, help="tokens of a text; the rest is cut (%(default)s)")
+    add("--per_device_train_batch_size", type=COUNT, default=8, help="(%(default)s)")
+    add("--per_device_eval_batch_size", type=COUNT, default=32, help="(%(default)s)")
+    add("--gradient_accumulation_steps", type=COUNT, default=1, help="(%(default)s)")
+    add("--learning_rate", type=POSITIVE, default=5e-5, help="(%(default)s)")
+    add("--weight_decay", type=NOT_NEGATIVE, default=0.0, help="never of biases and norms (%(default)s)")
+    add("--num_train_epochs", type=POSITIVE, default=3, help="(%(default)s)")
+    add("--max_train_steps", type=COUNT, help="optimizer steps, instead of epochs")
     add("--lr_scheduler_type", choices=_SCHEDULERS, default="linear", help="(%(default)s)")
-    add("--num_warmup_steps", type=int, default=0, help="(%(default)s)")
-    add("--max_grad_norm", type=float, default=0.0, help="0: gradients are not clipped (%(default)s)")
+    add("--num_warmup_steps", type=whole(), default=0, help="(%(default)s)")
+    add("--max_grad_norm", type=NOT_NEGATIVE, default=0.0, help="0: gradients are not clipped (%(default)s)")
     add("--group_by_length", action="store_true", help="texts of like length in a batch: faster, another order")
     add("--bf16", action="store_true", help="compute in bfloat16, with weights in float32")
-    add("--seed", type=int, default=42, help="of head, dropout and order (%(default)s)")
+    add("--seed", type=SEED, default=42, help="of head, dropout and order (%(default)s)")
     add("--checkpointing_steps", default="1000", metavar="N|epoch", help="optimizer steps (%(default)s)")
     add("--overwrite_output_dir", action="store_true", help="replace a folder that is there")
     args = parser.parse_args(argv)
-    check_least(
-        args, max_length=1, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1,
-        max_train_steps=1, num_warmup_steps=0, seed=0,
-    )  # fmt: skip
-    for name in ("learning_rate", "num_train_epochs"):
-        if not getattr(args, name) > 0:
-            raise UserError(f"--{name} {getattr(args, name)} must be above 0")
     if args.checkpointing_steps != "epoch" and not (
         args.checkpointing_steps.isdecimal() and int(args.checkpointing_steps)
     ):
@@ -294,8 +287,22 @@ def fit(
     """Train from the last checkpoint, if there is one; write the folder; None on other ranks than the first."""
     from transformers import DataCollatorWithPadding, Trainer
 
+    from ..weights import check_finite
+
+    class FiniteTrainer(Trainer):
+        """transformers' own leaves a loss that is not finite out of its logs, and goes on."""
+
+        def training_step(self, *words: Any, **named: Any) -> Any:
+            loss = super().training_step(*words, **named)
+            if not bool(loss.isfinite().all()):
+                raise UserError(
+                    f"the loss is {loss.item()} after {self.state.global_step} steps, so that nothing is saved; lower "
+                    "--learning_rate, or look at the data"
+                )
+            return loss
+
     checkpoints = out.with_name(f".{out.name}.checkpoints")
-    trainer = Trainer(
+    trainer = FiniteTrainer(
         model=model,
         args=training_arguments(args, checkpoints),
         train_dataset=train,
@@ -318,6 +325,7 @@ def fit(
     wanted = ("eval_accuracy", "eval_auc", "eval_f1", "eval_loss")
     result: dict[str, Any] = {key: found[key] for key in wanted if key in found}
     result |= {"train_rows": len(train), "validation_rows": len(valid), "steps": trainer.state.global_step}
+    check_finite(model.named_parameters(), f"{out} is not written: the trained model")
     if args.overwrite_output_dir and out.is_dir():
         shutil.rmtree(out)
     with atomic_folder(out) as folder:

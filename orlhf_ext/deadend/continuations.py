@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import command
-from ..flags import make_parser
+from ..flags import make_parser, whole
 from .sampling import Plain, add_flags, check_flags, sample_file, tell
 
 
@@ -20,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sample continuations of each prompt."""
     parser = make_parser("python -m orlhf_ext.deadend.continuations", __doc__)
     add_flags(parser, num_returns=10, batch_size=32, min_new_tokens=0)
-    parser.add_argument("--sample_size", type=int, default=-1, help="draw so many prompts; -1: all (%(default)s)")
+    parser.add_argument(
+        "--sample_size", type=whole(1, also=(-1,)), default=-1, help="draw so many prompts; -1: all (%(default)s)"
+    )
     args = parser.parse_args(argv)
-    check_flags(args, "deadend.continuations", args.sample_size, "--sample_size")
+    check_flags(args, "deadend.continuations")
     tell(args.save_file, sample_file(args, "deadend.continuations", args.sample_size, Plain()))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, command
-from ..flags import DTYPES, make_parser
+from ..flags import DTYPES, SHARE, make_parser, whole
 from ..model_folder import check_context, find_model, identity, read_config
 from .sampling import MODEL_FLAG, Plain, add_flags, check_flags, sample_file, tell
 from .settings import read_settings
@@ -84,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("python -m orlhf_ext.deadend.decode", __doc__)
     add = parser.add_argument
     add_flags(parser, num_returns=25, batch_size=3, min_new_tokens=10)
-    add("--num_samples_for_eval", type=int, default=-1, help="draw so many prompts; -1: all (%(default)s)")
+    add(
+        "--num_samples_for_eval",
+        type=whole(1, also=(-1,)),
+        default=-1,
+        help="draw so many prompts; -1: all (%(default)s)",
+    )
     add(
         "--do_sample",
         action=argparse.BooleanOptionalAction,
@@ -92,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="--no-do_sample takes the likeliest token, with --num_returns 1",
     )
     add(Q_FLAG, metavar="DIR", help="Q_D: a folder that train_sft --ext.use dead-end wrote")
-    add("--epsilon", type=float, default=0.0, help="how far below 1 + Q_D the caps are (%(default)s)")
-    add("--passes", type=int, default=2, help="2 as upstream has it; 0: the limit of many (%(default)s)")
+    add("--epsilon", type=SHARE, default=0.0, help="how far below 1 + Q_D the caps are (%(default)s)")
+    add("--passes", type=whole(), default=2, help="2 as upstream has it; 0: the limit of many (%(default)s)")
     add(
         "--infeasible",
         choices=["normalize", "fallback"],
@@ -106,9 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.do_sample:
         args.temperature = 0.0
-    check_flags(args, "deadend.decode", args.num_samples_for_eval, "--num_samples_for_eval")
-    if not 0 <= args.epsilon <= 1 or args.passes < 0:
-        raise UserError("--epsilon must be from 0 to 1, and --passes at least 0")
+    check_flags(args, "deadend.decode")
     if args.plain == bool(args.q_model_name_or_path):
         raise UserError(f"give either {Q_FLAG} for rectified decoding, or --plain")
     decoding = Plain() if args.plain else Rectified(args)

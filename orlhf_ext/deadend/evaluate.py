@@ -26,7 +26,7 @@ import numpy as np
 from ..batches import fingerprint
 from ..errors import UserError, command
 from ..evaluate import CONFIDENCE, Interval, bootstrap, paired_difference, read_run
-from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..flags import DTYPES, SEED, add_compute, make_parser, whole
 from ..journal import Journal
 from ..outputs import add_overwrite, check_file
 from ..records import read_records, sha256_file, write_json
@@ -258,15 +258,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_file", required=True, metavar="FILE", help="summary, a .json file")
     add("--toxicity_type", default="toxicity", metavar="NAME", help="the scores' key (%(default)s)")
     add("--perplexity_model", metavar="MODEL", help="a causal language model: folder or hub name")
-    add("--perplexity_num", type=int, default=0, metavar="N", help="of the first N generations of each prompt; 0: all")
+    add(
+        "--perplexity_num",
+        type=whole(),
+        default=0,
+        metavar="N",
+        help="of the first N generations of each prompt; 0: all",
+    )
     add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    add("--samples", type=int, default=0, metavar="N", help="print N prompts with continuations")
+    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
+    add("--samples", type=whole(), default=0, metavar="N", help="print N prompts with continuations")
     add("--show", action="store_true", help="do not mask toxic text in them")
     add_compute(parser, batch_tokens=2048, dtypes=(DTYPES[2], *DTYPES[:2]))
     add_overwrite(parser, "--save_file")
     args = parser.parse_args(argv)
-    check_least(args, perplexity_num=0, samples=0, seed=0, batch_tokens=2)
     if not args.save_file.endswith(".json"):
         raise UserError(f"--save_file {args.save_file} must end in .json")
     check_file(

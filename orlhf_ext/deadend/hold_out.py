@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import UserError, command
-from ..flags import check_least, make_parser
+from ..flags import COUNT, SEED, make_parser
 from ..journal import meta_path
 from ..outputs import add_overwrite, check_file, check_folder
 from ..records import read_records, sha256_file, write_json, write_jsonl
@@ -26,12 +26,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m orlhf_ext.deadend.hold_out", __doc__)
     add = parser.add_argument
     add("--data_file", required=True, metavar="FILE", help="prompts, JSON Lines")
-    add("--num", type=int, required=True, help="how many to hold out")
+    add("--num", type=COUNT, required=True, help="how many to hold out")
     add("--save_dir", required=True, metavar="DIR", help="for both files")
-    add("--seed", type=int, default=0, help="of the draw (%(default)s)")
+    add("--seed", type=SEED, default=0, help="of the draw (%(default)s)")
     add_overwrite(parser, "--save_dir")
     args = parser.parse_args(argv)
-    check_least(args, num=1)
     return args
 
 

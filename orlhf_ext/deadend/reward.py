@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 from ..errors import UserError
+from ..flags import LENGTH, NOT_NEGATIVE
 from ..model_folder import check_context, check_ids, find_model, load_tokenizer
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
 from .settings import read_settings
@@ -28,10 +29,10 @@ class DeadEndValue(Reward):
     at: Annotated[Literal["last", "worst"], "last: the value of the last token; worst: the least of the response"] = (
         "last"
     )
-    batch_tokens: Annotated[int, "padded tokens in a batch"] = 16384
+    batch_tokens: Annotated[int, "padded tokens in a batch", LENGTH] = 16384
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], "of Q_D"] = "float32"
     attn_implementation: Annotated[str, "as in transformers"] = "sdpa"
-    gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs"] = 0.25
+    gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs", NOT_NEGATIVE] = 0.25
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 2 or self.gpus < 0:

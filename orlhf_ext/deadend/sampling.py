@@ -21,7 +21,7 @@ from .. import __version__
 from ..batches import fingerprint
 from ..engines import Completions, Prompt, Sampling, derive_seed, load_vllm, sample_hf, sample_vllm
 from ..errors import UserError
-from ..flags import DTYPES, check_least
+from ..flags import COUNT, DTYPES, NOT_NEGATIVE, PART, SEED, whole
 from ..generate import encode_prompts, tally
 from ..journal import Journal
 from ..model_folder import check_context, context_length, find_model, identity, load_tokenizer
@@ -67,35 +67,30 @@ def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int
     add(MODEL_FLAG, required=True, metavar="DIR", help="the language model: a folder, or a hub name")
     add("--data_file", required=True, metavar="FILE", help="records with a prompt")
     add("--save_file", required=True, metavar="FILE", help="a .jsonl (or .json) file of JSON Lines")
-    add("--num_returns", type=int, default=num_returns, help="completions of each prompt (%(default)s)")
-    add("--batch_size", type=int, default=batch_size, help="prompts at a time, of --backend hf (%(default)s)")
-    add("--temperature", type=float, default=1.0, help="(%(default)s)")
-    add("--top_k", type=int, default=50, help="0: off (%(default)s)")
-    add("--top_p", type=float, default=1.0, help="(%(default)s)")
-    add("--max_new_tokens", type=int, default=20, help="(%(default)s)")
-    add("--min_new_tokens", type=int, default=min_new_tokens, help="no EOS before (%(default)s)")
-    add("--seed", type=int, default=0, help="(%(default)s)")
+    add("--num_returns", type=COUNT, default=num_returns, help="completions of each prompt (%(default)s)")
+    add("--batch_size", type=COUNT, default=batch_size, help="prompts at a time, of --backend hf (%(default)s)")
+    add("--temperature", type=NOT_NEGATIVE, default=1.0, help="(%(default)s)")
+    add("--top_k", type=whole(), default=50, help="0: off (%(default)s)")
+    add("--top_p", type=PART, default=1.0, help="(%(default)s)")
+    add("--max_new_tokens", type=COUNT, default=20, help="(%(default)s)")
+    add("--min_new_tokens", type=whole(), default=min_new_tokens, help="no EOS before (%(default)s)")
+    add("--seed", type=SEED, default=0, help="(%(default)s)")
     add("--backend", choices=["vllm", "hf"], default="vllm", help="(%(default)s)")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the language model (%(default)s)")
-    add("--gpu_memory_utilization", type=float, default=0.8, help="of vLLM (%(default)s)")
+    add("--gpu_memory_utilization", type=PART, default=0.8, help="of vLLM (%(default)s)")
     add_overwrite(parser, "--save_file")
 
 
-def check_flags(args: argparse.Namespace, name: str, size: int, size_flag: str) -> None:
-    """Hold the numbers against what makes sense.
+def check_flags(args: argparse.Namespace, name: str) -> None:
+    """Hold the flags against each other.
 
     Raises:
         UserError: one does not; its flag is named.
     """
-    check_least(args, num_returns=1, batch_size=1, max_new_tokens=1, min_new_tokens=0, top_k=0)
-    if args.temperature < 0 or not 0 < args.top_p <= 1:
-        raise UserError("--temperature must not be below 0, and --top_p must be above 0 and at most 1")
     if not args.temperature and args.num_returns > 1:
         raise UserError("greedy decoding makes all completions of a prompt equal; give --num_returns 1")
     if args.min_new_tokens > args.max_new_tokens:
         raise UserError(f"--min_new_tokens {args.min_new_tokens} is more than --max_new_tokens {args.max_new_tokens}")
-    if size != -1 and size < 1:
-        raise UserError(f"{size_flag} {size} must be at least 1, or -1 for all prompts")
     save = Path(args.save_file)
     if save.suffix not in (".jsonl", ".json") or save.resolve() == Path(args.data_file).resolve():
         raise UserError(f"--save_file {save} must end in .jsonl or .json, and not be --data_file")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import __version__
 from ..batches import fingerprint
 from ..errors import UserError, command
-from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..flags import COUNT, DTYPES, add_compute, make_parser, whole
 from ..journal import Journal, meta_path
 from ..outputs import add_overwrite, check_file
 from ..records import Line, Record, load_json, read_records, sha256_file
@@ -132,13 +132,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--toxicity_type", default="toxicity", metavar="NAME", help="the scores' key in each generation (%(default)s)")
     add("--score_input", choices=("continuation", "full"), default="continuation", help="(%(default)s)")
     add("--label", help="index or name of the toxic label (that which is called toxic, toxicity, LABEL_1 or 1)")
-    add("--max_length", type=int, default=0, help="tokens of a text; 0: all that the model reads (%(default)s)")
-    add("--batch_size", type=int, default=128, help="most texts in a batch (%(default)s)")
+    add("--max_length", type=whole(), default=0, help="tokens of a text; 0: all that the model reads (%(default)s)")
+    add("--batch_size", type=COUNT, default=128, help="most texts in a batch (%(default)s)")
     add("--rescore", action="store_true", help="replace scores of the same name that another scorer gave")
     add_overwrite(parser, "--save_file")
     add_compute(parser, dtypes=(DTYPES[2], *DTYPES[:2]))
     args = parser.parse_args(argv)
-    check_least(args, max_length=0, batch_size=1, batch_tokens=2)
     if args.toxicity_type in _OWN or not args.toxicity_type:
         raise UserError(f"--toxicity_type {args.toxicity_type} is a key of another kind; choose one like toxicity")
     args.save_file = args.save_file or args.data_file

@@ -12,6 +12,7 @@ from ..chat_data import template_of
 from ..chats import Render
 from ..errors import UserError
 from ..extensions import Extension
+from ..flags import LENGTH, NOT_NEGATIVE, POSITIVE, whole
 from ..model_folder import context_length, load_tokenizer
 from ..outputs import check_folder
 from ..records import read_records
@@ -36,24 +37,24 @@ class EXO(Extension):
         """The ``--exo.*`` flags; defaults are those of the paper's HH experiment."""
         add = parser.add_argument
         add("--exo.loss_type", default="exo-pref", metavar="LOSS", help=f"{', '.join(LOSS_TYPES)} (%(default)s)")
-        add("--exo.num_contrastive", type=int, default=2, metavar="N", help="completions a group; divides K (2)")
-        add("--exo.beta_pi", type=float, default=0.5, help="multiplies the policy's log ratio (%(default)s)")
-        add("--exo.beta_r", type=float, default=0.5, help="divides the reward of *-rw losses (%(default)s)")
+        add("--exo.num_contrastive", type=LENGTH, default=2, metavar="N", help="completions a group; divides K (2)")
+        add("--exo.beta_pi", type=POSITIVE, default=0.5, help="multiplies the policy's log ratio (%(default)s)")
+        add("--exo.beta_r", type=POSITIVE, default=0.5, help="divides the reward of *-rw losses (%(default)s)")
         add(
             "--exo.temperature",
-            type=float,
+            type=POSITIVE,
             default=0.8,
             help="divides the logits of policy and reference; give the one that completions were sampled at "
             "(%(default)s)",
         )
         add(
             "--exo.epsilon",
-            type=float,
+            type=NOT_NEGATIVE,
             help="label smoothing of *-pref (default 1e-3 for exo-pref; 0 for dpo-pref, which is then plain DPO)",
         )
         add(
             "--exo.max_completion_len",
-            type=int,
+            type=whole(),
             default=0,
             metavar="TOKENS",
             help="cut completions to this many tokens, before the prompt is cut on its left to --data.max_len "

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import UserError, suggest
 from ..extensions import Extension
+from ..flags import COUNT, NOT_NEGATIVE
 from ..model_folder import read_config
 from ..outputs import check_folder
 from ..preflight import read_source
@@ -59,7 +60,7 @@ class GroupRM(Extension):
         """The ``--groups.*`` flags of training."""
         add = parser.add_argument
         add("--groups.head", choices=HEADS, default="shared", help="shared: SharedRep; independent: MaxMin (shared)")
-        add("--groups.k", type=int, metavar="K", help=f"width of the shared layer ({DEFAULT_K})")
+        add("--groups.k", type=COUNT, metavar="K", help=f"width of the shared layer ({DEFAULT_K})")
         add("--groups.squash", choices=SQUASHES, default="tanh", help="of scores in the loss (%(default)s)")
         add(
             "--groups.weighting",
@@ -67,7 +68,13 @@ class GroupRM(Extension):
             default="proportional",
             help="of groups in the loss: by their pairs, or each alike (%(default)s)",
         )
-        add("--groups.centering", type=float, default=0.0, metavar="C", help="pulls a pair's scores to a sum of 0 (0)")
+        add(
+            "--groups.centering",
+            type=NOT_NEGATIVE,
+            default=0.0,
+            metavar="C",
+            help="pulls a pair's scores to a sum of 0 (0)",
+        )
         add("--groups.train_backbone", action="store_true", help="train all weights; otherwise the head alone")
         add("--groups.only", metavar="NAME", help="train one group's model on its pairs alone")
         add(

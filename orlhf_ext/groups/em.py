@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import UserError, command
-from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..flags import COUNT, DTYPES, LENGTH, POSITIVE, SEED, add_compute, make_parser, whole
 from ..outputs import add_overwrite, check_file, check_folder
 from ..records import Line, read_records, sha256_file, write_json, write_jsonl
 from . import DEFAULT_K
@@ -143,7 +143,10 @@ class EM:
                 own = groups[batch][:, None]
                 chosen, rejected = (head(hidden[batch, side]).gather(1, own).squeeze(1) for side in (0, 1))
                 optimizer.zero_grad()
-                group_pair_loss(chosen, rejected, self.settings.squash).backward()
+                loss = group_pair_loss(chosen, rejected, self.settings.squash)
+                if not bool(loss.isfinite()):
+                    raise UserError(f"the loss of the heads is {loss.item()}, so that nothing is saved; lower --lr")
+                loss.backward()
                 optimizer.step()
 
     def best(self, hidden: torch.Tensor, annotators: torch.Tensor, seed: int, restarts: int) -> tuple[int, list[Fit]]:
@@ -228,31 +231,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", required=True, metavar="DIR", help="the backbone: a folder or a hub name")
     add("--data", required=True, metavar="FILE", help="pairs with annotator_id")
     add("--out", required=True, metavar="FILE", help="the pairs with group_id and group, .jsonl")
-    add("--num_groups", type=int, default=2, help="(%(default)s)")
-    add("--restarts", type=int, default=4, help="random starts, of which the likeliest is kept (%(default)s)")
-    add("--rounds", type=int, default=10, help="of both steps, at most (%(default)s)")
+    add("--num_groups", type=LENGTH, default=2, help="(%(default)s)")
+    add("--restarts", type=COUNT, default=4, help="random starts, of which the likeliest is kept (%(default)s)")
+    add("--rounds", type=COUNT, default=10, help="of both steps, at most (%(default)s)")
     add("--head", choices=HEADS, default="independent", help="(%(default)s)")
-    add("--k", type=int, help=f"width of a shared head's layer ({DEFAULT_K})")
+    add("--k", type=COUNT, help=f"width of a shared head's layer ({DEFAULT_K})")
     add("--squash", choices=SQUASHES, default="identity", help="of scores in the M-step; the E-step has none, and so "
         "both raise one likelihood with identity (%(default)s)")  # fmt: skip
-    add("--epochs", type=int, default=2, help="of an M-step (%(default)s)")
-    add("--lr", type=float, default=5e-4, help="(%(default)s)")
-    add("--batch_size", type=int, default=64, help="pairs in a step of training (%(default)s)")
-    add("--seed", type=int, default=42, help="(%(default)s)")
+    add("--epochs", type=COUNT, default=2, help="of an M-step (%(default)s)")
+    add("--lr", type=POSITIVE, default=5e-4, help="(%(default)s)")
+    add("--batch_size", type=COUNT, default=64, help="pairs in a step of training (%(default)s)")
+    add("--seed", type=SEED, default=42, help="(%(default)s)")
     add("--style", choices=STYLES, help="how the prompts are written, if the pairs have no column 'style' (hh)")
     add("--eos", choices=EOS, default="append", help="append: a space and EOS end a text (%(default)s)")
-    add("--max_len", type=int, default=0, help="tokens of a text, cut on the left; 0: the model's positions")
+    add(
+        "--max_len",
+        type=whole(2, also=(0,)),
+        default=0,
+        help="tokens of a text, cut on the left; 0: the model's positions",
+    )
     add("--cache", metavar="DIR", help="keep hidden states, as --groups.cache_features does")
     add_compute(parser, batch_tokens=8192, dtypes=DTYPES[:2])
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    check_least(
-        args, num_groups=2, restarts=1, rounds=1, k=1, epochs=1, batch_size=1, seed=0, max_len=0, batch_tokens=2
-    )
-    if not args.lr > 0:
-        raise UserError(f"--lr {args.lr:g} is not more than 0")
-    if args.max_len == 1:
-        raise UserError("--max_len 1 is too small; give at least 2, or 0")
     if args.k is not None and args.head == "independent":
         raise UserError("--k is the width of a shared head's layer; leave it out, or give --head shared")
     if not args.out.endswith(".jsonl"):

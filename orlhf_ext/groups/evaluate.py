@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import UserError, command
 from ..evaluate import Interval, Lists, bootstrap, mean_and_error, prompt_means, read_run, t_interval, win_rates
-from ..flags import make_parser
+from ..flags import INNER, SEED, make_parser, whole
 from ..outputs import add_overwrite, check_file
 from ..records import Record, load_json, write_json
 from ..report import csv_table, markdown_table, print_examples, write_tables
@@ -292,9 +292,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, metavar="FILE", help="summary, a .json file")
     add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
     add("--baseline", default="gold", metavar="METHOD", help="whose responses win rates are against (%(default)s)")
-    add("--proportion", type=float, help="of the first of two groups, not the file's")
-    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    add("--show", type=int, default=0, metavar="N", help="print N prompts with SFT's and the last policy's answer")
+    add("--proportion", type=INNER, help="of the first of two groups, not the file's")
+    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
+    add("--show", type=whole(), default=0, metavar="N", help="print N prompts with SFT's and the last policy's answer")
     add("--force", action="store_true", help="compare files that have less than 90 %% of their prompts in common")
     add("--grid", nargs="+", metavar="SUMMARY", help="join these summaries into one table; with --out alone")
     add_overwrite(parser)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from .. import backends
 from ..batches import Row, cut_batches
 from ..errors import UserError, suggest
+from ..flags import FINITE, LENGTH, NOT_NEGATIVE, POSITIVE, whole
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
 from ..preflight import read_source
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
@@ -116,15 +117,17 @@ class Groups(Reward):
         "min (of each response), mean, weighted, softmin, index, or batch-min (the group with the least mean over the "
         "batch; with --ext.use batch-min)",
     ] = "min"
-    tau: Annotated[float, "softmin: towards 0 it is min, towards infinity mean"] = 1.0
-    weights: Annotated[tuple[float, ...], "weighted: one for each group, in the order of the groups"] = ()
+    tau: Annotated[float, "softmin: towards 0 it is min, towards infinity mean", POSITIVE] = 1.0
+    weights: Annotated[tuple[float, ...], "weighted: one for each group, in the order of the groups", FINITE] = ()
     index: Annotated[str, "index: name of the group"] = ""
     normalize: Annotated[bool, "each group's scores less their mean, over their deviation, as models have it"] = False
-    max_len: Annotated[int, "tokens that models read, cut on the left; 0: all that they have positions for"] = 0
-    batch_tokens: Annotated[int, "padded tokens in a batch"] = 16384
+    max_len: Annotated[
+        int, "tokens that models read, cut on the left; 0: all that they have positions for", whole(2, also=(0,))
+    ] = 0
+    batch_tokens: Annotated[int, "padded tokens in a batch", LENGTH] = 16384
     dtype: Annotated[Literal["bfloat16", "float16"], "bfloat16 or float16"] = "bfloat16"
     attn_implementation: Annotated[str, "as in transformers"] = "sdpa"
-    gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs"] = 0.25
+    gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs", NOT_NEGATIVE] = 0.25
 
     def __post_init__(self) -> None:
         for field in fields(self):

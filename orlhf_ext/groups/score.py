@@ -18,7 +18,7 @@ from typing import Any, cast
 from .. import __version__
 from ..batches import Compute, check_files, fingerprint, run_batches, with_column
 from ..errors import UserError, command
-from ..flags import DTYPES, add_compute, check_least, make_parser
+from ..flags import DTYPES, add_compute, make_parser, whole
 from ..journal import Journal
 from ..outputs import add_overwrite
 from ..records import Record, sha256_file
@@ -105,14 +105,16 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
     add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
     add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
     add("--trait", required=True, action="append", metavar="NAME=KIND", help="repeatable")
-    add("--max_len", type=int, default=0, help="tokens that a model reads; 0: all that it has positions for")
+    add(
+        "--max_len",
+        type=whole(2, also=(0,)),
+        default=0,
+        help="tokens that a model reads; 0: all that it has positions for",
+    )
     add("--eos", choices=EOS, default="none", help="append: texts end with a space and EOS for a model (%(default)s)")
     add_compute(parser, dtypes=DTYPES[:2])
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    check_least(args, max_len=0, batch_tokens=2)
-    if args.max_len == 1:
-        raise UserError("--max_len 1 is too small; give at least 2, or 0")
     how = (args.max_len, args.eos, args.batch_tokens, args.dtype, args.attn_implementation)
     return args, Traits(args.trait, *how)
 

@@ -24,7 +24,7 @@ import numpy as np
 from ..build_data import sidecar_path
 from ..errors import UserError, command
 from ..evaluate import numbers, write_summary
-from ..flags import make_parser
+from ..flags import SEED, make_parser
 from ..outputs import add_overwrite, check_file
 from ..records import Line, Record, load_json, read_records, write_jsonl
 from ..report import csv_table, markdown_table
@@ -350,7 +350,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--logprobs_key", default="logprobs", metavar="NAME", help="their column (%(default)s)")
     add("--out", required=True, metavar="FILE", help="summary, a .json file")
     add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
     add_overwrite(parser)
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ..errors import UserError, suggest
+from ..flags import Number
 from ..records import load_json
 from ..user_code import user_code
 from .base import Reward
@@ -17,12 +18,14 @@ REQUIRED: Any = inspect.Parameter.empty
 
 
 class Argument(NamedTuple):
-    """One parameter of a reward's class. ``Annotated[int, "what it is"]`` gives it a help text."""
+    """One parameter of a reward's class. ``Annotated[int, "what it is", COUNT]`` gives it a help text and a range."""
 
     name: str
     type: Any
     default: Any
     help: str
+    #: the numbers that it takes
+    range: Number | None = None
 
     @property
     def is_list(self) -> bool:
@@ -47,11 +50,12 @@ def arguments(cls: type[Reward]) -> dict[str, Argument]:
             raise UserError(f"reward {cls.name!r} takes {parameter}, which no flag can give; name each argument")
         if name not in hints:
             raise UserError(f"reward {cls.name!r}: its argument {name!r} has no type; write {name}: int, or the like")
-        hint, words = hints[name], ""
+        hint, words, numbers = hints[name], "", None
         if get_origin(hint) is Annotated:
             hint, *more = get_args(hint)
             words = next((item for item in more if isinstance(item, str)), "")
-        found[name] = Argument(name, hint, parameter.default, words)
+            numbers = next((item for item in more if isinstance(item, Number)), None)
+        found[name] = Argument(name, hint, parameter.default, words, numbers)
     return found
 
 
@@ -137,9 +141,17 @@ def _read(argument: Argument, text: str, where: str) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(argument.type).validate_json(text, strict=True)
+        value = TypeAdapter(argument.type).validate_json(text, strict=True)
     except ValidationError as error:
         raise UserError(f"{where} is {text}: {_first(error)}") from error
+    _check_range(argument, value, where)
+    return value
+
+
+def _check_range(argument: Argument, value: Any, where: str) -> None:
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if argument.range and one is not None and (fault := argument.range.fault(one)):
+            raise UserError(f"{where} {one:g} {fault}")
 
 
 def _read_words(argument: Argument, words: str | list[str], flag: str) -> Any:
@@ -149,16 +161,19 @@ def _read_words(argument: Argument, words: str | list[str], flag: str) -> Any:
     adapter: TypeAdapter = TypeAdapter(argument.type)
     try:
         if isinstance(words, list):
-            return adapter.validate_python(words)
-        try:
-            return adapter.validate_strings(words)
-        except ValidationError:
-            if words[:1] not in ("[", "{"):  # a nested value, as JSON
-                raise
-            return adapter.validate_json(words, strict=True)
+            value = adapter.validate_python(words)
+        else:
+            try:
+                value = adapter.validate_strings(words)
+            except ValidationError:
+                if words[:1] not in ("[", "{"):  # a nested value, as JSON
+                    raise
+                value = adapter.validate_json(words, strict=True)
     except ValidationError as error:
         shown = words if isinstance(words, str) else " ".join(words)
         raise UserError(f"{flag} {shown}: {_first(error)}") from error
+    _check_range(argument, value, flag)
+    return value
 
 
 def _first(error: Any) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import UserError, command, suggest
 from ..extensions import REWARDS, names
-from ..flags import check_least, make_parser
+from ..flags import LENGTH, NOT_NEGATIVE, make_parser
 from ..samples import encode, prompt_text, read_samples, reply_text
 from . import arguments, selection
 from .base import Reward, RewardBatch, RewardContext, Rollout
@@ -217,9 +217,9 @@ def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("spec", metavar="SPEC", help=f"{known}, or my_pkg.my_module:MyReward; SPEC --help shows its flags")
     add("--data", metavar="FILE", help="records with prompt, completions and label (default: bundled ones)")
-    add("--limit", type=int, default=64, metavar="N", help="at most N rollouts (%(default)s)")
+    add("--limit", type=LENGTH, default=64, metavar="N", help="at most N rollouts (%(default)s)")
     add("--tokenizer", metavar="MODEL", help="the policy's folder or hub name, for token ids and chats")
-    add("--min_speed", type=float, default=10.0, metavar="N", help="rollouts a second (%(default)s)")
+    add("--min_speed", type=NOT_NEGATIVE, default=10.0, metavar="N", help="rollouts a second (%(default)s)")
     add("--random_ok", action="store_true", help="two calls may give different rewards")
     add("--ext.reward_args", metavar="JSON", help='the reward\'s arguments, as in a run: \'{"NAME": {"ARG": 1}}\'')
     if cls is not None:
@@ -229,7 +229,6 @@ def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
     args, strays = parser.parse_known_args(argv)
     if strays:
         raise UserError(f"unknown: {strays[0]}{suggest(strays[0], list(parser._option_string_actions))}")
-    check_least(args, limit=2)
     return args
 
 

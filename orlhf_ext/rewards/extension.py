@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 from ..errors import UserError
 from ..extensions import Extension
+from ..flags import COUNT, LENGTH, PART, whole
 from ..outputs import check_folder
 from ..preflight import read_source
 from ..resources import check_part
@@ -52,22 +53,28 @@ class Rewards(Extension):
         add("--ext.reward_args", metavar="JSON", help='arguments of rewards, {"NAME": {"argument": value}}')
         add(
             "--ext.reward_actors",
-            type=int,
+            type=COUNT,
             default=1,
             metavar="N",
             help="copies of each reward that holds a model, each on its part of a GPU (%(default)s)",
         )
         add(
             "--ext.reference_batch_tokens",
-            type=int,
+            type=LENGTH,
             default=16384,
             metavar="N",
             help="padded tokens in a batch that the reference model scores for a reward (%(default)s)",
         )
         add("--ext.rollouts_dir", metavar="DIR", help="keep all rollouts with their rewards there, as JSON Lines")
         add("--ext.eval_on_start", action="store_true", help="evaluate before the first step, too")
-        add("--ext.eval_top_p", type=float, default=1.0, metavar="P", help="of evaluation's sampling (%(default)s)")
-        add("--ext.eval_top_k", type=int, default=-1, metavar="K", help="of evaluation's sampling (all)")
+        add("--ext.eval_top_p", type=PART, default=1.0, metavar="P", help="of evaluation's sampling (%(default)s)")
+        add(
+            "--ext.eval_top_k",
+            type=whole(1, also=(-1,)),
+            default=-1,
+            metavar="K",
+            help="of evaluation's sampling (all)",
+        )
         add_flags(parser, self.chosen)
 
     def check(self, args: SimpleNamespace) -> None:

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from ..errors import UserError
+from ..flags import COUNT, NOT_NEGATIVE, POSITIVE
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
 _LONGEST_PAUSE = 30.0  # seconds
@@ -46,11 +47,13 @@ class HTTP(Reward):
     """
 
     url: Annotated[list[str], "the servers, http://host:port/get_reward"]
-    batch_size: Annotated[int, "rollouts in a request"] = 16
-    threads: Annotated[int, "requests at a time"] = 8
-    tries: Annotated[int, "of one request, before the run is stopped"] = 5
-    timeout: Annotated[float, "seconds that a whole answer may take"] = 180.0
-    pause: Annotated[float, "seconds before the second try; each further one waits twice as long, 30 at most"] = 1.0
+    batch_size: Annotated[int, "rollouts in a request", COUNT] = 16
+    threads: Annotated[int, "requests at a time", COUNT] = 8
+    tries: Annotated[int, "of one request, before the run is stopped", COUNT] = 5
+    timeout: Annotated[float, "seconds that a whole answer may take", POSITIVE] = 180.0
+    pause: Annotated[
+        float, "seconds before the second try; each further one waits twice as long, 30 at most", NOT_NEGATIVE
+    ] = 1.0
 
     def __post_init__(self) -> None:
         for url in self.url:

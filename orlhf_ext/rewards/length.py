@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ..flags import COUNT
 from .base import Reward, RewardBatch, RewardResult, Rollout
 
 Unit = Literal["tokens", "words", "characters"]
@@ -19,8 +20,8 @@ class Length(Reward):
     white space separates. Logs ``length``.
     """
 
-    target: Annotated[int | None, "the length to hit"] = None
-    maximum: Annotated[int | None, "the length not to exceed"] = None
+    target: Annotated[int | None, "the length to hit", COUNT] = None
+    maximum: Annotated[int | None, "the length not to exceed", COUNT] = None
     unit: Annotated[Unit, "tokens, words or characters"] = "tokens"
 
     def __post_init__(self) -> None:

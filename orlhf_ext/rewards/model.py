@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from ..batches import Compute, Row, cut_batches
 from ..chats import ChatError, Messages, opening, proven, render_with, split_chat
 from ..errors import UserError
+from ..flags import LENGTH, NOT_NEGATIVE, whole
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..samples import Sample, encode
 from ..score import check_reward_model, encode_rows, is_classifier, load_scorer, pooled_away, without_end
@@ -35,13 +36,15 @@ class Model(Reward):
     """The raw score of a reward model (train_rm's, or a transformers sequence classifier with one label)."""
 
     path: Annotated[str, "folder or hub name"]
-    max_len: Annotated[int, "tokens it reads, as in its training; 0: all that it has positions for"] = 0
+    max_len: Annotated[
+        int, "tokens it reads, as in its training; 0: all that it has positions for", whole(2, also=(0,))
+    ] = 0
     chat: Annotated[bool, "it was trained on chats, in the policy's chat template"] = False
     no_prompt: Annotated[bool, "it was trained on responses alone, such as stories"] = False
-    batch_tokens: Annotated[int, "padded tokens in a batch"] = 16384
+    batch_tokens: Annotated[int, "padded tokens in a batch", LENGTH] = 16384
     dtype: Annotated[Literal["bfloat16", "float16"], "bfloat16 or float16"] = "bfloat16"
     attn_implementation: Annotated[str, "as in transformers"] = "sdpa"
-    gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs"] = 0.25
+    gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs", NOT_NEGATIVE] = 0.25
 
     def __post_init__(self) -> None:
         if self.max_len < 0 or self.max_len == 1 or self.batch_tokens < 2 or self.gpus < 0:

@@ -22,7 +22,7 @@ from .. import __version__
 from ..batches import Compute, Row, check_files, run_batches
 from ..batches import fingerprint as as_json
 from ..errors import UserError, command
-from ..flags import add_compute, check_least, make_parser
+from ..flags import LENGTH, add_compute, make_parser, whole
 from ..journal import Journal, meta_path
 from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..outputs import add_overwrite
@@ -142,10 +142,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="instead of --out: the file X.jsonl becomes X_with_baseline_ppl_NAME.jsonl beside it",
     )
-    add("--max_len", type=int, metavar="N", help="refuse longer sequences (as many as the model reads)")
+    add("--max_len", type=LENGTH, metavar="N", help="refuse longer sequences (as many as the model reads)")
     add(
         "--plan_tokens",
-        type=int,
+        type=whole(),
         default=0,
         metavar="N",
         help="refuse records whose plan would not have room for N tokens; give training's --rollout.max_new_tokens (0)",
@@ -154,7 +154,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_flags(parser, SCORING)
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    check_least(args, max_len=2, batch_tokens=2, plan_tokens=0)
     if not args.data:
         args.data = [str(path) for split in SPLITS if (path := STORIES / f"{split}.jsonl").is_file()]
         if not args.data:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError, command
 from ..evaluate import mean_and_error, paired_difference, t_interval, write_summary
-from ..flags import make_parser
+from ..flags import SEED, make_parser, whole
 from ..outputs import add_overwrite, check_file
 from ..records import Record, read_records, write_jsonl
 from ..report import csv_table, markdown_table, plain
@@ -212,8 +212,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--after", required=True, metavar="FILE", help="scored plans of the trained model")
     add("--out", required=True, metavar="FILE", help="summary, a .json file")
     add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    add("--show", type=int, default=3, metavar="N", help="print the plans of N records (%(default)s)")
+    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
+    add("--show", type=whole(), default=3, metavar="N", help="print the plans of N records (%(default)s)")
     add_overwrite(parser)
     args = parser.parse_args(argv)
     if not args.out.endswith(".json"):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..batches import fingerprint as as_json
 from ..errors import UserError, command
-from ..flags import add_compute, check_least, make_parser
+from ..flags import add_compute, make_parser
 from ..journal import Journal
 from ..model_folder import context_length, find_model, load_tokenizer
 from ..outputs import add_overwrite, check_file
@@ -62,7 +62,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     add_flags(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    check_least(args, batch_tokens=2)
     inputs = {Path(args.data).resolve(), Path(args.samples).resolve()}
     if not args.out.endswith(".jsonl") or Path(args.out).resolve() in inputs:
         raise UserError(f"--out {args.out} must end in .jsonl, and not be --data or --samples")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import UserError
+from ..flags import FINITE
 from .reward import MARKERS, THRESHOLDS, VALUES, Kind, check_mapping
 
 PREFIX = "--vrcli."
@@ -25,10 +26,12 @@ class Settings:
 
     reward: Annotated[Kind, "of an improvement I in percent: tiers, max(I, 0), 0 or 1 (I >= 0), min(I, 0), I"] = "tiers"
     thresholds: Annotated[
-        tuple[float, ...], "of the tiers, rising, in percent (the default is made for chapters of thousands of tokens)"
+        tuple[float, ...],
+        "of the tiers, rising, in percent (the default is made for chapters of thousands of tokens)",
+        FINITE,
     ] = THRESHOLDS
-    values: Annotated[tuple[float, ...], "of the tiers, one for each threshold"] = VALUES
-    cap: Annotated[float | None, "the most that positive and raw give (no bound)"] = None
+    values: Annotated[tuple[float, ...], "of the tiers, one for each threshold", FINITE] = VALUES
+    cap: Annotated[float | None, "the most that positive and raw give (no bound)", FINITE] = None
     markers: Annotated[tuple[str, ...], "the plan stands behind the last of them, looked for in this order"] = MARKERS
     system: Annotated[System, "system messages: kept, left out, or put before the user's first text"] = "keep"
     tail: Annotated[
@@ -74,13 +77,13 @@ def add_flags(parser: Any, names: tuple[str, ...] = ()) -> None:
     for field in fields(Settings):
         if names and field.name not in names:
             continue
-        hint, words = get_args(hints[field.name])
+        hint, words, *ranges = get_args(hints[field.name])
         settings: dict[str, Any] = {"choices": get_args(hint)} if get_origin(hint) is Literal else {}
         if get_origin(hint) is tuple:
-            settings = {"nargs": "+", "type": get_args(hint)[0], "metavar": "VALUE"}
+            settings = {"nargs": "+", "type": ranges[0] if ranges else str, "metavar": "VALUE"}
             words += f" ({' '.join(map(repr, field.default))})"  # type: ignore[arg-type]
         elif field.default is None:
-            settings = {"type": float, "metavar": "VALUE"}
+            settings = {"type": ranges[0], "metavar": "VALUE"}
         else:
             words += " (%(default)s)"
         parser.add_argument(f"--{field.name}", f"{PREFIX}{field.name}", default=field.default, help=words, **settings)
