@@ -305,6 +305,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sft = read_scored(args.sft, *keys)
     policies = {name: read_scored(path, *keys) for name, _, path in (spec.partition("=") for spec in args.policy)}
     chosen = read_scored(args.chosen, *keys) if args.chosen else None
+    for sample in chosen.samples.values() if chosen else ():
+        if len(sample.completions) != 2:
+            raise UserError(f"{sample.name} has {len(sample.completions)} completions, and --chosen takes scored pairs")
     metrics = compare(sft, policies, chosen, args.seed)
     write_summary(args, "evaluate", metrics, markdown(metrics), comma_separated(metrics))
     if policies:

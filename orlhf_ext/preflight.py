@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,18 +52,39 @@ def read_source(flag: str, source: str) -> Iterator[Line] | None:
     return columns.read(path) if columns.is_json(path) else read_records(path)
 
 
-def count_rows(flag: str, source: str) -> int | None:
+def count_rows(flag: str, source: str, keys: Mapping[str, str] | None = None) -> int | None:
     """How many records a local data file holds, after reading each one; None as in `read_source`.
 
+    Args:
+        flag: that names the file.
+        source: the file.
+        keys: columns that every record must have, as text or messages, with the flags that name them.
+
     Raises:
-        UserError: as `read_source`, or there is no record.
+        UserError: as `read_source`; there is no record, or one without such a column.
     """
     records = read_source(flag, source)
     if records is None:
         return None
-    if not (count := sum(1 for _ in records)):
+    count = 0
+    for line in records:
+        count += 1
+        for key, named in (keys or {}).items():
+            if not isinstance(value := line.record.get(key), str | list):
+                what = f"no {key!r}" if value is None else f"a {key!r} that is neither text nor messages"
+                known = suggest(key, list(line.record)) if value is None else ""
+                raise UserError(f"{line.where} has {what}, which {named} names{known}")
+    if not count:
         raise _no_record(flag, source)
     return count
+
+
+def _pair_keys(launcher: str, args: SimpleNamespace) -> dict[str, str]:
+    """The columns that OpenRLHF reads from pairs; EXO reads other records, too, and looks at them itself."""
+    if launcher not in ("train_rm", "train_dpo") or hasattr(args, "exo"):
+        return {}
+    names = ("prompt_key", "chosen_key", "rejected_key")
+    return {key: f"--data.{name}" for name in names if (key := getattr(args.data, name, None))}
 
 
 def _no_record(flag: str, source: str) -> UserError:
@@ -170,10 +191,11 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
         return
     if not (dataset := _get(args, "data.dataset")):
         raise UserError(f"{launcher} needs --data.dataset")
-    counts = [count_rows("--data.dataset", source) for source in str(dataset).split(",")]
+    keys = _pair_keys(launcher, args)
+    counts = [count_rows("--data.dataset", source, keys) for source in str(dataset).split(",")]
     if evaluation := _get(args, "eval.dataset"):
         for source in str(evaluation).split(","):
-            count_rows("--eval.dataset", source)
+            count_rows("--eval.dataset", source, keys)
     rows = sum(count or 0 for count in counts)
     batch, micro, processes = args.train.batch_size, args.train.micro_batch_size, int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes // (args.ds.ring_attn_size * args.ds.tensor_parallel_size) or 1

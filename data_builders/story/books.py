@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.patterns import Pattern
 
 _SMALL = (
     "one first", "two second", "three third", "four fourth", "five fifth", "six sixth", "seven seventh",
@@ -91,7 +92,7 @@ def read_book(path: Path) -> str:
     return ILLUSTRATION.sub("", text)
 
 
-def find_chapters(text: str, heading: re.Pattern[str] | None = None) -> list[Chapter]:
+def find_chapters(text: str, heading: re.Pattern[str] | Pattern | None = None) -> list[Chapter]:
     """The chapters of a book, in order. What stands before the first heading (title, contents, preface) is left out.
 
     Numbers may start again in every volume; a table of contents is known by that too: its headings have next to
@@ -108,7 +109,7 @@ def find_chapters(text: str, heading: re.Pattern[str] | None = None) -> list[Cha
     return [_chapter(head, lines[head.line + 1 : end]) for head, end in zip(heads, places[1:], strict=True)]
 
 
-def _headings(lines: Sequence[str], custom: re.Pattern[str] | None) -> Iterator[_Head]:
+def _headings(lines: Sequence[str], custom: re.Pattern[str] | Pattern | None) -> Iterator[_Head]:
     for place, line in enumerate(lines):
         line = line.strip()
         if custom:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orlhf_ext.errors import UserError
+from orlhf_ext.patterns import Pattern
 from orlhf_ext.records import BadLine, Record, read_lines, sha256_file
 
 from ..common import SAMPLES, SUFFIXES, Reject, digest, fetch, looks_like_hub_name, progress
@@ -229,11 +230,11 @@ class Books:
         )
 
 
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+def _compiled(pattern: str | None) -> Pattern | None:
     try:
-        return re.compile(pattern) if pattern else None
-    except re.error as error:
-        raise UserError(f"--heading: {pattern} is no regular expression ({error})") from error
+        return Pattern("--heading", pattern) if pattern else None
+    except ValueError as error:
+        raise UserError(f"--heading: {error}") from error
 
 
 Source = Rows | Books

@@ -37,7 +37,7 @@ def read_labelled(path: str) -> tuple[list[str], list[int]]:
     """Texts and labels of a file; the text stands under ``text``.
 
     Raises:
-        UserError: there is no record; a text is no text, or a label no whole number; the record is named.
+        UserError: there is no record; a text is no text, or a label neither 0 nor 1; the record is named.
     """
     texts, labels = [], []
     for line in read_records(path):
@@ -46,6 +46,8 @@ def read_labelled(path: str) -> tuple[list[str], list[int]]:
             raise UserError(f"{line.where} has no 'text'; build the file with build_data jigsaw reward")
         if isinstance(label, bool) or not isinstance(label, int):
             raise UserError(f"{line.where} has a label {label!r}, which is no whole number; labels are 0 or 1")
+        if label not in (0, 1):
+            raise UserError(f"{line.where} has the label {label}; labels are 0 or 1")
         texts.append(text)
         labels.append(label)
     if not texts:

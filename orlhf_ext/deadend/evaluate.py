@@ -64,7 +64,7 @@ def read_generated(path: str, key: str) -> Generated:
     """Read prompts with scored generations.
 
     Raises:
-        UserError: a record has no generation, no text has a score, or one is no number; the record is named.
+        UserError: a record has no generation, no text has a score, or one is not from 0 to 1; the record is named.
     """
     found = Generated(path, [], [], [], [])
     for line in read_records(path):
@@ -87,8 +87,8 @@ def read_generated(path: str, key: str) -> Generated:
 def _number(value: Any, where: str, key: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise UserError(f"{where} has {value!r} under {key!r}, which is no score; score the file again")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"{where} has {value!r} under {key!r}, which is no score from 0 to 1; score the file again")
     return float(value)
 
 

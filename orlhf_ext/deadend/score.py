@@ -218,9 +218,11 @@ def look(data: Path, key: str) -> tuple[int, int]:
     for line in read_records(data):
         for one in generations_of(line):
             value = one.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= value <= 1):
                 raise UserError(
-                    f"{line.where} has {value!r} under {key!r}, which is no score; choose another --toxicity_type"
+                    f"{line.where} has {value!r} under {key!r}, which is no score from 0 to 1; choose another "
+                    "--toxicity_type"
                 )
             present += value is not None
             total += 1

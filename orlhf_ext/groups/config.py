@@ -142,6 +142,8 @@ def _entries(path: Path) -> list[Any]:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{place} is not valid YAML ({getattr(error, 'problem', None) or 'no text'})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML that can be read (not text, or nested too deep)") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(content, dict) or not isinstance(content.get("groups"), list) or not content["groups"]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ..patterns import Pattern
 from .base import Reward, RewardBatch
 
 
 @dataclass
 class Format(Reward):
-    """1 where a regular expression (Python's ``re``) matches the response, else 0.
+    """1 where a regular expression (as Python's ``re``, and bounded in time) matches the response, else 0.
 
     ``search`` looks for it anywhere, ``fullmatch`` wants the whole response, white space around it aside, to match. A
     dot matches a line's end only under ``(?s)``: ``(?s)<think>.*</think>.*``.
@@ -22,11 +22,11 @@ class Format(Reward):
 
     def __post_init__(self) -> None:
         try:
-            compiled = re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"--format.pattern {self.pattern} is no regular expression ({error})") from error
+            compiled = Pattern("--format.pattern", self.pattern)
+        except ValueError as error:
+            raise ValueError(f"--format.pattern {error}") from error
         self._matches = compiled.search if self.match == "search" else compiled.fullmatch
 
     def score(self, batch: RewardBatch) -> list[float]:
         """Ones and zeros."""
-        return [float(self._matches(response.strip()) is not None) for response in batch.responses]
+        return [float(self._matches(response.strip())) for response in batch.responses]
