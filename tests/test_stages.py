@@ -321,3 +321,6 @@ def test_the_counts_of_all_splits_are_entered(folder: Path):
     found = entered()
     assert list(found) == ["source", "train", "val", "test", "dropped"] and found["val"] == 2
     assert found["dropped"] == {"train": dropped, "val": {}, "test": dropped}
+    counts = {"kept": 9, "dropped": {}, "cut": {"prompts": 2}}
+    Path("data/train.meta.json").write_text(json.dumps({"source": "books", "counts": counts}))
+    assert entered()["cut"] == {"train": {"prompts": 2}}
