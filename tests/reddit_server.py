@@ -69,7 +69,8 @@ def make_world(comments: int, posts: int = 0) -> dict[str, dict[str, Any]]:
         world[f"t3_{name}"] = {"id": name, "name": f"t3_{name}", "title": title, "author": "poster"}
     for number in range(comments):
         name = f"c{base36(number)}"
-        body = {3: "[deleted]", 13: "[removed]", 23: "[ Removed by Reddit ]", 33: " "}.get(number % 50)
+        notice = "[ Removed by reddit in response to a copyright notice. ]"
+        body = {3: "[deleted]", 13: "[removed]", 23: notice, 33: " "}.get(number % 50)
         if number % 50 == 43:
             continue  # there is no such comment
         world[f"t1_{name}"] = {
