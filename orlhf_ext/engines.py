@@ -171,6 +171,17 @@ def load_vllm(
     return llm
 
 
+def device_memory() -> int:
+    """Bytes of the GPU that vLLM would take; 0 where it runs on the CPU, or is not installed. CUDA is not started."""
+    if not gpu_present():
+        return 0
+    try:
+        from vllm.platforms import current_platform
+    except ImportError:
+        return 0
+    return 0 if current_platform.is_cpu() else int(current_platform.get_device_total_memory())
+
+
 def _watch(llm: LLM, engines: Sequence[BaseProcess]) -> None:
     """Look after the processes that an engine has of its own (none on a CPU, usually).
 

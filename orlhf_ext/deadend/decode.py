@@ -55,6 +55,11 @@ class Rectified(Plain):
             "additional_config": {"deadend": options},
         }
 
+    def beside(self, rows: int, max_len: int) -> int:
+        from .memory import needed_bytes
+
+        return needed_bytes(self.folder, rows, max_len, self.dtype)
+
     def processors(self, model: Any, tokenizer: Any) -> Callable[[Tensor], list[Any]]:
         from ..engines import end_ids
         from .hf import RectifiedLogitsProcessor

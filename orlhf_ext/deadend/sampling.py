@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..batches import fingerprint
-from ..engines import Completions, Prompt, Sampling, derive_seed, load_vllm, sample_hf, sample_vllm
+from ..engines import Completions, Prompt, Sampling, derive_seed, device_memory, load_vllm, sample_hf, sample_vllm
 from ..errors import UserError
 from ..flags import COUNT, DTYPES, NOT_NEGATIVE, PART, SEED, whole
 from ..generate import encode_prompts, tally
@@ -51,6 +51,10 @@ class Plain:
     def engine(self) -> Record:
         """Further arguments of vLLM's `LLM`."""
         return {}
+
+    def beside(self, rows: int, max_len: int) -> int:
+        """The most bytes of a GPU that it takes beside vLLM, with ``rows`` sequences at a time."""
+        return 0
 
     def processors(self, model: Any, tokenizer: Any) -> Callable[[Tensor], list[Any]] | None:
         """What makes logits processors of ``generate`` for a batch, from its attention mask."""
@@ -186,9 +190,15 @@ Stream = Iterator[tuple[str, Completions]]
 def _with_vllm(
     args: argparse.Namespace, folder: Path, prompts: Sequence[Prompt], sampling: Sampling, decoding: Plain
 ) -> Stream:
-    memory = args.gpu_memory_utilization
+    from .memory import SEQUENCES, leave_room, say_room
+
+    memory, more = args.gpu_memory_utilization, decoding.engine()
     requests = len(prompts) * args.num_returns
-    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=decoding.engine(), flag=MODEL_FLAG)
+    rows = min(requests, SEQUENCES)
+    if (total := device_memory()) and (needed := decoding.beside(rows, sampling.max_len)):
+        memory, more = leave_room(memory, needed, total), {**more, "max_num_seqs": rows}
+        print(say_room(args.gpu_memory_utilization, memory, needed, total, rows), flush=True)
+    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=more, flag=MODEL_FLAG)
     return sample_vllm(llm, prompts, sampling, {"min_tokens": args.min_new_tokens})
 
 

@@ -17,7 +17,7 @@ from transformers import Cache, DynamicLayer
 from ..batches import cut_batches
 from ..errors import UserError
 
-_PREFILL_TOKENS = 16384  # padded tokens that are read at once
+PREFILL_TOKENS = 16384  # padded tokens that are read at once
 _ROOM = 16  # columns, at the least, that a full layer grows by
 
 
@@ -67,11 +67,15 @@ class _Layer(DynamicLayer):
         self.keys, self.values = (store[:, :, :width] for store in self._stores)
 
 
+def columns(width: int) -> int:
+    """How many columns a store has that is made for ``width`` of them."""
+    return width + max(_ROOM, width // 4)
+
+
 def _with_room(parts: list[torch.Tensor], width: int, needed: int = 0) -> torch.Tensor:
     """All rows of all parts in one tensor, ending in column ``width``, with free columns behind it."""
-    first, needed = parts[0], max(width, needed)
-    rows, room = sum(map(len, parts)), max(_ROOM, needed // 4)
-    store = first.new_zeros(rows, first.shape[1], needed + room, first.shape[3])
+    first, rows = parts[0], sum(map(len, parts))
+    store = first.new_zeros(rows, first.shape[1], columns(max(width, needed)), first.shape[3])
     start = 0
     for part in parts:
         store[start : start + len(part), :, width - part.shape[2] : width] = part
@@ -147,7 +151,7 @@ class QStepper:
             groups.append(before)
             which.append([known[ids] for ids in still])
         del before
-        for batch in cut_batches([len(ids) for ids in fresh], _PREFILL_TOKENS):
+        for batch in cut_batches([len(ids) for ids in fresh], PREFILL_TOKENS):
             groups.append(self._read(None, [fresh[i] for i in batch]))
             which.append(list(range(len(batch))))
         if len(groups) == 1 and which[0] == list(range(len(groups[0].ids))):

@@ -8,7 +8,9 @@
 ask for another epsilon, or for none: ``SamplingParams(extra_args={"deadend_epsilon": 0.3})``, or ``"off"``.
 
 The processor runs after ``min_tokens`` and before temperature, top-k and top-p. Q_D stands on the engine's device, in
-the memory that ``gpu_memory_utilization`` leaves free. vLLM takes no processors together with speculative decoding.
+the memory that ``gpu_memory_utilization`` leaves free, which vLLM does not measure; a line says where that may be too
+little for ``max_num_seqs`` sequences of ``max_model_len`` tokens. vLLM takes no processors together with speculative
+decoding.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ..errors import UserError
 from ..flags import DTYPES
 from ..model_folder import context_length
 from .decoding import P_MIN, TOP_K, Infeasible, align_vocabulary, check_vocabulary, rectify_counted
+from .memory import free_part, needed_bytes, say_room
 from .settings import read_settings
 from .stepper import QStepper
 
@@ -129,6 +132,7 @@ class RectifiedDecoding(LogitsProcessor):
                 f"the value function {folder} reads {context} tokens, and vLLM's max_model_len is "
                 f"{model_config.max_model_len}; lower max_model_len"
             )
+        self._check_room(vllm_config, folder, device)
         from .model import load_q_model
 
         self.stepper = QStepper(load_q_model(folder, self.settings.dtype, str(device)))
@@ -137,6 +141,18 @@ class RectifiedDecoding(LogitsProcessor):
         self._requests: dict[int, _Request] = {}
         self._told = 0
         _live.add(self)
+
+    def _check_room(self, vllm_config: VllmConfig, folder: Path, device: torch.device) -> None:
+        """Say where Q_D may find too little memory: vLLM takes its share before Q_D works."""
+        if device.type != "cuda":
+            return
+        rows, length = vllm_config.scheduler_config.max_num_seqs, vllm_config.model_config.max_model_len
+        needed = needed_bytes(folder, rows, length, self.settings.dtype)
+        total = torch.cuda.get_device_properties(device).total_memory
+        asked = vllm_config.cache_config.gpu_memory_utilization
+        if free_part(needed, total) < asked:
+            said = say_room(asked, asked, needed, total, rows)
+            _log.warning("%s, and gpu_memory_utilization %g leaves less; lower it, or max_num_seqs", said, asked)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
