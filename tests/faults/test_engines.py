@@ -50,13 +50,13 @@ def script(tmp_path: Path) -> list[str]:
 def test_a_killed_engine_ends_the_sampling(fault: Any, script: list[str], tiny_model: Path) -> None:
     """vLLM's client would wait for it for ever."""
     says = "engine process died .*; finished records are kept"
-    fault.run([*script, tiny_model, "engine"], says=says, timeout=300, **OWN)
+    fault.run([*script, tiny_model, "engine"], says=says, timeout=600, **OWN)
 
 
 def test_a_killed_process_leaves_no_engine(script: list[str], tiny_model: Path, monkeypatch: Any) -> None:
     for name, value in OWN.items():
         monkeypatch.setenv(name, value)
-    done = subprocess.run([*script, str(tiny_model), "parent"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*script, str(tiny_model), "parent"], capture_output=True, text=True, timeout=600)
     assert done.returncode == -9, done.stderr[-2000:]
     (pid,) = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("ENGINE"))
     end = time.monotonic() + 30
