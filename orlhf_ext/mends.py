@@ -104,17 +104,20 @@ def _finite_training(module: Any) -> None:
     backward, optimizer_step = strategy.backward, strategy.optimizer_step
     save_model, save_ckpt = strategy.save_model, strategy.save_ckpt
 
+    def engine_of(model: Any) -> Any:
+        return model.model if isinstance(model, module.Actor) else model
+
     @functools.wraps(backward)
     def checked_backward(self: Any, loss: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         if not bool(loss.isfinite().all()):
-            _stop(f"the loss is {loss.float().sum().item()}", getattr(model, "model", model))
+            _stop(f"the loss is {loss.float().sum().item()}", engine_of(model))
         return backward(self, loss, model, *args, **kwargs)
 
     @functools.wraps(optimizer_step)
     def checked_step(self: Any, optimizer: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         result = optimizer_step(self, optimizer, model, *args, **kwargs)
         if self.param_dtype != "fp16":  # where such gradients are met by another scale of the loss
-            engine = getattr(model, "model", model)
+            engine = engine_of(model)
             if getattr(getattr(engine, "optimizer", None), "overflow", False):
                 _stop("gradients hold NaN or infinite numbers", engine)
         return result
@@ -136,7 +139,7 @@ def _finite_training(module: Any) -> None:
 def _stop(what: str, engine: Any) -> None:
     step = getattr(engine, "global_steps", None)
     raise UserError(
-        f"{what}{'' if step is None else f' after {step} steps'}, so that training stops and saves nothing more; lower "
+        f"{what}{'' if step is None else f' in step {step + 1}'}, so that training stops and saves nothing more; lower "
         "the learning rate, look at the data and the starting weights, or go on from a checkpoint with "
         "--ckpt.load_enable"
     )

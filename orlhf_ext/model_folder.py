@@ -212,6 +212,9 @@ def read_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare exceptions
+        from .weights import model_config
+
+        model_config(folder, flag)  # transformers reads it, too, and may have stopped there
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"{flag} {folder} has a tokenizer that cannot be read ({reason}); copy the model again"
