@@ -118,12 +118,15 @@ def seed_draws(strategy: Any, *place: int) -> None:
 
 
 def _draws(strategy: Any) -> None:
-    """Dropout is the same in a training that is resumed; checkpoints have no states of random numbers."""
+    """Dropout is the same in a training that is resumed; checkpoints have no states of random numbers. A run that neither
+    writes nor reads any draws as OpenRLHF does."""
     prepare = strategy._ds_init_train_model
 
     @functools.wraps(prepare)
     def _ds_init_train_model(self: Any, model: Any, cfg: dict[str, Any]) -> Any:
         made = prepare(self, model, cfg)
+        if self.args.ckpt.save_steps == -1 and not self.args.ckpt.load_enable:
+            return made
         engine = engine_of(made[0])
         last, count = -1, 0
 

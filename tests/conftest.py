@@ -75,7 +75,7 @@ def strategy(tiny_model: Path) -> Iterator[Any]:
         data=space(),
         logger=space(wandb=space(key=None), tensorboard_dir=None, logging_steps=1),
         eval=space(steps=100),
-        ckpt=space(save_steps=100),
+        ckpt=space(save_steps=100, load_enable=False),
     )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -109,7 +110,12 @@ def weights(model: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("launcher", ["train_dpo", "train_rm", "train_sft"])
 def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_model: Path, pairs: Path) -> None:
-    """Losses and weights equal, bit for bit, those of the backend alone; so do those of a null extension."""
+    """Losses and weights equal, bit for bit, those of the backend alone; so do those of a null extension. The model has
+    dropout."""
+    model = tmp_path / "tiny"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.2}))
     (tmp_path / "null_ext.py").write_text(NULL_EXTENSION)
     (tmp_path / "null_classes.py").write_text(NULL_CLASSES)
     runs: dict[str, Callable[[Path], list[str]]] = {
@@ -129,7 +135,7 @@ def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_mo
     output = {}
     for name, argv in runs.items():
         out = tmp_path / name
-        output[name] = run([sys.executable, *argv(out), *flags(launcher, tiny_model, pairs, out)], tmp_path)
+        output[name] = run([sys.executable, *argv(out), *flags(launcher, model, pairs, out)], tmp_path)
     logged = scalars(tmp_path / "alone")
     assert len(logged["train/loss_mean"]) >= 2 and logged["train/grad_norm"][-1] > 0
     untrained = weights(tiny_model)
