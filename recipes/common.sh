@@ -86,7 +86,7 @@ count_gpus() {
     local count=${GPUS:-0}
     if [[ -z ${GPUS:-} ]] && has_gpu; then
         count=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
-        [[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+        [[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || count=$(tr "," "\n" <<<"${CUDA_VISIBLE_DEVICES%%,-1*}" | wc -l)
         ((count > 0)) || count=1
     fi
     echo "$count"

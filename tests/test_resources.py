@@ -14,14 +14,14 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.launcher
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from types import SimpleNamespace as space
 import ray
 from ray.util.placement_group import placement_group
 from orlhf_ext import backends
 backends.install()
 from openrlhf.trainer.ray.launcher import BaseModelActor, RayActorGroup
-from orlhf_ext import resources
+from orlhf_ext import resources, workers
 from orlhf_ext.errors import command
 from orlhf_ext.rewards import Reward, RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.remote import in_actors
@@ -46,7 +46,8 @@ def main():
         train=space(colocate_all=shared, colocate_actor_ref=True, async_enable=False, agent_func_path="x.py"),
         algo=space(kl=space(init_coef=0.1), advantage=space(estimator="group_norm")), ext=space(reward_actors=1),
     )
-    ray.init(num_gpus=int(sys.argv[3]), num_cpus=4, include_dashboard=False, log_to_driver=False)
+    hook = workers.runtime_environment(os.environ)
+    ray.init(runtime_env=hook, num_gpus=int(sys.argv[3]), num_cpus=4, include_dashboard=False, log_to_driver=False)
     resources.check(args, {"where": [Where.gpus]}, ray.cluster_resources())
     pg = placement_group([{"GPU": 1, "CPU": 1}], strategy="PACK")
     ray.get(pg.ready())
