@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where there is none that can be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -80,7 +80,7 @@ def read_record(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         fail(f"{path} is missing; run the whole recipe again: finished stages are kept")
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         fail(f"{path} is broken; remove it and run the recipe again: finished stages are kept")

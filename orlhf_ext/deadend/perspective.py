@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..records import load_json
 from .toxicity import NoScore
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Perspective:
         if reply.status_code in (408, 429) or reply.status_code >= 500:
             raise _Unavailable(f"status {reply.status_code}")
         try:
-            answer = reply.json()
+            answer = load_json(reply.content)
         except ValueError:
             answer = None
         if reply.status_code != 200:

@@ -69,7 +69,7 @@ def test_deep_side_files(fault, tmp_path: Path, name: str, flag: str, text: str)
     deep = tmp_path / "deep"
     deep.write_text(text)
     rows = [{"id": "a", "prompt": "a", "completions": ["b", "c"], "rewards": [1, 0], "plan": "p", "base_nll": 1}]
-    rows[0] |= dict.fromkeys(("pct_improvement", "reward", "marker", "empty", "plan_tokens"), 0)
+    rows[0] |= dict.fromkeys(("pct_improvement", "reward", "marker", "empty", "plan_tokens", "nll"), 0)
     data = write(tmp_path / "x.jsonl", rows)
     words = {"evaluate": ["--sft", data], "vrcli.evaluate": ["--before", data, "--after", data]}.get(name, [])
     words += ["--sft", data, "--baseline", "sft"] if flag == "--groups" else []
