@@ -1,21 +1,22 @@
-"""OpenRLHF's data sets of chats, which cut a conversation at the length of its prompt whether it begins with it or not.
+"""OpenRLHF's data sets: how they read chats, and what they cut and leave out.
 
-Their ``preprocess_data`` gives what `chats.split_chat` finds instead, or one sentence about the record that cannot be
-read; `check_chats` reads the local files of a run in this way before a model is loaded. Where a conversation begins
-with its prompt, nothing changes.
+They cut a conversation at the length of its prompt whether it begins with it or not. Their ``preprocess_data`` gives
+what `chats.split_chat` finds instead, or one sentence about the record that cannot be read; `check_chats` reads the
+local files of a run in this way before a model is loaded. Where a conversation begins with its prompt, nothing changes.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .chats import ChatError, Messages, Render, as_messages, proven, render_by, split_chat
 from .errors import UserError
+from .inject import say
 
 REMEDY = "change its messages, or take a model with another chat template"
 REMEDY_FLAG = "change its messages, or give another template with --data.tokenizer_chat_template"
@@ -165,8 +166,55 @@ def _name(record: Mapping[str, Any]) -> str:
     )
 
 
+def _tell_cuts(cls: Any, texts: Callable[[Any], Iterator[str]]) -> None:
+    """A data set of this class says how many records it leaves out, and how many texts it will cut."""
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def __init__(
+        self: Any, dataset: Any, tokenizer: Any, max_length: int, strategy: Any, *args: Any, **words: Any
+    ) -> None:
+        original(self, dataset, tokenizer, max_length, strategy, *args, **words)
+        if type(self) is cls:  # subclasses read in their own way
+            tell_cuts(len(dataset), len(self), tokenizer, texts(self), max_length)
+
+    cls.__init__ = __init__
+
+
+def tell_cuts(records: int, kept: int, tokenizer: Any, texts: Iterable[str], max_len: int) -> None:
+    """Print, in one process of the run, how many records a data set leaves out and how many texts it cuts, if any."""
+    from .samples import count_cut
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if records > kept:
+        say(
+            f"{records - kept} of {records} records are left out: nothing to learn fits into --data.max_len {max_len} "
+            "behind their prompt"
+        )
+    if cut := count_cut(tokenizer, texts, max_len):
+        say(f"{cut} texts are cut at --data.max_len {max_len} tokens")
+
+
+def _ended(dataset: Any, prompts: Any, responses: Any) -> Iterator[str]:
+    from .samples import with_end_text
+
+    end = str(dataset.tokenizer.eos_token)
+    return (with_end_text((a + b).rstrip("\n"), end) for a, b in zip(prompts, responses, strict=True))
+
+
+def _texts_of_pairs(dataset: Any) -> Iterator[str]:
+    for responses in (dataset.chosens, dataset.rejects):
+        yield from _ended(dataset, dataset.prompts, responses)
+
+
+def _texts_of_sft(dataset: Any) -> Iterator[str]:
+    return iter(dataset.prompts) if dataset.pretrain_mode else _ended(dataset, dataset.prompts, dataset.responses)
+
+
 def read_pairs(module: Any) -> None:
-    """`RewardDataset` reads chats by `pair_texts`."""
+    """`RewardDataset` reads chats by `pair_texts`, and says what it cuts."""
+    _tell_cuts(module.RewardDataset, _texts_of_pairs)
     original = module.preprocess_data
 
     @functools.wraps(original)
@@ -190,7 +238,8 @@ def read_pairs(module: Any) -> None:
 
 
 def read_conversations(module: Any) -> None:
-    """`SFTDataset` reads chats by `sft_texts`."""
+    """`SFTDataset` reads chats by `sft_texts`, and says what it cuts."""
+    _tell_cuts(module.SFTDataset, _texts_of_sft)
     original, process = module.preprocess_data, module.SFTDataset.process_data
 
     def texts(data: Any, input_key: str, output_key: str | None, apply_chat_template: Any, multiturn: bool) -> Any:

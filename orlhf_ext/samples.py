@@ -8,8 +8,9 @@ that was trained by this rule ends what it samples with the space that stands be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Text = str | Messages
+
+_AT_ONCE = 1024  # texts that are tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,15 @@ def with_end_text(text: str, end: str) -> str:
 def with_end(ids: list[int], end: int) -> list[int]:
     """Token ids with the end token's behind them, unless they end with it."""
     return ids if ids and ids[-1] == end else [*ids, end]
+
+
+def count_cut(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_len: int) -> int:
+    """How many texts have more than ``max_len`` tokens; short ones, of half as many bytes, are not tokenised."""
+    texts = iter(texts)
+    cut = 0
+    while some := list(islice(texts, _AT_ONCE)):
+        cut += sum(len(ids) > max_len for ids in encode(tokenizer, [t for t in some if 2 * len(t.encode()) > max_len]))
+    return cut
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

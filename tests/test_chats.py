@@ -278,3 +278,37 @@ def test_a_launch_is_refused_before_a_model_is_loaded(launch: Callable[..., None
             UserError, match=r"line 1 has no messages in 'prompt', which --data.apply_chat_template needs"
         ):
             launch(launcher, [{**PAIR, "prompt": "How many legs?"}], CHATML)
+
+
+@pytest.mark.parametrize("max_len", [512, 40, 12])
+def test_what_data_sets_cut_and_leave_out_is_told(
+    tiny_model: Path, max_len: int, capsys: pytest.CaptureFixture
+) -> None:
+    """A long answer is cut on the right; SFT and DPO leave a record out whose prompt leaves no room."""
+    from orlhf_ext import backends, mends
+
+    backends.install()
+    mends.install()
+    from datasets import Dataset
+    from openrlhf.datasets.reward_dataset import RewardDataset
+    from openrlhf.datasets.sft_dataset import SFTDataset
+
+    tokenizer = load_tokenizer(tiny_model)
+    records = [
+        {"prompt": "you " * 5, "chosen": " fine" * 40, "rejected": " no"},
+        {"prompt": "you " * 30, "chosen": " fine", "rejected": " no"},
+    ]
+    keys = {"prompt_key": "prompt", "chosen_key": "chosen", "rejected_key": "rejected", "input_key": "prompt"}
+    data = SimpleNamespace(**keys, output_key="chosen", apply_chat_template=False)
+    for cls, words in ((SFTDataset, {}), (RewardDataset, {"is_dpo": True}), (RewardDataset, {})):
+        capsys.readouterr()
+        strategy: Any = SimpleNamespace(args=SimpleNamespace(data=data))
+        found = cls(Dataset.from_list(records), tokenizer, max_len, strategy, num_processors=1, **words)
+        texts = [f"{record['prompt']}{record[key]} </s>" for record in records for key in ("chosen", "rejected")]
+        lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        kept = [0, 1, 2, 3] if len(found) == 2 else [0, 1]
+        over = sum(lengths[i] > max_len for i in (kept if cls is RewardDataset else kept[::2]))
+        text = "".join(line for line in capsys.readouterr() if "[orlhf-ext]" in line)
+        assert (f"{over} texts are cut at --data.max_len {max_len} tokens" in text) == bool(over)
+        assert ("1 of 2 records are left out" in text) == (len(found) == 1)
+        assert bool(text) == bool(over or len(found) == 1)

@@ -23,6 +23,7 @@ from ..flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, make_parser, whole
 from ..model_folder import check_context, check_ids, find_model, identity
 from ..outputs import check_folder
 from ..records import atomic_folder, load_json, read_records, sha256_file, write_json
+from ..samples import count_cut
 from ..score import is_classifier
 from .toxicity import text_limit, text_tokenizer
 
@@ -267,13 +268,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         encode(tokenizer, texts, [places[label] for label in labels], args.max_length) if texts else []
         for texts, labels in ((train_texts, train_labels), (valid_texts, valid_labels))
     ]
+    room = args.max_length - tokenizer.num_special_tokens_to_add()
+    cut = count_cut(tokenizer, [*train_texts, *valid_texts], room)
+    if cut and os.environ.get("RANK", "0") == "0":
+        print(f"{cut} of {len(train_texts) + len(valid_texts)} texts are cut at --max_length {args.max_length} tokens")
     check_ids(folder, (row["input_ids"] for part in rows for row in part), "--model_name_or_path")
 
     source = {name: sha256_file(path) for name in ("train_file", "validation_file") if (path := getattr(args, name))}
     free = ("output_dir", "overwrite_output_dir", "train_file", "validation_file", "model_name_or_path")
     settings = {key: value for key, value in vars(args).items() if key not in free}
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    mark = {"model": identity(folder), "sha256": source, **settings, "processes": processes, "version": __version__}
+    mark = {
+        "model": identity(folder),
+        "sha256": source,
+        **settings,
+        "texts_cut": cut,
+        "processes": processes,
+        "version": __version__,
+    }
     model = load_model(folder, [str(value) for value in places], int(tokenizer.pad_token_id), args.seed)
     result = fit(args, out, mark, model, tokenizer, *rows)
     if result is not None:

@@ -318,6 +318,10 @@ def all_likelihoods(
         fingerprint(model={**model.identity, "num": args.perplexity_num}, data=sources),
     ) as journal:
         for name, one in files.items():
+            if cut := model.cut(one.pairs(args.perplexity_num)):
+                print(
+                    f"{one.path}: {cut} texts with their prompts are longer than --perplexity_model reads, and are cut"
+                )
             values = iter(perplexity.measure(model, name, one.pairs(args.perplexity_num), journal))
             found[name] = [[next(values) for _ in row[: args.perplexity_num or None]] for row in one.texts]
     return found

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import UserError
 from ..journal import Journal
 from ..model_folder import check_ids, context_length, find_model, identity, load_tokenizer
-from ..samples import encode
+from ..samples import count_cut, encode
 from ..spans import Span
 
 _AT_ONCE = 4096  # texts of one piece of the journal
@@ -48,6 +48,11 @@ class LanguageModel:
         from ..logprobs import load_model
 
         return load_model(self.folder, self.dtype, self.attention, "--perplexity_model")
+
+    def cut(self, texts: Sequence[tuple[str, str]]) -> int:
+        """How many continuations, or their prompts, `spans` cuts."""
+        limit = context_length(self.folder)
+        return count_cut(self.tokenizer, (prompt + end for prompt, end in texts), limit) if limit else 0
 
     def spans(self, texts: Sequence[tuple[str, str]]) -> list[Span]:
         """Token ids of prompts and continuations; the prompt is cut on the left where both do not fit."""

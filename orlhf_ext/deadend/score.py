@@ -178,6 +178,8 @@ def one_file(
     Raises:
         UserError: these scores are not known to be this scorer's.
     """
+    from .toxicity import Classifier
+
     key = args.toxicity_type
     meta = read_meta(data)
     known = meta.get("scores", {}).get(key, {}).get("by") == by
@@ -194,6 +196,9 @@ def one_file(
     with Journal(out, fingerprint(scorer=by, data=source["sha256"], arguments=how)) as journal:
         score_file(journal, scorer, data, wanted, args.batch_size, at_once)
         tally: dict[str, Any] = {"prompts": 0, "generations": 0, "new": left, "toxic": 0, "empty": 0, "sum": 0.0}
+        if isinstance(scorer, Classifier) and (cut := sum(map(scorer.cut, chunks(data, wanted, at_once)))):
+            tally["cut"] = cut
+            print(f"{data}: {cut} texts are cut at {scorer.max_length} tokens")
         entry: dict[str, Any] = {"model": args.model_name_or_path, "by": by, "counts": tally}
         scores = {**meta.get("scores", {}), key: entry}
         made = {"command": "deadend.score", "version": __version__}

@@ -25,6 +25,7 @@ from ..batches import cut_batches
 from ..errors import UserError
 from ..extensions import load
 from ..model_folder import check_ids, context_length, find_model, identity, read_config, read_tokenizer
+from ..samples import count_cut
 from ..score import is_classifier
 from ..user_code import user_code
 
@@ -177,6 +178,12 @@ class Classifier:
         """Texts of like length together, the longest first, within ``batch_tokens`` and ``batch_size``."""
         found = cut_batches([len(ids) for ids in self._encode(texts)], self.batch_tokens)
         return [batch[i : i + batch_size] for batch in found for i in range(0, len(batch), batch_size)]
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than what the model reads."""
+        if not self.max_length:
+            return 0
+        return count_cut(self.tokenizer, texts, self.max_length - self.tokenizer.num_special_tokens_to_add())
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, at least one for each text, cut on the right."""

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from openrlhf.datasets.reward_dataset import RewardDataset
 
+from ..chat_data import tell_cuts
 from . import training
-from .render import Encoded, encode
+from .render import Encoded, encode, whole_text
 
 
 class GroupDataset(RewardDataset):
@@ -38,6 +39,10 @@ class GroupDataset(RewardDataset):
         #: a mean over pairs of ``N / (U N_g)`` times a loss is the mean of the groups' means
         self.counts = self.groups.bincount(minlength=self.training.settings.num_groups)
         names = zip(self.training.settings.names, self.counts.tolist(), strict=True)
+        eos, end = self.training.settings.eos, str(tokenizer.eos_token)
+        pairs = zip(self.prompts * 2, self.chosens + self.rejects, strict=True)
+        texts = (whole_text(prompt, text, eos, end) for prompt, text in pairs)  # type: ignore[arg-type]
+        tell_cuts(len(dataset), len(self), tokenizer, texts, max_length)
         strategy.print("pairs of groups: " + ", ".join(f"{name} {count}" for name, count in names))
 
     def _is_trained(self, record: Any) -> bool:

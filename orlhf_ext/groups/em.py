@@ -266,8 +266,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> torch.Tensor:
-    """``(pairs, 2, d)`` float32."""
+def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> tuple[torch.Tensor, int]:
+    """``(pairs, 2, d)`` float32, and how many texts are cut."""
     from .. import backends
     from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
 
@@ -295,7 +295,7 @@ def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> torch.Te
     bad = (~hidden.isfinite()).any(1).nonzero()
     if len(bad):
         raise UserError(f"{lines[int(bad[0]) // 2].where}: the model gives hidden states that are not finite")
-    return hidden.view(len(lines), 2, -1)
+    return hidden.view(len(lines), 2, -1), cut
 
 
 @command
@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     k = (args.k or DEFAULT_K) if args.head == "shared" else None
     groups = [f"group_{number}" for number in range(args.num_groups)]
     settings = HeadSettings(groups, args.head, k, args.squash, style, args.eos)
-    hidden = hidden_of_pairs(args, lines)
+    hidden, cut = hidden_of_pairs(args, lines)
 
     import torch
 
@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {"path": args.data, "sha256": sha256_file(args.data)},
         "model": {"folder": args.model, "identity": identity(find_model(args.model))},
         "arguments": {key: value for key, value in vars(args).items() if key not in ("data", "out", "model")},
-        "counts": {"pairs": len(lines), "annotators": len(names), "groups": counts},
+        "counts": {"pairs": len(lines), "texts_cut": cut, "annotators": len(names), "groups": counts},
         "settled": fit.settled,
         "log_likelihood": fit.rounds,
         "starts": [one.log_likelihood for one in fits],
