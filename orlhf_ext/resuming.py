@@ -118,8 +118,8 @@ def seed_draws(strategy: Any, *place: int) -> None:
 
 
 def _draws(strategy: Any) -> None:
-    """Dropout is the same in a training that is resumed; checkpoints have no states of random numbers. A run that neither
-    writes nor reads any draws as OpenRLHF does."""
+    """Dropout is the same in a training that is resumed; checkpoints have no states of random numbers. A run that
+    neither writes nor reads any draws as OpenRLHF does."""
     prepare = strategy._ds_init_train_model
 
     @functools.wraps(prepare)
