@@ -103,6 +103,11 @@ LINE = '{"prompt": "a", "label": "b"}\n'
         (LINE * 9, {"eval__dataset": "prompts.jsonl,gone.jsonl"}, "gone.jsonl does not exist"),
         (LINE * 9, {"data__prompt_dataset": None}, "train_ppo_ray needs --data.prompt_dataset"),
         (LINE * 9, {"data__prompt_dataset": "prompts.jsonl, ./nowhere"}, "./nowhere does not exist"),
+        (
+            LINE * 9,
+            {"train__enable_ema": True, "ckpt__load_enable": True},
+            "--train.enable_ema with --ckpt.load_enable",
+        ),
     ],
 )
 def test_prompts(tiny_model: Path, folder: Path, text: str | None, changes: dict, said: str) -> None:
