@@ -79,6 +79,27 @@ def test_chats_end_as_in_training(reward_model: Path, tmp_path: Path) -> None:
         run(reward, batch, tokenizer=other)
 
 
+def test_a_thought_that_the_prompt_opens_is_no_part_of_what_is_scored(reward_model: Path, tmp_path: Path) -> None:
+    """Rollouts stand behind the generation prompt, and the model reads the conversation, as orlhf_ext.score does."""
+    folder = tmp_path / "thinks"
+    shutil.copytree(reward_model, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m['role'] == 'user' %}<q>{{ m['content'] }}{% else %}"
+        "<a>{{ m['content'].split('</think>')[-1] }}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<a><think>\n{% endif %}"
+    )
+    tokenizer = load_tokenizer(folder)
+    texts = ["Six.", "Eight legs.", "I count.</think>Eight."]
+    replies = [[{"role": "assistant", "content": text}] for text in texts]
+    write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "prompt": CHAT, "completions": replies}])
+    score.main(f"--model {folder} --data {tmp_path}/in.jsonl --out {tmp_path}/out.jsonl --max_len 64".split())
+    (record,) = (line.record for line in read_records(tmp_path / "out.jsonl"))
+    prompt = str(tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True))
+    assert prompt.endswith("<a><think>\n")
+    found = run(Model(str(folder), max_len=64, chat=True), batch_of(prompt, texts), tokenizer=tokenizer)
+    assert found == record["rewards"] and len(set(found)) == 3
+
+
 @pytest.mark.parametrize("pad", ["<pad>", "</s>"])
 def test_a_classifier_of_transformers_scores_as_its_own_class(tiny_model: Path, tmp_path: Path, pad: str) -> None:
     import torch
