@@ -497,7 +497,7 @@ def test_what_groups_refuse(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "does not say how its prompt was rendered; add --style hh, chat, legacy" in said(scored(3), style="")
     assert "has the style chat, not hh; use one style" in said(scored(3, style="chat"))
     assert "has the style 'rare', which is none of hh, chat, legacy" in said(scored(3, style="rare"))
-    assert "--seed -1 is not within 0 and 4294967295" in said(scored(3), "--seed", -1)
+    assert "--seed -1 is too small; give at least 0" in said(scored(3), "--seed", -1)
     assert not out.exists()
     write(tmp_path / "train.jsonl", scored(50))
     same = refused(capsys, GROUPS, tmp_path / "train.jsonl", "--groups", YAML, "--style", "hh", "--out", tmp_path)

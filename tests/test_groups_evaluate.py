@@ -215,7 +215,7 @@ def test_one_prompt_has_no_interval(tmp_path: Path) -> None:
         (["--policy", "sft=x.jsonl"], "--policy names 'sft' twice"),
         (["--baseline", "plain"], "--baseline plain is no method that was given; add --policy plain=FILE"),
         (["--out", "summary.txt"], "--out summary.txt must end in .json"),
-        (["--show", "-1"], "--show -1 must not be below 0"),
+        (["--show", "-1"], "--show -1 is too small; give at least 0"),
         (["--grid", "x.json"], "--grid joins summaries that are there already"),
         (["--run", "none.json"], "--run none.json cannot be read"),
         (["--proportion", "1.5"], "1.5"),

@@ -92,7 +92,8 @@ def test_both_competitions_with_a_token(tmp_path: Path, server: KaggleServer, mo
     build(out, "--max_len", 0)
     assert (out / "raw" / TOXIC / "train.csv").read_text() == TOXIC_CSV
     assert (out / "raw" / UNINTENDED / "train.csv").read_text() == UNINTENDED_CSV
-    assert not list(out.rglob("*.zip")) and not list(out.rglob(".*"))
+    assert not list(out.rglob("*.zip"))
+    assert {path.name for path in out.rglob(".*")} == {".built.json"}
     assert read(out / "rm_train.json")[0]["text"].startswith("good, ")
     assert meta(out / "prompts.jsonl")["licence"] == "CC0-1.0"
     said = capfd.readouterr()
