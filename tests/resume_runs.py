@@ -11,6 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from orlhf_ext import launch
 from orlhf_ext.seams import LAUNCHERS
 
@@ -29,8 +31,11 @@ def main(out: Path, steps: list[int], launcher: str, words: list[str]) -> None:
     stock = [word for i in theirs for word in words[i : ends[ends.index(i) + 1]]]
     for step in steps:
         again = out / str(step)
-        shutil.copytree(out / f"whole/ckpt/global_step{step}", again / f"ckpt/global_step{step}")
-        (again / "ckpt/latest").write_text(f"global_step{step}")
+        dist.barrier()  # all ranks have written theirs
+        if dist.get_rank() == 0:
+            shutil.copytree(out / f"whole/ckpt/global_step{step}", again / f"ckpt/global_step{step}")
+            (again / "ckpt/latest").write_text(f"global_step{step}")
+        dist.barrier()
         sys.argv = [launcher, *stock, *folders(again), "--ckpt.load_enable"]
         runpy.run_module(LAUNCHERS[launcher], run_name="__main__", alter_sys=True)
 
