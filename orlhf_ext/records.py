@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import contextlib
 import errno
@@ -17,6 +18,8 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from datetime import date, time, timedelta
+from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -33,6 +36,9 @@ MAX_DEPTH = 100
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 #: a string, or one that lacks its end
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?P<cut>"(?:[^"\\]|\\.)*+\\?\Z)', re.DOTALL)
+#: an escape in a JSON string; ``half`` if it is half of a surrogate pair alone
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F])|.)", re.DOTALL)
+_LONGEST_ESCAPE = 12  # bytes, of a pair
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
@@ -132,7 +138,10 @@ class _Depth:
 
 
 class _Bounded:
-    """A stream of JSON, as `ijson` reads it, that ends with an error where it is nested too deep."""
+    """A stream of JSON, as `ijson` reads it, that ends with an error where it is nested too deep.
+
+    Or where it has half of a surrogate pair, for which `ijson` puts a question mark.
+    """
 
     def __init__(self, stream: IO[bytes], path: Path) -> None:
         self._stream, self._path, self._depth = stream, path, _Depth()
@@ -141,9 +150,16 @@ class _Bounded:
         """The next bytes.
 
         Raises:
-            UserError: they open too many brackets.
+            UserError: they open too many brackets, or have half of a surrogate pair.
         """
         piece = self._stream.read(size)
+        while b"\\" in piece[-_LONGEST_ESCAPE:] and (more := self._stream.read(_LONGEST_ESCAPE)):
+            piece += more  # no escape is cut
+        if b"\\ud" in piece.lower() and any(found["half"] for found in _ESCAPE.finditer(piece)):
+            raise UserError(
+                f"{self._path} has half of a surrogate pair before byte {self._stream.tell()}, which is no UTF-8 text; "
+                "mend or remove that record"
+            )
         if self._depth.passes_bound(piece):
             raise UserError(f"{self._path} is {_TOO_DEEP}, before byte {self._stream.tell()}; flatten or remove that")
         return piece
@@ -328,9 +344,18 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> int:
     count = 0
     with atomic_write(path) as stream:
         for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(record, ensure_ascii=False, default=_as_text) + "\n")
             count += 1
     return count
+
+
+def _as_text(value: Any) -> str:
+    """A value of a Parquet file that JSON has no type for: bytes as base64, dates and decimals as they are written."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, date | time | timedelta | Decimal):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} is not written as JSON")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,37 @@ def test_parquet(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"x\.parquet is not a readable Parquet file"):
         records(path)
+
+
+def test_values_of_parquet_that_json_lacks_are_written_as_text(tmp_path: Path):
+    rows = [
+        {"id": "a", "when": datetime(2024, 2, 3, 4, 5), "day": date(2024, 2, 3), "n": Decimal("1.50"), "b": b"\xff"}
+    ]
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    write_jsonl(tmp_path / "d.jsonl", (line.record for line in read_records(tmp_path / "d.parquet")))
+    assert [line.record for line in read_records(tmp_path / "d.jsonl")] == [
+        {"id": "a", "when": "2024-02-03 04:05:00", "day": "2024-02-03", "n": "1.50", "b": "/w=="}
+    ]
+    with pytest.raises(TypeError):
+        write_jsonl(tmp_path / "d.jsonl", [{"id": object()}])
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"x\uDFFF!", r"\\\ud83d", r"\ude00\ud83d", r"\ud83d\n"])
+@pytest.mark.parametrize("before", [0, *range(65520, 65540)])
+def test_halves_of_surrogate_pairs_in_an_array_are_refused(tmp_path: Path, text: str, before: int):
+    path = tmp_path / "d.json"
+    path.write_text('[{"a": "' + "x" * before + text + '"}]')
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize("before", [0, *range(65520, 65540)])
+def test_pairs_and_escaped_backslashes_in_an_array_are_text(tmp_path: Path, before: int):
+    path, text = tmp_path / "d.json", "x" * before + "\U0001f600\\ud800\\\U0001f600"
+    path.write_text(json.dumps([{"a": text}]))
+    assert [line.record for line in read_records(path)] == [{"a": text}]
 
 
 def test_broken_lines_are_told_with_their_numbers(tmp_path: Path):
