@@ -21,10 +21,12 @@ _DATA = (
     "dataset_dict.json",
     *(
         f"{deep}*.{end}"
-        for deep in ("", "*/")
-        for end in ("arrow", "csv", "json", "jsonl", "parquet", "jsonl.gz", "json.gz", "csv.gz")
+        for deep in ("", "*/", "*/*/", "*/*/*/")
+        for end in ("arrow", "csv", "json", "jsonl", "parquet", "tsv", "txt", "jsonl.gz", "json.gz", "csv.gz")
     ),
 )
+#: what OpenRLHF loads as a single file
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 
 
 def _get(args: SimpleNamespace, flag: str) -> object:
@@ -77,6 +79,21 @@ def count_rows(flag: str, source: str, keys: Mapping[str, str] | None = None) ->
     if not count:
         raise _no_record(flag, source)
     return count
+
+
+def _check_split(flag: str, sources: str, split_flag: str, split: object) -> None:
+    """A file has one split, which `datasets` calls ``train``.
+
+    Raises:
+        UserError: another one is asked of a local file.
+    """
+    for source in sources.split(","):
+        path = source.strip().partition("@")[0]
+        if split not in (None, "train") and Path(path).suffix in _FILES and os.path.isfile(path):
+            raise UserError(
+                f"{split_flag} {split}: {flag} {path} is a file, which has the split 'train' only; add {split_flag} "
+                "train"
+            )
 
 
 def _pair_keys(launcher: str, args: SimpleNamespace) -> dict[str, str]:
@@ -180,6 +197,13 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     if _get(args, "ds.packing_samples") and not backends.flash_attn_present():
         raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
     _check_wandb(_get(args, "logger.wandb.key"))
+    for flag, split in (
+        ("data.dataset", "data.dataset_split"),
+        ("data.prompt_dataset", "data.prompt_split"),
+        ("eval.dataset", "eval.split"),
+    ):
+        if sources := _get(args, flag):
+            _check_split(f"--{flag}", str(sources), f"--{split}", _get(args, split))
     if launcher == "train_ppo_ray":
         _check_prompts(args)
         if _get(args, "train.enable_ema") and _get(args, "ckpt.load_enable"):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LANGUAGE_HEADS = (r"^lm_head\.", r"^embed_out\.")
 #: masks and frequencies that older versions of transformers saved with GPT-2, GPT-J, GPT-NeoX, Llama and others
 _OLD_BUFFERS = (r"\b(attn|attention)\.(attention\.)?(masked_)?bias$", r"\brotary_emb\.inv_freq$")
+#: a pooler that classifiers such as RoBERTa's do not have, in weights that were saved with one
+_POOLERS = (r"\bpooler\.dense\.(weight|bias)$",)
 _AGAIN = "copy the model again"
 
 
@@ -119,7 +121,7 @@ def refuse_misfits(
         UserError: as `check_weights`.
     """
     missing = [name for name in found["missing_keys"] if not any(re.search(one, name) for one in new)]
-    known = (*spare, *_OLD_BUFFERS)
+    known = (*spare, *_OLD_BUFFERS, *_POOLERS)
     unknown = [name for name in found["unexpected_keys"] if not any(re.search(one, name) for one in known)]
     if head := next((name for name in missing if any(re.search(one, name) for one in LANGUAGE_HEADS)), None):
         raise UserError(f"{flag} {folder} is no causal language model: its weights have no {head}; give a policy")

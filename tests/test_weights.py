@@ -168,6 +168,22 @@ def test_old_buffers_are_no_weights(tmp_path: Path) -> None:
         check_causal(folder, "--model")
 
 
+def test_a_pooler_that_a_classifier_does_not_have(tmp_path: Path) -> None:
+    """Classifiers of the hub were saved with the pooler that RoBERTa's classifier does not read; BERT's does."""
+    for name, lost in (("Roberta", False), ("Bert", True)):
+        config = getattr(transformers, f"{name}Config")(**_SIZE, num_labels=2)
+        cls = getattr(transformers, f"{name}ForSequenceClassification")
+        cls(config).save_pretrained(tmp_path / name)
+        pooler = {f"{name.lower()}.pooler.dense.{one}": torch.zeros(1) for one in ("weight", "bias")}
+        change = (lambda w, p=pooler: [w.pop(one) for one in p]) if lost else (lambda w, p=pooler: w.update(p))
+        folder = planted(tmp_path / name, tmp_path / f"{name}-planted", change)
+        if not lost:
+            load_whole(cls, config, folder, "--model", dtype="float32")
+            continue
+        with pytest.raises(UserError, match=r"lacks bert.pooler.dense.bias and 1 more among its weights"):
+            check_weights(cls, config, folder, "--model")
+
+
 def test_files_beside_the_weights_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
     """Folders of the hub hold the same weights a second time, under the names of another library."""
     folder = shutil.copytree(tiny_model, tmp_path / "m")

@@ -72,3 +72,27 @@ def test_a_folder_without_data(fault: Any, tmp_path: Path) -> None:
 
     (tmp_path / "empty").mkdir()
     fault.call(count_rows, "--data.dataset", str(tmp_path / "empty"), says="is a folder without a data set; name a")
+
+
+@pytest.mark.parametrize(
+    "name", ["data/x/y/train.jsonl", "train.tsv", "train.txt"], ids=lambda name: name.replace("/", "_")
+)
+def test_folders_that_datasets_reads(tmp_path: Path, name: str) -> None:
+    from orlhf_ext.preflight import count_rows
+
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    assert count_rows("--data.dataset", str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("launcher", ["train_sft", "train_rm", "train_dpo", "train_ppo_ray"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_the_split_of_a_file(fault: Any, tmp_path: Path, launcher: str, suffix: str) -> None:
+    from orlhf_ext.preflight import check_arguments
+
+    (tmp_path / f"x.{suffix}").touch()
+    args = nested("eval.split", "test")
+    args.eval.dataset = str(tmp_path / f"x.{suffix}")
+    args.actor = args.model = SimpleNamespace(model_name_or_path="org/model")
+    says = rf"^--eval.split test: --eval.dataset \S+x.{suffix} is a file, .*; add --eval.split train$"
+    fault.call(check_arguments, launcher, args, says=says)
