@@ -9,7 +9,7 @@ import pytest
 from helpers import meta, read, write
 
 from data_builders.common import Reject
-from data_builders.litbench.progress import judge
+from data_builders.litbench.progress import NAME, Progress, judge
 from data_builders.litbench.sources import Pair, as_pair
 from data_builders.litbench.tombstones import status_of
 from orlhf_ext.build_data import main
@@ -115,3 +115,20 @@ def test_from_a_dump_to_pairs(tmp_path: Path):
     counts = meta(tmp_path / "out" / "pairs_train.jsonl")["counts"]
     assert counts["dropped"] == {"deleted or removed story": 3}
     assert [row["id"] for row in read(tmp_path / "out" / "pairs_test.jsonl")] == ["a6-a7"]
+
+
+def test_what_is_known_is_judged_by_the_rule_again(tmp_path: Path):
+    texts = {
+        "a1": {"story": "[ Removed by Reddit ]", "score": 1},
+        "a2": {"story": "A lamp."},
+        "t3_z": {"title": "(deleted)"},
+    }
+    lines = [{"id": name, "status": "ok", "data": data} for name, data in texts.items()]
+    (tmp_path / NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / NAME).with_suffix(".meta.json").write_text('{"origin": 1}')
+    with Progress(tmp_path, 1) as progress:
+        assert progress.known == {
+            "a1": ("removed", {"story": None, "score": 1}),
+            "a2": ("ok", {"story": "A lamp."}),
+            "t3_z": ("deleted", {"title": None}),
+        }

@@ -124,6 +124,10 @@ class Progress:
         entry = Entry(row["status"], row["data"])
         if not isinstance(row["id"], str) or entry.status not in STATUSES or not isinstance(entry.data, dict | None):
             raise TypeError
+        for field in ("story", "title"):  # a line may be older than a wording that is known of removed ones
+            text = (entry.data or {}).get(field)
+            if isinstance(text, str) and (status := status_of(text)) != "ok":
+                entry = Entry(status, {**(entry.data or {}), field: None})
         self.known[row["id"]] = entry
 
     def add(self, entries: Mapping[str, Entry]) -> None:
