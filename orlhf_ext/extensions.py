@@ -130,7 +130,8 @@ def load(target: str) -> Any:
             try:
                 found = getattr(found, part)
             except AttributeError as error:
-                raise UserError(f"module {module_name!r} has no {attribute!r}{suggest(part, dir(found))}") from error
+                public = [name for name in dir(found) if not name.startswith("_")]
+                raise UserError(f"module {module_name!r} has no {attribute!r}{suggest(part, public)}") from error
     return found
 
 

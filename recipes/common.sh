@@ -8,17 +8,22 @@ die() {
     exit 2
 }
 
-# show_help: the head of the recipe, and the variables that its page and README.md list.
+# show_help: the head of the recipe, and the variables that its page and README.md list, each once.
 show_help() {
     sed -n '2,${/^#/!q; s/^# \{0,1\}//p}' "recipes/$RECIPE.sh"
     printf '\nVariables [and their defaults]; recipes/%s.md has the profiles and the stages, too:\n' "${PAGE:-$RECIPE}"
     awk -F '|' '/^## / { on = /^## Variables/ } on && /^[|] `/ {
         gsub(/`/, ""); gsub(/\\[|]/, "/")
         for (i = 2; i <= 4; i++) gsub(/^ +| +$/, "", $i)
+        count = split($2, names, ", ")
+        $2 = ""
+        for (i = 1; i <= count; i++) if (!(names[i] in shown)) { shown[names[i]]; $2 = $2 ($2 == "" ? "" : ", ") names[i] }
+        if ($2 == "") next
         printf "  %s%s\n      %s\n", $2, ($3 == "" ? "" : " [" $3 "]"), $4
     }' "recipes/${PAGE:-$RECIPE}.md" recipes/README.md
 }
 
+[[ -n ${RECIPE:-} ]] || die "$(basename "$0") is a part of recipes; run one of those that recipes/README.md lists"
 _caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # A recipe has variables and no arguments; LitBench's have taken theirs by now.
@@ -50,8 +55,16 @@ choice() {
 counts() {
     local name
     for name; do
-        [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name=${!name} is not a whole number of at least 1"
-        [[ ${!name} =~ ^.{1,9}$ ]] || die "$name=${!name} is too large; give a number below 1000000000"
+        [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name=${!name} is not a whole number of at least 1${or_all:-}"
+        [[ ${!name} =~ ^.{1,9}$ ]] || die "$name=${!name} is too large; give a number below 1000000000${or_all:-}"
+    done
+}
+
+# counts_or_all NAME...: the same, or `all`.
+counts_or_all() {
+    local name or_all=", or all"
+    for name; do
+        [[ ${!name} == all ]] || counts "$name"
     done
 }
 

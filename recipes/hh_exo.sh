@@ -44,9 +44,7 @@ esac
 : "${ALIGN_PROMPTS:=all}"
 counts NUM_CONTRASTIVE NUM_COMPLETIONS TEST_COMPLETIONS NUM_CHECKPOINTS MAX_LEN MAX_NEW_TOKENS BATCH_SIZE \
     MICRO_BATCH_SIZE
-for name in TRAIN_PROMPTS ALIGN_PROMPTS TEST_PROMPTS; do
-    [[ ${!name} == all ]] || counts "$name"
-done
+counts_or_all TRAIN_PROMPTS ALIGN_PROMPTS TEST_PROMPTS
 engines=()
 [[ $PROFILE != gpu ]] || engines=(--num_engines "$NPROC") # all GPUs can sample
 fit_training "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE"

@@ -43,9 +43,7 @@ choice MODE most sample all
 choice SHOW 0 1
 counts NUM_RETURNS MAX_NEW_TOKENS PROMPT_TOKENS NUM_EVAL CLASSIFIER_EPOCHS CLASSIFIER_BATCH Q_EPOCHS BATCH_SIZE \
     MICRO_BATCH_SIZE
-for name in NUM_COMMENTS NUM_PROMPTS; do
-    [[ ${!name} == all ]] || counts "$name"
-done
+counts_or_all NUM_COMMENTS NUM_PROMPTS
 [[ $EXAMPLES =~ ^[0-9]+$ ]] || die "EXAMPLES=$EXAMPLES is not a whole number"
 for name in COMMENT_DROP_RATE PROMPT_DROP_RATE; do
     [[ ${!name} =~ ^(0|1|0?\.[0-9]+)$ ]] || die "$name=${!name} is not a number from 0 to 1"

@@ -43,9 +43,7 @@ esac
 : "${NUM_NODES:=1}"
 counts TEST_COMPLETIONS EPISODES CONTEXT_WORDS GOLD_WORDS MAX_LEN MAX_NEW_TOKENS MAX_SCORED ROLLOUT_BATCH SAMPLES \
     BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS
-for name in TRAIN_PROMPTS VAL_PROMPTS TEST_PROMPTS; do
-    [[ ${!name} == all ]] || counts "$name"
-done
+counts_or_all TRAIN_PROMPTS VAL_PROMPTS TEST_PROMPTS
 ((MAX_NEW_TOKENS < MAX_LEN)) || die "MAX_NEW_TOKENS=$MAX_NEW_TOKENS leaves no room for a prompt in MAX_LEN=$MAX_LEN"
 ((SAMPLES > 1)) || die "SAMPLES=$SAMPLES leaves nothing to compare a sample with; give at least 2"
 ((ROLLOUT_BATCH * SAMPLES % BATCH_SIZE == 0)) ||

@@ -490,7 +490,7 @@ def test_what_groups_refuse(tmp_path: Path, capsys: pytest.CaptureFixture):
     mixed = [*scored(3), record("x", [0.0, 1.0], [0.0, 1.0], group="minority")]
     assert "line 4 (id 'x') has a group, but earlier ones have none" in said(mixed)
     assert "none of the 2 records of" in (none := said([record(n, [1.0, 2.0], [math.nan] * 2) for n in range(2)]))
-    assert "line 1 (id '0'): a score of trait 'harmless' that is no finite number (nan)); mend them" in none
+    assert "line 1 (id '0'): a score of trait 'harmless' that is no finite number (nan)); score them with" in none
     assert "has no record; give a file of scored samples" in said([])
     one = said([record(n, [1.0, 0.0], [1.0, 0.0], group_id=n) for n in range(2)])
     assert "gives one pair for each group, and none for test.jsonl" in one

@@ -52,7 +52,7 @@ def launch(*argv: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProc
         (["train_dpo", "--ext.use", "exo", "--exo.los_type", "exo-rw"], "did you mean '--exo.loss_type'?"),
         (["train_dpo", "--ext.usee", "exo"], "did you mean '--ext.use'?"),
         (["train_dpo", "--ext.use", "no.such.module:X"], "there is no module 'no'"),
-        (["train_dpo", "--ext.use", "my_ext:Gone"], "module 'my_ext' has no 'Gone'"),
+        (["train_dpo", "--ext.use", "my_ext:Absent"], "has no 'Absent'; known: Extension, Mine, NotOne, Wrong"),
         (["train_dpo", "--ext.use", "my_ext:NotOne"], "is no subclass of orlhf_ext.extensions.Extension"),
         (["train_dpo", "--ext.use", "my_ext:Wrong"], "its flags begin with --wrong."),
         (["train_dpo", "--ext.use", "exo", "--ext.use", "my_ext:Mine"], "both replace openrlhf.trainer.dpo_trainer"),

@@ -174,6 +174,9 @@ def test_what_is_cut_is_counted_told_and_marked(
     said = capsys.readouterr().out
     assert said.count("are cut") == 1
     assert "at --max_len 24, 1 of 3 completions are cut on the right" in said and "and 1 prompts on the left" in said
+    line = f"--model {tiny_model} --data {tmp_path}/s.jsonl --out {tmp_path}/48.jsonl --max_len 48"
+    logprobs.main(line.split())
+    assert "at --max_len 48, 1 of 3 prompts are cut on the left; raise it" in capsys.readouterr().out
     whole, cut = ([line.record for line in read_records(tmp_path / f"{n}.jsonl")] for n in (100, 24))
     assert [record.get("logprobs_cut") for record in whole] == [None, None]
     assert [record.get("logprobs_cut") for record in cut] == [[True, False], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -23,6 +24,13 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
     "hh_groups": [{"PRESET": "paper", "PROPORTIONS": "0.1 0.2", "SEEDS": "1 2"}, {"METHOD": "gold"}],
     "jigsaw_rectify": [{"EVAL_PROMPTS": "models/tiny"}],
     "litbench_genrm": [{"USE_COT": "1"}, {"STYLE": "chat"}],
+}
+#: variables that only these recipes read
+OF_SOME = {
+    "TRAIN_PROMPTS": ("hh_exo", "hh_dpo", "ncp_vrcli"),
+    "PROMPT_FORMAT": ("hh_exo", "hh_dpo"),
+    "LONG_ROWS": ("hh_exo", "hh_dpo", "hh_groups"),
+    "ENGINES": ("hh_groups", "ncp_vrcli"),
 }
 
 
@@ -222,6 +230,19 @@ def test_help_shows_every_variable_and_runs_nothing(tmp_path: Path, name: str, w
     head = (ROOT / "recipes" / f"{name}.sh").read_text().splitlines()[1].removeprefix("# ")
     assert said.startswith(head)
     assert "`" not in said and " | " not in said
+    variables = ", ".join(re.findall(r"^  ([A-Z_]+(?:, [A-Z_]+)*)(?: \[.*)?$", said, flags=re.M)).split(", ")
+    assert len(variables) == len(set(variables)) > 15
+    for variable, recipes in OF_SOME.items():
+        assert (variable in variables) == (name in recipes), variable
+
+
+@pytest.mark.parametrize("name", ["common", "litbench"])
+def test_a_part_of_recipes_says_so(name: str):
+    done = subprocess.run(["bash", ROOT / "recipes" / f"{name}.sh", "--help"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"recipe: error: {name}.sh is a part of recipes; run one of those that recipes/README.md lists\n"
+    )
 
 
 @pytest.mark.parametrize("word", ["--dry-run", "smoke", "PROFILE=smoke", "--helping", ""])

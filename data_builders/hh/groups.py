@@ -114,7 +114,8 @@ class Pipeline:
             raise UserError(f"{self.path} has no record; give a file of scored samples")
         if not self.kept:
             example = f" ({self.counts.examples[0]})" if self.counts.examples else ""
-            raise UserError(f"none of the {self.counts.read} records of {self.path} gives a pair{example}; mend them")
+            where = f"none of the {self.counts.read} records of {self.path}"
+            raise UserError(f"{where} gives a pair{example}; score them with orlhf_ext.groups.score")
         for place in range(len(self.groups)):
             if place not in self.kept:
                 self.without_pairs(place)

@@ -42,7 +42,7 @@ class Builder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of all steps; `settle` refuses those of another step."""
-        parser.add_argument("step", metavar="STEP", choices=tuple(OPTIONS), help=" | ".join(OPTIONS))
+        parser.add_argument("step", metavar="|".join(OPTIONS), choices=tuple(OPTIONS), help="what to make")
         parser.add_argument(
             "source",
             metavar="SOURCE",

@@ -290,7 +290,7 @@ def test_parquet_text_that_is_not_utf8(fault, tmp_path: Path):
 
 OPTIONS: dict[str, tuple[str, str]] = {
     "step": ("litbench pars", "invalid choice: 'pars'"),
-    "no_step": ("litbench", "arguments are required: STEP"),
+    "no_step": ("litbench", "arguments are required: rehydrate|pairs|rationales"),
     "of_another_step": ("litbench pairs sample --use_cot", "--use_cot has no effect for the step pairs"),
     "jigsaw_of_another_step": ("jigsaw reward --max_len 3", "--max_len has no effect for the step reward"),
     "rate": ("jigsaw reward --drop_rate 1.5", "--drop_rate 1.5 is too large; give at most 1"),
