@@ -205,14 +205,15 @@ def _watch(llm: LLM, engines: Sequence[BaseProcess]) -> None:
 
 #: reads a pipe that closes when the process at its other end is gone, and ends the processes that it was given
 _GUARD = """
-import os, signal, sys
-engines = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]
+import contextlib, os, signal, sys
+engines = []
+for pid in sys.argv[1:]:
+    with contextlib.suppress(ProcessLookupError):
+        engines.append(os.pidfd_open(int(pid)))
 sys.stdin.buffer.read()
 for engine in engines:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(engine, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 """
 
 
