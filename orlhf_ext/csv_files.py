@@ -142,5 +142,6 @@ class Table:
             said = str(error)
             reason = next((what for start, what in _FAULTS.items() if said.startswith(start)), said)
             raise UserError(
-                f"{self.path} cannot be read as CSV from line {self._end + 1} on ({reason}); mend it or fetch it again"
+                f"{self.path} cannot be read as CSV from line {self._end + 1} on ({reason}); correct it, or make it "
+                "again (with --overwrite, if it is of build_data)"
             ) from error

@@ -147,9 +147,10 @@ def _stop(what: str, engine: Any) -> None:
 
 def _check_weights(model: Any) -> None:
     """Of this rank: with ZeRO-3, its part of each weight."""
+    from .weights import is_finite
+
     for name, weight in model.named_parameters():
-        own = getattr(weight, "ds_tensor", weight)
-        if own.is_floating_point() and not bool(own.isfinite().all()):
+        if not is_finite(getattr(weight, "ds_tensor", weight)):
             raise UserError(
                 f"{name} holds NaN or infinite numbers, so that the model is not saved; lower the learning rate, or go "
                 "on from a checkpoint with --ckpt.load_enable"

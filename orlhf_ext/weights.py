@@ -184,6 +184,11 @@ def check_reward(folder: Path, flag: str, head: str = "score", fresh: bool = Fal
     if not fresh:
         have = {name: shape for name, shape in weight_shapes(folder, flag).items() if name.startswith(f"{head}.")}
         want = {f"{head}.{name}": shape for name, shape in _head_shapes(config, folder, flag).items()}
+        scores, expected = (shapes.get(f"{head}.weight", [1])[0] for shapes in (have, want))
+        if scores > expected == 1:
+            raise UserError(
+                f"{flag} {folder} gives {scores} scores for a text, and a reward model gives one; give another one"
+            )
         misfits = [name for name in have.keys() & want.keys() if have[name] != want[name]]
         found: dict[str, Any] = {
             "missing_keys": want.keys() - have.keys(),
@@ -243,6 +248,14 @@ def load_whole(
     return model.eval()
 
 
+def is_finite(weight: Tensor) -> bool:
+    """Whether a weight holds neither NaN nor infinite numbers. Its extremes tell, much faster than each number."""
+    if not weight.is_floating_point() or not weight.numel():
+        return True
+    least, most = weight.detach().aminmax()
+    return bool(least.isfinite() & most.isfinite())
+
+
 def check_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:
     """No weight is NaN or infinite.
 
@@ -250,7 +263,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:
         UserError: one is; it is named.
     """
     for name, weight in weights:
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+        if not is_finite(weight):
             what = "NaN" if bool(weight.isnan().any()) else "infinite numbers"
             raise UserError(
                 f"{where} holds {what} in {name}; take an earlier checkpoint, or a numeric type with more range"
