@@ -41,12 +41,11 @@ if [[ -n ${OUTPUT_DIR:-} && -n ${OUT:-} && $OUT != "$OUTPUT_DIR" ]]; then
     echo "recipe: error: OUTPUT_DIR=$OUTPUT_DIR and OUT=$OUT name two folders; unset one" >&2
     exit 2
 fi
-: "${DATA_DIR:=data/litbench}" # where `litbench rehydrate` writes: in the folder that it is called from
-[[ $DATA_DIR == /* ]] || DATA_DIR=$PWD/$DATA_DIR
 OUT=${OUT:-${OUTPUT_DIR:-}}
 [[ -n $OUT ]] || unset OUT
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+: "${DATA_DIR:=$_caller/data/litbench}" # where `litbench rehydrate` writes: in the folder that it is called from
 : "${NEW:=0}" "${ALLOW_TRAIN_HOLDOUT:=0}"
 choice NEW 0 1
 choice ALLOW_TRAIN_HOLDOUT 0 1

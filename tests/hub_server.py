@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         status = 409 if name in self.server.repositories else 200
-        self.server.repositories.setdefault(name, Repository(private, asked.get("type", "model")))
+        self.server.repositories.setdefault(name, Repository(private, asked.get("type") or "model"))
         self.reply(status, {"url": f"{self.server.url}/{name}"})
 
     def preupload(self, _: str, lines: list[dict]) -> None:
