@@ -133,24 +133,13 @@ def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str, flag: str
     import torch
     from openrlhf.models.model import get_llm_for_sequence_regression
 
-    from .weights import check_finite, check_reward, quiet
+    from .weights import load_reward
 
-    check_reward(folder, flag)
-    with quiet():
-        model = get_llm_for_sequence_regression(
-            str(folder),
-            "reward",
-            param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
-            normalize_reward=False,
-            attn_implementation=attention,
-        )
-    check_finite(model.state_dict().items(), f"{flag} {folder}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
+    model = load_reward(get_llm_for_sequence_regression, folder, flag, dtype, attention, normalize_reward=False)
 
     @torch.inference_mode()
     def score(rows: list[Row]) -> list[float]:
-        return model(*pad_left([row.ids for row in rows], pad_id, device)).float().tolist()
+        return model(*pad_left([row.ids for row in rows], pad_id, model.device)).float().tolist()
 
     return score
 

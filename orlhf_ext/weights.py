@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +246,29 @@ def load_whole(
     loaded = ((name, one) for name, one in model.state_dict().items() if not any(re.search(p, name) for p in new))
     check_finite(loaded, f"{flag} {folder}")
     return model.eval()
+
+
+def load_reward(make: Callable[..., Any], folder: Path, flag: str, dtype: str, attention: str, **more: Any) -> Any:
+    """Load a reward model whose weights are whole and finite; on the GPU if there is one, in evaluation mode.
+
+    Args:
+        make: OpenRLHF's ``get_llm_for_sequence_regression``, or what stands in for it.
+        folder, flag: as in `check_weights`.
+        dtype: of the weights in memory, ``bfloat16`` or ``float16``.
+        attention: attention implementation.
+        more: further arguments of ``make``.
+
+    Raises:
+        UserError: as `check_reward` and `check_finite`.
+    """
+    import torch
+
+    check_reward(folder, flag)
+    precision = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    with quiet():
+        model = make(str(folder), "reward", param_dtype=precision, attn_implementation=attention, **more)
+    check_finite(model.state_dict().items(), f"{flag} {folder}")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def is_finite(weight: Tensor) -> bool:

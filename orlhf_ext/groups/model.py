@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..batches import Row, pad_left
-from ..weights import check_finite, check_reward, quiet
+from ..weights import load_reward
 from . import training
 from .aggregate import aggregate, standardise
 from .heads import initialise, make_head
@@ -194,21 +194,11 @@ def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str, flag: str
     Raises:
         UserError: its weights are not whole and finite.
     """
-    check_reward(folder, flag)
-    with quiet():
-        model = get_llm_for_sequence_regression(
-            str(folder),
-            "reward",
-            param_dtype={"bfloat16": "bf16", "float16": "fp16"}[dtype],
-            attn_implementation=attention,
-        )
-    check_finite(model.state_dict().items(), f"{flag} {folder}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
+    model = load_reward(get_llm_for_sequence_regression, folder, flag, dtype, attention)
 
     @torch.inference_mode()
     def score(rows: list[Row]) -> list[list[float]]:
-        ids, mask = pad_left([row.ids for row in rows], pad_id, device)
+        ids, mask = pad_left([row.ids for row in rows], pad_id, model.device)
         return model(ids, mask, all_groups=True).float().tolist()
 
     return score
