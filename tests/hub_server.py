@@ -52,10 +52,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """What is known of a repository."""
-        kind, name = (re.fullmatch(r"/api/(model|dataset)s/(.+)", self.path) or ["", "", self.path])[1:]
-        found = self.server.repositories.get(name)
-        if found and found.kind == kind:
-            self.reply(200, {"id": name, "private": found.private, "siblings": []})
+        asked = re.fullmatch(r"/api/(model|dataset)s/(.+)", self.path)
+        found = self.server.repositories.get(asked[2]) if asked else None
+        if asked and found and found.kind == asked[1]:
+            self.reply(200, {"id": asked[2], "private": found.private, "siblings": []})
         else:
             self.reply(404, {"error": "Repository not found"})
 
