@@ -6,14 +6,13 @@ import argparse
 import hashlib
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import Record, write_jsonl
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.built import Built, Counts, Reject  # noqa: F401 - builders take all three from here
+from orlhf_ext.files.records import Record, write_jsonl
 
 T = TypeVar("T")
 
@@ -26,65 +25,7 @@ SPLITS = ("train", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".parquet")
 
 
-class Reject(NamedTuple):
-    """Why a row is left out. ``bad``: the row is broken (an error under ``--strict``), not merely unwanted."""
-
-    reason: str
-    bad: bool = False
-
-
 SEEN = Reject("prompt also in the training rows")
-
-
-class Counts:
-    """Rows read, kept and dropped by reason; ``read == kept + not_drawn + sum(dropped.values())``."""
-
-    def __init__(self, strict: bool = False, reported: int = 5) -> None:
-        self.strict = strict
-        self.reported = reported
-        self.read = self.kept = self.not_drawn = 0
-        self.dropped: Counter[str] = Counter()
-        #: kept rows of which a part was cut off, by part
-        self.cut: Counter[str] = Counter()
-        #: the first few dropped rows, each as ``file line N: reason``, never with its text
-        self.examples: list[str] = []
-
-    def drop(self, where: str, reject: Reject) -> None:
-        """Count a row that is left out.
-
-        Raises:
-            UserError: the row is broken and ``strict`` is set; the row is named.
-        """
-        if reject.bad and self.strict:
-            raise UserError(
-                f"{where}: {reject.reason}; mend or remove that row, or leave out --strict to have such rows counted"
-            )
-        # "not JSON (Expecting value)" and its like are one reason
-        self.dropped[reject.reason.partition(" (")[0]] += 1
-        if len(self.examples) < self.reported:
-            self.examples.append(f"{where}: {reject.reason}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The counts for a sidecar, the most frequent reason first."""
-        return {
-            "read": self.read,
-            "kept": self.kept,
-            "not_drawn": self.not_drawn,
-            "dropped": dict(sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))),
-            **({"cut": dict(sorted(self.cut.items()))} if self.cut else {}),
-        }
-
-
-@dataclass
-class Built:
-    """One data file that a builder has written; ``build_data`` writes its sidecar."""
-
-    path: Path
-    counts: Counts
-    sources: Sequence[Path]
-    licence: str
-    #: anything else a reader of the sidecar should know
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 def check_options(args: argparse.Namespace, *limits: int | None) -> None:
@@ -163,17 +104,6 @@ def progress(rows: Iterable[Any], what: str) -> Any:
 def digest(text: str, seed: int | str = "") -> int:
     """A 64-bit hash of a text that is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\n{text}".encode(), digest_size=8).digest())
-
-
-def is_messages(value: Any) -> bool:
-    """Whether a value is a chat: a list that is not empty of ``role`` and ``content`` texts."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-        )
-    )
 
 
 def looks_like_hub_name(text: str) -> bool:

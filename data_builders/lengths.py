@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orlhf_ext.chats import refusal
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import load_json
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.built import Reject
+from orlhf_ext.files.records import load_json
+from orlhf_ext.models.chats import refusal
 
-from .common import Messages, Reject, fetch, looks_like_hub_name
+from .common import Messages, fetch, looks_like_hub_name
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 #: OpenRLHF ends a text with a space and the end token

@@ -20,15 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_builders.common import Built
-
 from . import __version__
-from .errors import UserError, command
+from .cli.errors import UserError, command
+from .cli.flags import COUNT, SEED, Parser, whole
+from .cli.user_code import user_code
 from .extensions import BUILDERS, names, resolve
-from .flags import COUNT, SEED, Parser, whole
-from .outputs import add_overwrite, builder_guard, check_folder
-from .records import before_writing, sha256_file, write_json
-from .user_code import user_code
+from .files.built import Built
+from .files.journal import sidecar_path
+from .files.outputs import add_overwrite, builder_guard, check_folder
+from .files.records import before_writing, sha256_file, write_json
 
 
 @command
@@ -61,7 +61,7 @@ def run(builder: Any, args: argparse.Namespace, spec: str) -> Iterator[Built]:
     Raises:
         UserError: it needs a package that is not installed, or one that is not of this project fails.
     """
-    ours = type(builder).__module__.partition(".")[0] == Built.__module__.partition(".")[0]
+    ours = type(builder).__module__.partition(".")[0] == "data_builders"
     with contextlib.nullcontext() if ours else user_code(f"builder {spec} raised"):
         try:
             for built in builder.run(args) or ():
@@ -121,11 +121,6 @@ def make_parser(builder: Any, program: str) -> argparse.ArgumentParser:
         help="report at most N dropped rows by line number and reason (%(default)s); all are counted",
     )
     return parser
-
-
-def sidecar_path(path: Path) -> Path:
-    """``x.meta.json`` beside ``x.jsonl``."""
-    return path.with_name(path.name.partition(".")[0] + ".meta.json")
 
 
 def write_sidecar(builder: Any, args: argparse.Namespace, built: Built) -> None:

@@ -251,7 +251,7 @@ small_model() {
         models/smollm2-135m-instruct) words=(smollm2) ;;
         *) return 0 ;;
     esac
-    stage model --keeps-outputs --out "$MODEL" -- python -m orlhf_ext.small_models "${words[@]}" --out "$MODEL"
+    stage model --keeps-outputs --out "$MODEL" -- python -m orlhf_ext small_models "${words[@]}" --out "$MODEL"
 }
 
 # default_hh_data: HH_DATA where it is not given: the bundled sample, or on the gpu profile Anthropic's, if the hub answers.
@@ -295,7 +295,7 @@ push_data() {
 # rows FILE DEFAULT: how many records a file has; DEFAULT in a dry run, which needs no environment.
 rows() {
     if [[ $DRY_RUN == 0 && -f $1 ]]; then
-        python -c 'import sys; from orlhf_ext.records import read_lines as lines; print(len([*lines(sys.argv[1])]))' \
+        python -c 'import sys; from orlhf_ext.files.records import read_lines as lines; print(len([*lines(sys.argv[1])]))' \
             "$1" 2>/dev/null || echo "$2"
     else
         echo "$2"

@@ -117,7 +117,7 @@ rm_model=${REWARD_MODEL:-$OUT/rm}
 # sample NAME MODEL PROMPTS OUT COUNT [WORDS...]
 sample() {
     stage "$1" --in "$3" --source "$2" --out "$4" -- \
-        python -m orlhf_ext.generate --model "$2" --data "$3" --out "$4" --num_completions "$5" --temperature 0.8 \
+        python -m orlhf_ext generate --model "$2" --data "$3" --out "$4" --num_completions "$5" --temperature 0.8 \
         --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${engines[@]}" "${@:6}"
 }
 
@@ -132,7 +132,7 @@ else
     [[ $ALIGN_PROMPTS == all ]] || limit=(--limit "$ALIGN_PROMPTS")
     sample sample_train "$sft" "$data/train.jsonl" "$samples/train.jsonl" "$NUM_COMPLETIONS" "${limit[@]}"
     stage label --in "$samples/train.jsonl" --source "$rm_model" --out "$train" -- \
-        python -m orlhf_ext.score --model "$rm_model" --data "$samples/train.jsonl" --out "$train" --max_len "$MAX_LEN"
+        python -m orlhf_ext score --model "$rm_model" --data "$samples/train.jsonl" --out "$train" --max_len "$MAX_LEN"
 fi
 
 # 6. Alignment. Checkpoints at equal distances, at most NUM_CHECKPOINTS of them; the last one is the final model.
@@ -177,20 +177,20 @@ done
 # 8. Their rewards, and those of the chosen answers
 stage score/sft --in "$samples/test_sft.jsonl" "$data/test.jsonl" --source "$rm_model" \
     --out "$samples/test_sft_rw.jsonl" "$samples/test_chosen_rw.jsonl" -- \
-    python -m orlhf_ext.score --model "$rm_model" --data "$samples/test_sft.jsonl" "$data/test.jsonl" \
+    python -m orlhf_ext score --model "$rm_model" --data "$samples/test_sft.jsonl" "$data/test.jsonl" \
     --out "$samples/test_sft_rw.jsonl" "$samples/test_chosen_rw.jsonl" --max_len "$MAX_LEN"
 sampled=("${names[@]/#/$align/samples/}") # one file per policy, without its ending
 stage score/policy --in "${sampled[@]/%/.jsonl}" --source "$rm_model" --out "${sampled[@]/%/_rw.jsonl}" -- \
-    python -m orlhf_ext.score --model "$rm_model" --data "${sampled[@]/%/.jsonl}" --out "${sampled[@]/%/_rw.jsonl}" \
+    python -m orlhf_ext score --model "$rm_model" --data "${sampled[@]/%/.jsonl}" --out "${sampled[@]/%/_rw.jsonl}" \
     --max_len "$MAX_LEN"
 
 # 9. How far each policy went: log-probabilities of its answers under the SFT model and under itself
 stage logprobs/sft --in "${sampled[@]/%/_rw.jsonl}" --source "$sft" --out "${sampled[@]/%/_sft.jsonl}" -- \
-    python -m orlhf_ext.logprobs --model "$sft" --data "${sampled[@]/%/_rw.jsonl}" --out "${sampled[@]/%/_sft.jsonl}" \
+    python -m orlhf_ext logprobs --model "$sft" --data "${sampled[@]/%/_rw.jsonl}" --out "${sampled[@]/%/_sft.jsonl}" \
     --key logprobs_sft --max_len "$MAX_LEN"
 for i in "${!names[@]}"; do
     stage "logprobs/${names[i]}" --in "${sampled[i]}_sft.jsonl" "${models[i]}" --out "${sampled[i]}_eval.jsonl" -- \
-        python -m orlhf_ext.logprobs --model "${models[i]}" --data "${sampled[i]}_sft.jsonl" \
+        python -m orlhf_ext logprobs --model "${models[i]}" --data "${sampled[i]}_sft.jsonl" \
         --out "${sampled[i]}_eval.jsonl" --key logprobs_policy --max_len "$MAX_LEN"
 done
 
@@ -200,7 +200,7 @@ for i in "${!names[@]}"; do
     compared+=(--policy "${names[i]}=${sampled[i]}_eval.jsonl")
 done
 stage evaluate --in "$samples/test_sft_rw.jsonl" "$samples/test_chosen_rw.jsonl" "${sampled[@]/%/_eval.jsonl}" -- \
-    python -m orlhf_ext.evaluate --sft "$samples/test_sft_rw.jsonl" "${compared[@]}" \
+    python -m orlhf_ext evaluate --sft "$samples/test_sft_rw.jsonl" "${compared[@]}" \
     --chosen "$samples/test_chosen_rw.jsonl" --run "$OUT/run.json" --out "$align/summary.json" --show 3 --seed "$SEED"
 run_file finish "$align/summary.json"
 cat <<END

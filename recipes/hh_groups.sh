@@ -148,13 +148,13 @@ set_logger sft
 # sample NAME MODEL PROMPTS OUT WORDS...
 sample() {
     stage "sample/$1" --in "$3" --source "$2" --out "$4" -- \
-        python -m orlhf_ext.generate --model "$2" --data "$3" --out "$4" --max_new_tokens "$MAX_NEW_TOKENS" \
+        python -m orlhf_ext generate --model "$2" --data "$3" --out "$4" --max_new_tokens "$MAX_NEW_TOKENS" \
         --max_len "$MAX_LEN" "${sample_backend[@]}" "${engines[@]}" "${@:5}"
 }
 # score NAME IN OUT: the gold traits of samples
 score() {
     stage "score/$1" --in "$2" --out "$3" -- \
-        python -m orlhf_ext.groups.score --data "$2" --out "$3" "${trait_flags[@]}" "${trait_args[@]}"
+        python -m orlhf_ext groups score --data "$2" --out "$3" "${trait_flags[@]}" "${trait_args[@]}"
 }
 sample pairs "$sft" "$prompts/rm.jsonl" "$samples/pairs.jsonl" --num_completions 2 --temperature 1.0 --seed "$SEED"
 score pairs "$samples/pairs.jsonl" "$samples/pairs_scored.jsonl"
@@ -212,7 +212,7 @@ maxmin_model() {
         stacked+=("$group=$OUT/rm/$name-$group")
     done
     stage "rm/$name" --in "${stacked[@]#*=}" --out "$OUT/rm/$name" -- \
-        python -m orlhf_ext.groups.merge --models "${stacked[@]}" --out "$OUT/rm/$name"
+        python -m orlhf_ext groups merge --models "${stacked[@]}" --out "$OUT/rm/$name"
 }
 
 drawn=() reward_models=() policies=() # what is made, and is worth keeping
@@ -259,7 +259,7 @@ for proportion in "${proportions[@]}"; do
             inputs=("$samples/test/sft_scored.jsonl")
             for file in "${files[@]}"; do [[ $file != *=* ]] || inputs+=("${file#*=}"); done
             stage "evaluate/$name" --in "${inputs[@]}" "$GROUPS_FILE" -- \
-                python -m orlhf_ext.groups.evaluate --groups "$GROUPS_FILE" --sft "$samples/test/sft_scored.jsonl" \
+                python -m orlhf_ext groups evaluate --groups "$GROUPS_FILE" --sft "$samples/test/sft_scored.jsonl" \
                 "${files[@]}" --out "$own/summary.json" --run "$own/run.json" --seed "$seed"
             run_file finish "$own/summary.json"
             summaries+=("$own/summary.json")
@@ -268,7 +268,7 @@ for proportion in "${proportions[@]}"; do
 done
 if ((${#summaries[@]} > 1)); then
     stage grid --in "${summaries[@]}" -- \
-        python -m orlhf_ext.groups.evaluate --grid "${summaries[@]}" --out "$OUT/grid.json"
+        python -m orlhf_ext groups evaluate --grid "${summaries[@]}" --out "$OUT/grid.json"
 fi
 
 # 6. To a hub, if asked to: the models that are to be used, the data that they learned from, and what they answered

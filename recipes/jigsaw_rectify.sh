@@ -74,7 +74,7 @@ cut_model=models/smollm2-135m-8-layers whole_model=models/smollm2-135m-instruct
 if [[ $Q_MODEL == "$cut_model" || (-z ${CLASSIFIER:-} && $CLASSIFIER_MODEL == "$cut_model") ]]; then
     [[ $MODEL == "$whole_model" ]] || MODEL=$whole_model small_model
     stage model/cut --keeps-outputs --source "$whole_model" --out "$cut_model" -- \
-        python -m orlhf_ext.small_models cut --model "$whole_model" --layers 8 --out "$cut_model"
+        python -m orlhf_ext small_models cut --model "$whole_model" --layers 8 --out "$cut_model"
 fi
 
 # 1. Data: labelled comments for the classifier; beginnings of other comments as prompts, some of them held out
@@ -95,7 +95,7 @@ stage data/prompts --source "$JIGSAW_DATA" "$tokenizer" --out "$data/prompts" --
 prompts=$data/prompts/prompts.jsonl
 if [[ -z ${EVAL_PROMPTS:-} ]]; then
     stage data/held_out --in "$prompts" --out "$data/split" -- \
-        python -m orlhf_ext.deadend.hold_out --data_file "$prompts" --num "$NUM_EVAL" --save_dir "$data/split" --seed "$SEED"
+        python -m orlhf_ext deadend hold_out --data_file "$prompts" --num "$NUM_EVAL" --save_dir "$data/split" --seed "$SEED"
     prompts=$data/split/prompts.jsonl EVAL_PROMPTS=$data/split/held_out.jsonl
 fi
 
@@ -106,7 +106,7 @@ if [[ -z ${CLASSIFIER:-} ]]; then
     CLASSIFIER=$OUT/classifier
     stage classifier --in "$data"/reward/rm_{train,valid}.json --source "$CLASSIFIER_MODEL" --out "$CLASSIFIER" \
         --scratch "$OUT/.classifier.checkpoints" -- \
-        "${start[@]}" orlhf_ext.deadend.classifier --model_name_or_path "$CLASSIFIER_MODEL" \
+        "${start[@]}" orlhf_ext deadend classifier --model_name_or_path "$CLASSIFIER_MODEL" \
         --train_file "$data/reward/rm_train.json" --validation_file "$data/reward/rm_valid.json" \
         --output_dir "$CLASSIFIER" "${classifier_words[@]}" --per_device_train_batch_size "$((CLASSIFIER_BATCH / NPROC))" \
         --learning_rate "$classifier_lr" --num_train_epochs "$CLASSIFIER_EPOCHS" --seed "$SEED" "${classifier_args[@]}"
@@ -117,13 +117,13 @@ score() {
     local model=()
     [[ $CLASSIFIER == *:* || $CLASSIFIER == perspective ]] || model=(--source "$CLASSIFIER")
     stage "score/$1" --in "${inputs[@]}" "${model[@]}" --out "${scored[@]}" -- \
-        python -m orlhf_ext.deadend.score --model_name_or_path "$CLASSIFIER" --data_file "${inputs[@]}" \
+        python -m orlhf_ext deadend score --model_name_or_path "$CLASSIFIER" --data_file "${inputs[@]}" \
         --save_file "${scored[@]}" --toxicity_type "$TOXICITY_TYPE" "${score_args[@]}"
 }
 
 # 3. Value data: continuations of the prompts, -1 for a toxic one, 0 for another
 stage continuations --in "$prompts" --source "$MODEL" --out "$value/prompts_and_gens.jsonl" -- \
-    python -m orlhf_ext.deadend.continuations --model_name_or_path "$MODEL" --data_file "$prompts" \
+    python -m orlhf_ext deadend continuations --model_name_or_path "$MODEL" --data_file "$prompts" \
     --save_file "$value/prompts_and_gens.jsonl" --num_returns "$NUM_RETURNS" --max_new_tokens "$MAX_NEW_TOKENS" \
     --sample_size -1 --seed "$SEED" "${backend[@]}" "${continuation_args[@]}"
 inputs=("$value/prompts_and_gens.jsonl") scored=("$value/scored.jsonl")
@@ -151,7 +151,7 @@ stage q_d --in "$value"/rows/{train,val}.jsonl --source "$Q_MODEL" --out "$OUT/q
     "${logger[@]}" "${q_args[@]}"
 
 stage calibration --in "$value/rows/val.jsonl" "$OUT/q_d" --out "$OUT/calibration.json" -- \
-    python -m orlhf_ext.deadend.calibration --q_model_name_or_path "$OUT/q_d" --data_file "$value/rows/val.jsonl" \
+    python -m orlhf_ext deadend calibration --q_model_name_or_path "$OUT/q_d" --data_file "$value/rows/val.jsonl" \
     --save_file "$OUT/calibration.json"
 
 # 5. Held-out prompts: plain decoding, and under the caps of Q_D
@@ -161,7 +161,7 @@ decode() {
     local reads=()
     [[ $1 == plain ]] || reads=("$OUT/q_d")
     stage "decode/$1" --in "$EVAL_PROMPTS" "${reads[@]}" --source "$MODEL" --out "$generated/$1.jsonl" -- \
-        python -m orlhf_ext.deadend.decode --model_name_or_path "$MODEL" "${@:2}" --data_file "$EVAL_PROMPTS" \
+        python -m orlhf_ext deadend decode --model_name_or_path "$MODEL" "${@:2}" --data_file "$EVAL_PROMPTS" \
         --save_file "$generated/$1.jsonl" --num_returns "$NUM_RETURNS" --max_new_tokens "$MAX_NEW_TOKENS" \
         --num_samples_for_eval "$NUM_EVAL" --seed "$SEED" "${backend[@]}" "${decode_args[@]}"
     inputs+=("$generated/$1.jsonl") scored+=("$generated/$1_scored.jsonl") compared+=("$1=$generated/$1_scored.jsonl")
@@ -176,7 +176,7 @@ score generations
 show=()
 ((!SHOW)) || show=(--show)
 stage evaluate --in "${scored[@]}" --source "$PERPLEXITY_MODEL" -- \
-    python -m orlhf_ext.deadend.evaluate "${compared[@]}" --toxicity_type "$TOXICITY_TYPE" \
+    python -m orlhf_ext deadend evaluate "${compared[@]}" --toxicity_type "$TOXICITY_TYPE" \
     --perplexity_model "$PERPLEXITY_MODEL" --perplexity_num "$perplexity_num" --save_file "$OUT/evaluation/summary.json" --run "$OUT/run.json" \
     --seed "$SEED" --samples "$EXAMPLES" "${show[@]}" "${evaluate_args[@]}"
 run_file finish "$OUT/evaluation/summary.json"

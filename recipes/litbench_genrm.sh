@@ -73,16 +73,16 @@ stage train --in "$data"/rationales_{train,val}.jsonl --source "$MODEL" --out "$
 # 3. Verdicts on the test pairs, written greedily; and without writing: which letter is likelier behind "Preferred:"
 test=$data/rationales_test.jsonl found=(--verdicts "$results/verdicts.jsonl")
 stage verdicts --in "$test" "$model" --out "$results/verdicts.jsonl" -- \
-    python -m orlhf_ext.generate --model "$model" --data "$test" --out "$results/verdicts.jsonl" --temperature 0 \
+    python -m orlhf_ext generate --model "$model" --data "$test" --out "$results/verdicts.jsonl" --temperature 0 \
     --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${chat[@]}" "${sampling[@]}"
 if ((!USE_COT)); then # with reasoning, the letter depends on what was written before it
     stage logprobs --in "$test" "$model" --out "$results/logprobs.jsonl" -- \
-        python -m orlhf_ext.logprobs --model "$model" --data "$test" --out "$results/logprobs.jsonl" \
+        python -m orlhf_ext logprobs --model "$model" --data "$test" --out "$results/logprobs.jsonl" \
         --max_len "$MAX_LEN" --no_eos --dtype float32 "${chat[@]}"
     found+=(--logprobs "$results/logprobs.jsonl")
 fi
 stage evaluate --in "$test" "${found[@]/#--*/$test}" -- \
-    python -m orlhf_ext.litbench.evaluate --data "$test" "${found[@]}" --run "$OUT/run.json" \
+    python -m orlhf_ext litbench evaluate --data "$test" "${found[@]}" --run "$OUT/run.json" \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"
 finish_run

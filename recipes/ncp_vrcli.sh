@@ -95,7 +95,7 @@ run_file data "$data"
 
 # 2. Baselines: how likely each gold text is without a plan
 stage baseline --in "$data"/{train,val,test}.jsonl --source "$MODEL" --out "$base"/{train,val,test}.jsonl -- \
-    python -m orlhf_ext.vrcli.baseline --model "$MODEL" --data "$data"/{train,val,test}.jsonl \
+    python -m orlhf_ext vrcli baseline --model "$MODEL" --data "$data"/{train,val,test}.jsonl \
     --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" \
     --attn_implementation "$ATTENTION" "${scoring[@]}"
 records=$(rows "$base/train.jsonl" "$BATCH_SIZE")
@@ -134,18 +134,18 @@ for when in before after; do
     writer=$MODEL
     [[ $when == before ]] || writer=$policy/model
     stage "sample/$when" --in "$base/test.jsonl" --source "$writer" --out "$plans/$when.jsonl" -- \
-        python -m orlhf_ext.generate --model "$writer" --data "$base/test.jsonl" --out "$plans/$when.jsonl" \
+        python -m orlhf_ext generate --model "$writer" --data "$base/test.jsonl" --out "$plans/$when.jsonl" \
         --num_completions "$TEST_COMPLETIONS" --temperature 0.7 --top_p 0.8 --top_k 20 \
         --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${engines[@]}"
     stage "score/$when" --in "$base/test.jsonl" "$plans/$when.jsonl" --source "$MODEL" \
         --out "$plans/${when}_scored.jsonl" -- \
-        python -m orlhf_ext.vrcli.score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$when.jsonl" \
+        python -m orlhf_ext vrcli score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$when.jsonl" \
         --out "$plans/${when}_scored.jsonl" "${mapping[@]}" --attn_implementation "$ATTENTION" "${scoring[@]}"
 done
 
 # 5. The table, three plans before and after, and where everything lies
 stage evaluate --in "$plans"/{before,after}_scored.jsonl -- \
-    python -m orlhf_ext.vrcli.evaluate --before "$plans/before_scored.jsonl" --after "$plans/after_scored.jsonl" \
+    python -m orlhf_ext vrcli evaluate --before "$plans/before_scored.jsonl" --after "$plans/after_scored.jsonl" \
     --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
 run_file finish "$policy/summary.json"
 cat <<END

@@ -26,7 +26,7 @@ settings.load_profile("untimed")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Llama and its byte-level tokenizer (bos <s>, eos </s>, pad <pad>)."""
     pytest.importorskip("torch", reason="no torch (the tests of Python 3.12 run without)", exc_type=ImportError)
-    from orlhf_ext.small_models import make_tiny
+    from orlhf_ext.commands.small_models import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
@@ -35,7 +35,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reward_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What train_rm saves: the tiny model with a head, and its prefix in the config."""
     from orlhf_ext import backends
-    from orlhf_ext.model_folder import load_tokenizer
+    from orlhf_ext.models.folder import load_tokenizer
 
     backends.install()
     import torch

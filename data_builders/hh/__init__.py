@@ -10,28 +10,26 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orlhf_ext.chats import ChatError, split_chat
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import COUNT, INNER
-from orlhf_ext.groups.render import Style, answer_text, prompt_text
-from orlhf_ext.records import BadLine, Record, read_lines
-from orlhf_ext.samples import reply_text
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT, INNER
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import BadLine, Record, read_lines
+from orlhf_ext.groups.render import answer_text, prompt_text
+from orlhf_ext.models.chats import ChatError, is_messages, split_chat
+from orlhf_ext.models.head_settings import Style
+from orlhf_ext.models.texts import reply_text
 
 from ..common import (
     SAMPLES,
     SEEN,
     SPLITS,
-    Built,
-    Counts,
     Messages,
-    Reject,
     check_options,
     digest,
     draw,
     fetch,
     find_all_splits,
     find_splits,
-    is_messages,
     looks_like_hub_name,
     progress,
     write_some,

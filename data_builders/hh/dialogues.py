@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..common import Messages, Reject
+from orlhf_ext.files.built import Reject
+
+from ..common import Messages
 
 ANSWER = "Assistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}

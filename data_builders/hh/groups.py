@@ -26,15 +26,16 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orlhf_ext.errors import UserError, suggest
-from orlhf_ext.flags import INNER
+from orlhf_ext.cli.errors import UserError, suggest
+from orlhf_ext.cli.flags import INNER
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import BadLine, Line, Record, read_lines
 from orlhf_ext.groups.assign import MAX_SEED, best_and_worst, held_out, stream_groups
 from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_groups, trait_fault, wanted_traits
-from orlhf_ext.groups.render import STYLES
 from orlhf_ext.groups.training import by_place, id_text
-from orlhf_ext.records import BadLine, Line, Record, read_lines
+from orlhf_ext.models.head_settings import STYLES
 
-from ..common import Built, Counts, Reject, digest, draw, progress, write_some
+from ..common import digest, draw, progress, write_some
 from .dialogues import EMPTY, SAME
 from .prompts import id_of
 

@@ -19,13 +19,15 @@ from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import COUNT
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import BadLine, Line, Record, load_json, read_lines
 from orlhf_ext.groups.label import Label, write_label
-from orlhf_ext.groups.render import STYLES
-from orlhf_ext.records import BadLine, Line, Record, load_json, read_lines
+from orlhf_ext.models.chats import is_messages
+from orlhf_ext.models.head_settings import STYLES
 
-from ..common import SEEN, Built, Counts, Reject, digest, find_splits, is_messages, progress, write_some
+from ..common import SEEN, digest, find_splits, progress, write_some
 
 #: the format of ``build_data hh`` -> how its prompts were rendered
 FORMATS = {"hh": "hh", "legacy": "legacy", "template": "chat"}

@@ -23,12 +23,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orlhf_ext.csv_files import Table, open_table
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import COUNT, SHARE, whole
-from orlhf_ext.records import BadLine
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT, SHARE, whole
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.csv_files import Table, open_table
+from orlhf_ext.files.records import BadLine
 
-from ..common import SAMPLES, Built, Counts, Reject, progress
+from ..common import SAMPLES, progress
 from .cut import Cutter, load_tokenizer
 from .download import fetch_competition, unpack
 from .table import find_csv, number_of, text_fault

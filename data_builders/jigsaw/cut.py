@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import atomic_write
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.records import atomic_write
 
 from ..common import fetch, looks_like_hub_name
 
@@ -204,7 +204,7 @@ def _gpt2(out: Path, strict: bool) -> tuple[Path, str]:
 
 
 def smollm2_tokenizer() -> Tokenizer:
-    """The tokenizer of `orlhf_ext.small_models.make_smollm2`, made without transformers."""
-    from orlhf_ext.small_models import find_smollm2_gguf, gguf_tokenizer
+    """The tokenizer of `orlhf_ext.commands.small_models.make_smollm2`, made without transformers."""
+    from orlhf_ext.commands.small_models import find_smollm2_gguf, gguf_tokenizer
 
     return gguf_tokenizer(find_smollm2_gguf())[0]

@@ -19,9 +19,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from orlhf_ext.csv_files import Table
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import atomic_write, load_json
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.csv_files import Table
+from orlhf_ext.files.records import atomic_write, load_json
 
 SETTINGS = "https://www.kaggle.com/settings/api"
 OR_FOLDER = "or give a folder with the unpacked CSV files as --raw_dir"

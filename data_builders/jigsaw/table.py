@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
-from orlhf_ext.csv_files import open_table
-from orlhf_ext.errors import UserError
-
-from ..common import Reject
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.built import Reject
+from orlhf_ext.files.csv_files import open_table
 
 #: what marks a missing value for pandas, with which the upstream project reads these files
 MISSING = frozenset(

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import BadLine, Line, read_lines
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import BadLine, Line, read_lines
 
-from ..common import Built, Counts, Reject, progress
+from ..common import progress
 from .write import RowWriter, built_pair, hold_some, writers
 
 #: a score from here on is undesired

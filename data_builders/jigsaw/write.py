@@ -10,10 +10,9 @@ from json import encoder
 from pathlib import Path
 from typing import IO, Any
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import atomic_write
-
-from ..common import Built, Counts
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.built import Built, Counts
+from orlhf_ext.files.records import atomic_write
 
 
 class RowWriter:

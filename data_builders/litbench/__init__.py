@@ -15,10 +15,10 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import Parser
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import Parser
+from orlhf_ext.files.built import Built
 
-from ..common import Built
 from . import pairs, rationales, rehydrate, sources
 
 #: what adds the options of each step

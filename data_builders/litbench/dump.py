@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import load_json
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.records import load_json
 
 from .progress import TEXT, Answer
 from .tombstones import status_of

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from orlhf_ext.chats import ChatError, Refusal, split_chat
-from orlhf_ext.errors import UserError
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.built import Reject
+from orlhf_ext.files.records import Record, load_json
 from orlhf_ext.litbench.prompts import DIRECT, LABELS, REASONED, REASONING, Label, answer, judging_input, marked
-from orlhf_ext.records import Record, load_json
-from orlhf_ext.samples import with_end_text
+from orlhf_ext.models.chats import ChatError, Refusal, split_chat
+from orlhf_ext.models.texts import with_end_text
 
-from ..common import Reject
 from ..lengths import TEMPLATE, LengthFilter
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from orlhf_ext.flags import COUNT
-from orlhf_ext.records import Record
+from orlhf_ext.cli.flags import COUNT
+from orlhf_ext.files.built import Built, Counts
+from orlhf_ext.files.records import Record
 
-from ..common import Built, Counts
 from .splits import Found, Splits
 
 DEFAULT = "SAA-Lab/LitBench-Train"

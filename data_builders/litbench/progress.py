@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.journal import append, lock, scan
-from orlhf_ext.records import load_json, write_json
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.journal import append, lock, scan
+from orlhf_ext.files.records import load_json, write_json
 
 from .tombstones import status_of
 

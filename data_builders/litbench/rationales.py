@@ -19,12 +19,13 @@ import argparse
 import math
 from collections.abc import Iterable, Iterator
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import COUNT, INNER
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT, INNER
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import Record
 from orlhf_ext.litbench.prompts import LABELS, TEMPLATES, Label, answer, exchange, fill, names_stories, other
-from orlhf_ext.records import Record
 
-from ..common import Built, Counts, Reject, digest
+from ..common import digest
 from .fit import Fitted, Fitter, Task
 from .sources import Pair
 from .splits import Found, Splits

@@ -19,7 +19,7 @@ from importlib import resources
 from typing import Any
 
 from orlhf_ext import __version__
-from orlhf_ext.errors import UserError
+from orlhf_ext.cli.errors import UserError
 
 from .progress import COMMENT, POST, TEXT, Answer, Failure
 

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orlhf_ext import __version__
-from orlhf_ext.csv_files import format_csv
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import COUNT
-from orlhf_ext.records import BadLine, Line, atomic_write, load_json, sha256_file, write_json
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.csv_files import format_csv
+from orlhf_ext.files.records import BadLine, Line, atomic_write, load_json, sha256_file, write_json
 
-from ..common import Built, Counts, Reject
 from .dump import Dump
 from .progress import COMMENT, NAME, POST, Failure, Progress, judge
 from .reddit import Reddit, credentials

@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orlhf_ext.csv_files import open_table
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import COUNT, INNER
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT, INNER
+from orlhf_ext.files.built import Reject
+from orlhf_ext.files.csv_files import open_table
+from orlhf_ext.files.records import BadLine, Line, Record, read_lines
 from orlhf_ext.litbench.prompts import LABELS, Label, other
-from orlhf_ext.records import BadLine, Line, Record, read_lines
 
-from ..common import SAMPLES, SUFFIXES, Reject, fetch, looks_like_hub_name
+from ..common import SAMPLES, SUFFIXES, fetch, looks_like_hub_name
 from .tombstones import status_of
 
 SAMPLE = SAMPLES / "litbench"

@@ -20,10 +20,11 @@ from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.records import BadLine, Record
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import BadLine, Record
 
-from ..common import Built, Counts, Reject, digest, draw, progress, write_some
+from ..common import digest, draw, progress, write_some
 from .leaks import StoryIndex, prompt_key
 from .sources import Pair, as_pair, check_columns, find_source, find_test, read_table
 

@@ -41,14 +41,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orlhf_ext.chats import ChatError
-from orlhf_ext.errors import UserError
-from orlhf_ext.flags import COUNT, INNER
-from orlhf_ext.records import Record
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT, INNER
+from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import Record
+from orlhf_ext.models.chats import ChatError
+from orlhf_ext.vrcli.labels import scoring_messages
 
-from ..common import SEEN, Built, Counts, Messages, Reject, check_options, digest, draw, write_some
+from ..common import SEEN, Messages, check_options, digest, draw, write_some
 from ..lengths import TEMPLATE, LengthFilter
-from .prompts import Task, scoring_messages
+from .prompts import Task
 from .sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
 
 SAME_ID = Reject("id of an earlier row", bad=True)

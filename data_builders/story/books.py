@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.patterns import Pattern
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.patterns import Pattern
 
 _SMALL = (
     "one first", "two second", "three third", "four fourth", "five fifth", "six sixth", "seven seventh",

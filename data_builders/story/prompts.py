@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..common import Messages, Reject, is_messages
+from orlhf_ext.files.built import Reject
+from orlhf_ext.models.chats import is_messages
+from orlhf_ext.vrcli.labels import VERSION, with_system
 
-VERSION = 1
+from ..common import Messages
 
 PLAN_GENERIC = (
     "Do not answer yet. First think, step by step, about what a very good answer would contain. End with one paragraph "
@@ -79,37 +81,6 @@ class Task(NamedTuple):
             "messages": self.messages,
             "plan": self.plan,
         }
-
-
-def scoring_messages(label: Mapping[str, Any], plan: str | None = None) -> Messages:
-    """The messages that the gold text (an assistant message) is scored after.
-
-    Args:
-        label: a label's fields.
-        plan: the plan; ``None`` for the baseline, which has none. A plan of white space is an empty one.
-    """
-    messages = [dict(message) for message in label["messages"]]
-    if plan is None:
-        return messages
-    splice, plan = label["plan"], plan.strip()
-    words = splice["before"] + plan + splice["after"] if plan else splice["empty"]
-    message = messages[splice["message"]]
-    message["content"] = message["content"][: splice["start"]] + words + message["content"][splice["end"] :]
-    return messages
-
-
-def with_system(messages: Sequence[Mapping[str, str]], how: str) -> Messages:
-    """The messages with the system ones kept, left out (``drop``), or put before the first user text (``merge``)."""
-    copies = [dict(message) for message in messages]
-    if how == "keep":
-        return copies
-    others = [message for message in copies if message["role"] != "system"]
-    system = [message["content"] for message in copies if message["role"] == "system"]
-    if how == "merge" and system:
-        first = next((message for message in others if message["role"] == "user"), None)
-        if first:
-            first["content"] = "\n\n".join([*system, first["content"]])
-    return others
 
 
 def from_messages(record: Mapping[str, Any], system: str, instruction: str | None) -> Task | Reject:

@@ -9,11 +9,12 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orlhf_ext.errors import UserError
-from orlhf_ext.patterns import Pattern
-from orlhf_ext.records import BadLine, Record, read_lines, sha256_file
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.patterns import Pattern
+from orlhf_ext.files.built import Reject
+from orlhf_ext.files.records import BadLine, Record, read_lines, sha256_file
 
-from ..common import SAMPLES, SUFFIXES, Reject, digest, fetch, looks_like_hub_name, progress
+from ..common import SAMPLES, SUFFIXES, digest, fetch, looks_like_hub_name, progress
 from .books import Chapter, find_chapters, first_words, read_book, text_before
 from .prompts import Task, from_chapter, from_messages
 

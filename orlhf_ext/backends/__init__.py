@@ -6,59 +6,10 @@ that take effect when a module is imported, so it is cheap enough for every Ray 
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
-import os
-from pathlib import Path
-
 from . import compiler
+from .machine import flash_attn_present, gpu_present
 
 _installed = False
-
-GPUS_HIDDEN = "ORLHF_EXT_GPUS_HIDDEN"
-"""In Ray workers, whether the user has hidden the GPUs from the run ("1" or "0")."""
-
-
-RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""What ``ray job submit`` tells the driver of its job."""
-
-
-def gpus_hidden() -> bool:
-    """Whether the user hides the GPUs: CUDA_VISIBLE_DEVICES is empty or begins with -1, at which CUDA ends the list.
-
-    Ray empties it in workers that ask for no GPU of those that there are, so that a worker has to be told, and in the
-    driver of a job that was submitted with ``--entrypoint-num-cpus``."""
-    visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    by_ray = os.environ.get("CUDA_VISIBLE_DEVICES") == "" and RAY_JOB in os.environ
-    return os.environ.get(GPUS_HIDDEN, str(int(visible == [] and not by_ray))) == "1"
-
-
-def visible_devices(given: str | None) -> list[str] | None:
-    """The devices that a CUDA_VISIBLE_DEVICES names, up to the first that is none, as CUDA reads it; None: all."""
-    if given is None:
-        return None
-    names = [name.strip() for name in given.split(",")]
-    return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))
-
-
-def device_there() -> bool:
-    """Whether this machine has an NVIDIA GPU that the user does not hide."""
-    if gpus_hidden():
-        return False
-    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/nvidia0") or os.path.exists("/dev/dxg")
-
-
-def gpu_present() -> bool:
-    """Whether a run uses a CUDA device: there is one, and the installed torch is not a build without CUDA. Judged
-    without importing torch (which reads OMP_NUM_THREADS at import)."""
-    return device_there() and compiler.torch_cuda() != ""
-
-
-def flash_attn_present() -> bool:
-    """Whether flash-attn 2 is installed: later ones leave a folder of the same name without its modules."""
-    spec = importlib.util.find_spec("flash_attn")
-    folders = (spec.submodule_search_locations or ()) if spec else ()
-    return any(Path(folder, "bert_padding.py").exists() for folder in folders)
 
 
 def install() -> None:

@@ -8,7 +8,6 @@ sampler stand in, which need none.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import re
@@ -20,7 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from ..inject import on_import, say
+from ..extensions.inject import on_import, say
+from .machine import torch_cuda
 
 CHOSEN = "ORLHF_EXT_COMPILER"
 """Environment of this process and those that it starts: what was chosen, `FOUND` or `NONE`, and said."""
@@ -39,23 +39,6 @@ class Choice(NamedTuple):
     home: Path | None
     from_pip: bool = False
     why_not: str = ""
-
-
-@functools.cache
-def torch_cuda() -> str | None:
-    """The CUDA version that the installed torch was built with, as ``"13.0"``; ``""`` for a build without CUDA, None
-    where there is no torch. Read from its files: torch is not imported."""
-    spec = find_spec("torch")
-    if spec is None or not spec.origin:
-        return None
-    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    return parse_torch_cuda(text)
-
-
-def parse_torch_cuda(version_py: str) -> str:
-    """`torch_cuda`, from the text of ``torch/version.py``."""
-    found = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", version_py, re.MULTILINE)
-    return found[1] if found else ""
 
 
 def to_version(text: str) -> Version:

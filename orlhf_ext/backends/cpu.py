@@ -11,8 +11,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ..inject import on_import
-from . import gpu_present, kernels
+from ..extensions.inject import on_import
+from . import kernels
+from .machine import gpu_present
 
 
 class CpuDevice(str):

@@ -1,7 +1,7 @@
 """Rollouts without CUDA: vLLM's CPU build inside Ray workers, and its weights in step with the policy's.
 
-Registered by a worker's hook only (see `orlhf_ext.workers`): an engine that never gets new weights, such as that of
-``orlhf_ext.generate``, is faster with the packed weights that this does without.
+Registered by a worker's hook only (see `orlhf_ext.launch.ray_setup`): an engine that never gets new weights, such as
+that of ``orlhf-ext generate``, is faster with the packed weights that this does without.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import datetime
 import functools
 from typing import Any
 
-from ..inject import on_import
+from ..extensions.inject import on_import
 from . import kernels
 from .cpu import without_cuda
 
 _UPSTREAM = "openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap"
-_OURS = "orlhf_ext.backends.cpu_engine.WorkerWrap"
+_OURS = "orlhf_ext.launch.cpu_engine.WorkerWrap"
 _SEQUENCES = 64  # of full length, that the cache for keys and values has room for
 _TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -94,7 +94,7 @@ def _cache_bytes(model: str, max_len: int) -> int:
     import psutil
     from transformers import AutoConfig
 
-    from ..engines import kv_bytes_per_token
+    from .resources import kv_bytes_per_token
 
     one = (max_len + 256) * kv_bytes_per_token(AutoConfig.from_pretrained(model), element_bytes=4)
     return max(2 * one, min(_SEQUENCES * one, psutil.virtual_memory().available // 8))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import NoReturn
 
-from ..inject import during_import
+from ..extensions.inject import during_import
 
 
 def _missing(*args: object, **kwargs: object) -> NoReturn:

@@ -16,11 +16,11 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..errors import UserError
+from ..cli.errors import UserError
+from ..cli.flags import FINITE, PART
 from ..extensions import Extension
-from ..flags import FINITE, PART
-from ..model_folder import check_context
-from ..preflight import read_source
+from ..files.sources import read_source
+from ..models.folder import check_context
 from . import settings
 from .rows import parse_row
 

@@ -1,5 +1,5 @@
 """Hold what Q_D predicts against what happened:
-``python -m orlhf_ext.deadend.calibration --q_model_name_or_path DIR --data_file val.jsonl --save_file FILE.json``
+``orlhf-ext deadend calibration --q_model_name_or_path DIR --data_file val.jsonl --save_file FILE.json``
 
 At each action of a text, Q_D predicts with ``-Q`` how likely the text ends badly. Actions are put into bins of equal
 width by that prediction; of each bin the file has the mean prediction, the share of actions whose text has the reward
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..errors import UserError, command
-from ..flags import COUNT, DTYPES, LENGTH, add_compute, make_parser
-from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..outputs import add_overwrite, check_file
-from ..records import read_records, sha256_file, write_json
+from ..cli.errors import UserError, command
+from ..cli.flags import COUNT, DTYPES, LENGTH, add_compute, make_parser
+from ..files.outputs import add_overwrite, check_file
+from ..files.records import read_records, sha256_file, write_json
+from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from .rows import encode, parse_row
 from .settings import read_settings
 
@@ -116,7 +116,7 @@ def predict(
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.deadend.calibration", __doc__)
+    parser = make_parser("orlhf-ext deadend calibration", __doc__)
     add = parser.add_argument
     add("--q_model_name_or_path", required=True, metavar="DIR", help="what train_sft --ext.use dead-end wrote")
     add("--data_file", required=True, metavar="FILE", help="value data: text and reward")

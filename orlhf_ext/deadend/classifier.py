@@ -1,4 +1,4 @@
-"""Train a toxicity classifier: ``python -m orlhf_ext.deadend.classifier --model_name_or_path M --train_file F ...``
+"""Train a toxicity classifier: ``orlhf-ext deadend classifier --model_name_or_path M --train_file F ...``
 
 Files hold ``{"text": ..., "label": 0 or 1}`` (``python -m orlhf_ext.build_data jigsaw reward``). Any model of
 transformers gets a head for as many labels as there are, and transformers' own Trainer trains it. ``--output_dir``
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__, backends
-from ..errors import UserError, command
-from ..flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, make_parser, whole
-from ..model_folder import check_context, check_ids, find_model, identity
-from ..outputs import check_folder
-from ..records import atomic_folder, load_json, read_records, sha256_file, write_json
-from ..samples import count_cut
-from ..score import is_classifier
+from ..cli.errors import UserError, command
+from ..cli.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, make_parser, whole
+from ..files.outputs import check_folder
+from ..files.records import atomic_folder, load_json, read_records, sha256_file, write_json
+from ..models.folder import check_context, check_ids, find_model, identity
+from ..models.reward_models import is_classifier
+from ..models.texts import count_cut
 from .toxicity import text_limit, text_tokenizer
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def metrics(labels: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.deadend.classifier", __doc__)
+    parser = make_parser("orlhf-ext deadend classifier", __doc__)
     add = parser.add_argument
     add("--model_name_or_path", required=True, metavar="MODEL", help="to start from: a folder or a hub name")
     add("--train_file", required=True, metavar="FILE", help="texts with labels")
@@ -199,7 +199,8 @@ def load_model(folder: Path, names: Sequence[str], pad_id: int, seed: int) -> An
     """
     from transformers import set_seed
 
-    from ..weights import classifier_class, load_whole, model_config
+    from ..models.folder import model_config
+    from ..models.weights import classifier_class, load_whole
 
     flag = "--model_name_or_path"
     config = model_config(folder, flag)
@@ -301,7 +302,7 @@ def fit(
     """Train from the last checkpoint, if there is one; write the folder; None on other ranks than the first."""
     from transformers import DataCollatorWithPadding, Trainer
 
-    from ..weights import check_finite
+    from ..models.weights import check_finite
 
     class FiniteTrainer(Trainer):
         """transformers' own leaves a loss that is not finite out of its logs, and goes on."""

@@ -1,4 +1,4 @@
-"""Continuations of value prompts: ``python -m orlhf_ext.deadend.continuations --model_name_or_path DIR --data_file
+"""Continuations of value prompts: ``orlhf-ext deadend continuations --model_name_or_path DIR --data_file
 prompts.jsonl --save_file prompts_and_gens.jsonl --num_returns 25``
 
 A prompt is the record's ``prompt``, text or ``{"text": ...}``; the record is written back with ``"generations":
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import command
-from ..flags import make_parser, whole
+from ..cli.errors import command
+from ..cli.flags import make_parser, whole
 from .sampling import Plain, add_flags, check_flags, sample_file, tell
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Sample continuations of each prompt."""
-    parser = make_parser("python -m orlhf_ext.deadend.continuations", __doc__)
+    parser = make_parser("orlhf-ext deadend continuations", __doc__)
     add_flags(parser, num_returns=10, batch_size=32, min_new_tokens=0)
     parser.add_argument(
         "--sample_size", type=whole(1, also=(-1,)), default=-1, help="draw so many prompts; -1: all (%(default)s)"

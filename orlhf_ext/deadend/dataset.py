@@ -9,7 +9,7 @@ from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.utils.utils import zero_pad_sequences
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from .rows import encode, parse_row
 
 ACTION, REWARD, MINUS = range(3)

@@ -1,4 +1,4 @@
-"""Rectified decoding of prompts: ``python -m orlhf_ext.deadend.decode --model_name_or_path DIR --q_model_name_or_path
+"""Rectified decoding of prompts: ``orlhf-ext deadend decode --model_name_or_path DIR --q_model_name_or_path
 Q_D --data_file prompts.jsonl --save_file generations.jsonl --epsilon 0.1``
 
 The probability of each next token is capped by ``1 + Q_D(s, a) - epsilon`` before temperature, top-k and top-p.
@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError, command
-from ..flags import DTYPES, SHARE, make_parser, whole
-from ..model_folder import check_context, find_model, identity, read_config
+from ..cli.errors import UserError, command
+from ..cli.flags import DTYPES, SHARE, make_parser, whole
+from ..models.folder import check_context, find_model, identity, read_config
 from .sampling import MODEL_FLAG, Plain, add_flags, check_flags, sample_file, tell
 from .settings import read_settings
 
@@ -61,7 +61,7 @@ class Rectified(Plain):
         return needed_bytes(self.folder, rows, max_len, self.dtype)
 
     def processors(self, model: Any, tokenizer: Any) -> Callable[[Tensor], list[Any]]:
-        from ..engines import end_ids
+        from ..models.samplers import end_ids
         from .hf import RectifiedLogitsProcessor
         from .model import load_q_model
 
@@ -86,7 +86,7 @@ class Rectified(Plain):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Decode each prompt, rectified or not."""
-    parser = make_parser("python -m orlhf_ext.deadend.decode", __doc__)
+    parser = make_parser("orlhf-ext deadend decode", __doc__)
     add = parser.add_argument
     add_flags(parser, num_returns=25, batch_size=3, min_new_tokens=10)
     add(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from ..errors import UserError
+from ..cli.errors import UserError
 
 Infeasible = Literal["normalize", "fallback"]
 P_MIN = 1e-7

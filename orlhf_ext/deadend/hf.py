@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from .decoding import P_MIN, TOP_K, Infeasible, align_vocabulary, rectify_counted
 from .settings import QSettings
 from .stepper import QStepper

@@ -1,4 +1,4 @@
-"""Hold prompts out: ``python -m orlhf_ext.deadend.hold_out --data_file prompts.jsonl --num 64 --save_dir DIR``
+"""Hold prompts out: ``orlhf-ext deadend hold_out --data_file prompts.jsonl --num 64 --save_dir DIR``
 
 Draws prompts for evaluation, which value data then never sees: ``DIR/held_out.jsonl`` gets them, ``DIR/prompts.jsonl``
 the others, both in the file's order. Prompts with the same text stay on one side; among the held-out ones a text stands
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..errors import UserError, command
-from ..flags import COUNT, SEED, make_parser
-from ..journal import meta_path
-from ..outputs import add_overwrite, check_file, check_folder
-from ..records import read_records, sha256_file, write_json, write_jsonl
+from ..cli.errors import UserError, command
+from ..cli.flags import COUNT, SEED, make_parser
+from ..files.journal import meta_path
+from ..files.outputs import add_overwrite, check_file, check_folder
+from ..files.records import read_records, sha256_file, write_json, write_jsonl
 from .score import prompt_of
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.deadend.hold_out", __doc__)
+    parser = make_parser("orlhf-ext deadend hold_out", __doc__)
     add = parser.add_argument
     add("--data_file", required=True, metavar="FILE", help="prompts, JSON Lines")
     add("--num", type=COUNT, required=True, help="how many to hold out")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engines import kv_bytes_per_token
-from ..errors import UserError
+from ..backends.resources import kv_bytes_per_token
+from ..cli.errors import UserError
 from .stepper import PREFILL_TOKENS, columns
 
 #: sequences at a time, of our own engines: that many keep a GPU busy, and Q_D's keys and values small

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..batches import cut_batches
-from ..errors import UserError
-from ..model_folder import find_model
-from ..weights import load_whole, model_config
+from ..cli.errors import UserError
+from ..models.batches import cut_batches
+from ..models.folder import find_model, model_config
+from ..models.weights import load_whole
 from .settings import KEY, QSettings, from_config, read_settings
 
 STD = 0.02  # GPT-2's

@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..journal import Journal
-from ..model_folder import check_ids, context_length, find_model, identity, load_tokenizer
-from ..samples import count_cut, encode
-from ..spans import Span
+from ..cli.errors import UserError
+from ..files.journal import Journal
+from ..models.folder import check_ids, context_length, find_model, identity, load_tokenizer
+from ..models.spans import Span
+from ..models.texts import count_cut, encode
 
 _AT_ONCE = 4096  # texts of one piece of the journal
 
@@ -45,7 +45,7 @@ class LanguageModel:
 
     @cached_property
     def _model(self) -> Any:
-        from ..logprobs import load_model
+        from ..models.logprobs import load_model
 
         return load_model(self.folder, self.dtype, self.attention, "--perplexity_model")
 
@@ -70,7 +70,7 @@ class LanguageModel:
 
     def likelihoods(self, texts: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Sum of nats and number of tokens of each continuation; ``(0.0, 0)`` where it has no token."""
-        from ..likelihood import span_logprobs
+        from ..models.likelihood import span_logprobs
 
         spans = self.spans(texts)
         real = [span for span in spans if span.scored]

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-from ..records import load_json
+from ..cli.errors import UserError
+from ..files.records import load_json
 from .toxicity import NoScore
 
 if TYPE_CHECKING:

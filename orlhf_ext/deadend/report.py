@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..report import csv_table, markdown_table, plain
+from ..reports.tables import csv_table, markdown_table, plain
 from .score import THRESHOLD
 
 if TYPE_CHECKING:

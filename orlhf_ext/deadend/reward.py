@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
-from ..errors import UserError
-from ..flags import LENGTH, NOT_NEGATIVE
-from ..model_folder import check_context, check_ids, find_model, load_tokenizer
+from ..cli.errors import UserError
+from ..cli.flags import LENGTH, NOT_NEGATIVE
+from ..models.folder import check_context, check_ids, find_model, load_tokenizer
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
 from .settings import read_settings
 

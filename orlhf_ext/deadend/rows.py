@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..errors import UserError
-from ..samples import encode as tokens
-from ..samples import with_end
+from ..cli.errors import UserError
+from ..models.texts import encode as tokens
+from ..models.texts import with_end
 
 
 class Row(NamedTuple):

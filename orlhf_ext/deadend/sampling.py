@@ -18,16 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..batches import fingerprint
-from ..engines import Completions, Prompt, Sampling, derive_seed, device_memory, load_vllm, sample_hf, sample_vllm
-from ..errors import UserError
-from ..flags import COUNT, DTYPES, NOT_NEGATIVE, PART, SEED, whole
-from ..generate import encode_prompts, tally
-from ..journal import Journal
-from ..model_folder import check_context, context_length, find_model, identity, load_tokenizer
-from ..outputs import add_overwrite, check_file
-from ..records import Line, Record, read_records, sha256_file
-from ..samples import Sample
+from ..cli.errors import UserError
+from ..cli.flags import COUNT, DTYPES, NOT_NEGATIVE, PART, SEED, whole
+from ..files.journal import Journal
+from ..files.outputs import add_overwrite, check_file
+from ..files.records import Line, Record, read_records, sha256_file
+from ..models.batches import fingerprint
+from ..models.folder import check_context, context_length, find_model, identity, load_tokenizer
+from ..models.prompts import encode_prompts, tally
+from ..models.samplers import (
+    Completions,
+    Prompt,
+    Sampling,
+    derive_seed,
+    device_memory,
+    load_vllm,
+    sample_hf,
+    sample_vllm,
+)
+from ..models.texts import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,7 +219,7 @@ def _with_hf(
     done: set[str],
     decoding: Plain,
 ) -> Stream:
-    from ..logprobs import load_model
+    from ..models.logprobs import load_model
 
     model, tokenizer = load_model(folder, args.dtype, "sdpa", MODEL_FLAG), load_tokenizer(folder, MODEL_FLAG)
     processors = decoding.processors(model, tokenizer)

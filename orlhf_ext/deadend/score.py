@@ -1,4 +1,4 @@
-"""Score continuations for toxicity: ``python -m orlhf_ext.deadend.score --model_name_or_path DIR --data_file GENS``
+"""Score continuations for toxicity: ``orlhf-ext deadend score --model_name_or_path DIR --data_file GENS``
 
 Each object of ``generations`` gets a number between 0 and 1 under ``--toxicity_type``: of the continuation alone,
 stripped, or with ``--score_input full`` of prompt and continuation. The scorer is any sequence classifier (a folder or
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
-from ..batches import fingerprint
-from ..errors import UserError, command
-from ..flags import COUNT, DTYPES, add_compute, make_parser, whole
-from ..journal import Journal, meta_path
-from ..outputs import add_overwrite, check_file
-from ..records import Line, Record, load_json, read_records, sha256_file
+from ..cli.errors import UserError, command
+from ..cli.flags import COUNT, DTYPES, add_compute, make_parser, whole
+from ..files.journal import Journal, meta_path
+from ..files.outputs import add_overwrite, check_file
+from ..files.records import Line, Record, load_json, read_records, sha256_file
+from ..models.batches import fingerprint
 
 if TYPE_CHECKING:
     from .toxicity import NoScore, Scorer
@@ -119,7 +119,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.deadend.score", __doc__)
+    parser = make_parser("orlhf-ext deadend score", __doc__)
     add = parser.add_argument
     add(
         "--model_name_or_path",

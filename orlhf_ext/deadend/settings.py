@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..model_folder import read_config
+from ..cli.errors import UserError
+from ..models.folder import read_config
 
 KEY = "dead_end"
 VERSION = 1

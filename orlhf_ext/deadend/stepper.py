@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Cache, DynamicLayer
 
-from ..batches import cut_batches
-from ..errors import UserError
+from ..cli.errors import UserError
+from ..models.batches import cut_batches
 
 PREFILL_TOKENS = 16384  # padded tokens that are read at once
 _ROOM = 16  # columns, at the least, that a full layer grows by

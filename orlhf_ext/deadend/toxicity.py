@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import backends
-from ..batches import cut_batches
-from ..errors import UserError
+from ..cli.errors import UserError
+from ..cli.user_code import user_code
 from ..extensions import load
-from ..model_folder import check_ids, context_length, find_model, identity, read_config, read_tokenizer
-from ..samples import count_cut
-from ..score import is_classifier
-from ..user_code import user_code
+from ..models.batches import cut_batches
+from ..models.folder import check_ids, context_length, find_model, identity, read_config, read_tokenizer
+from ..models.reward_models import is_classifier
+from ..models.texts import count_cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -199,7 +199,8 @@ class Classifier:
         backends.install()
         import torch
 
-        from ..weights import classifier_class, load_whole, model_config
+        from ..models.folder import model_config
+        from ..models.weights import classifier_class, load_whole
 
         config = model_config(self.folder, self.flag)
         if (cls := classifier_class(config)) is None:

@@ -8,8 +8,8 @@ import torch
 from openrlhf.models.loss import SFTLoss
 from openrlhf.trainer.sft_trainer import SFTTrainer
 
-from ..errors import UserError
-from ..tally import Tally, log_evaluation
+from ..cli.errors import UserError
+from ..reports.tally import Tally, log_evaluation
 from .dataset import ACTION, REWARD
 from .loss import action_mask, polyak_update, sarsa_loss, sarsa_targets
 from .model import gathered

@@ -27,9 +27,9 @@ import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from ..errors import UserError
-from ..flags import DTYPES
-from ..model_folder import context_length
+from ..cli.errors import UserError
+from ..cli.flags import DTYPES
+from ..models.folder import context_length
 from .decoding import P_MIN, TOP_K, Infeasible, align_vocabulary, check_vocabulary, rectify_counted
 from .memory import free_part, needed_bytes, say_room
 from .settings import read_settings

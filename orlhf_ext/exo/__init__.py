@@ -8,14 +8,14 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..chat_data import template_of
-from ..chats import Render
-from ..errors import UserError
+from ..cli.errors import UserError
+from ..cli.flags import LENGTH, NOT_NEGATIVE, POSITIVE, whole
 from ..extensions import Extension
-from ..flags import LENGTH, NOT_NEGATIVE, POSITIVE, whole
-from ..model_folder import context_length, load_tokenizer
-from ..outputs import check_folder
-from ..records import read_records
+from ..files.outputs import check_folder
+from ..files.records import read_records
+from ..models.chats import Render
+from ..models.folder import context_length, load_tokenizer
+from ..openrlhf_fixes.chat_data import template_of
 from .rows import Rules, chat_texts, parse_record
 from .settings import LOSS_TYPES, check_epsilon, check_loss_type
 

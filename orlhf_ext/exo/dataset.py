@@ -21,9 +21,9 @@ from datasets import Features, List, Value
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from ..chats import render_with
-from ..errors import UserError
-from ..samples import encode
+from ..cli.errors import UserError
+from ..models.chats import render_with
+from ..models.texts import encode
 from .rows import Kwise, Rules, chat_texts, parse_record
 
 _FEATURES = Features(

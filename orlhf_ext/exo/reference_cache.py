@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..records import atomic_write, sha256_file
+from ..cli.errors import UserError
+from ..files.records import atomic_write, sha256_file
 from .dataset import KwiseDataset
 
 FORMAT = 1

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from ..chats import ChatError, Messages, Render, as_messages, split_chat
-from ..errors import UserError
+from ..cli.errors import UserError
+from ..models.chats import ChatError, Messages, Render, as_messages, split_chat
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _read_kwise(record: dict[str, Any], prompt: Any, bad: Callable[[str], NoRetu
         bad(f"has 'completions' that are {_kind(completions)}, not a list")
     rewards = record.get("rewards")
     if rewards is None:
-        bad("has no 'rewards'; label it first with python -m orlhf_ext.score")
+        bad("has no 'rewards'; label it first with orlhf-ext score")
     columns: dict[str, Any] = {"rewards": rewards}
     columns |= {k: record[k] for k in ("token_ids", "finish_reasons") if record.get(k) is not None}
     for name, column in columns.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import suggest
+from ..cli.errors import suggest
 
 LOSS_TYPES = ("exo-pref", "exo-rw", "dpo-pref", "dpo-rw")
 

@@ -10,8 +10,8 @@ from openrlhf.models.loss import DPOLoss
 from openrlhf.models.utils import log_probs_from_logits
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 
-from ..errors import UserError
-from ..tally import Tally, log_evaluation
+from ..cli.errors import UserError
+from ..reports.tally import Tally, log_evaluation
 from . import reference_cache
 from .dataset import Rows
 from .losses import kwise_loss

@@ -21,17 +21,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..errors import UserError, suggest
+from ..cli.errors import UserError, suggest
+from ..cli.flags import COUNT, NOT_NEGATIVE
 from ..extensions import Extension
-from ..flags import COUNT, NOT_NEGATIVE
-from ..model_folder import read_config
-from ..outputs import check_folder
-from ..preflight import read_source
-from ..records import Line
+from ..files.outputs import check_folder
+from ..files.records import Line
+from ..files.sources import read_source
+from ..models.folder import read_config
+from ..models.head_settings import EOS, HEADS, HOW, KEY, SQUASHES, STYLES, HeadSettings, from_config
 from . import training
-from .aggregate import HOW
-from .render import EOS, STYLES
-from .settings import HEADS, KEY, SQUASHES, HeadSettings, from_config
 
 CACHE = "~/.cache/orlhf_ext/features"
 DEFAULT_K = 16

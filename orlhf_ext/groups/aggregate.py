@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..models.head_settings import HOW
+
 if TYPE_CHECKING:
     import torch
-
-#: ways to aggregate the rewards of a response
-HOW = ("min", "mean", "weighted", "softmin", "index")
 
 
 def aggregate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from ..extensions import Extension, extension
 from ..rewards.combine import RewardSet
 from ..rewards.selection import from_args

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import UserError
+from ..cli.errors import UserError
 
 #: how far the sum of proportions may be from 1
 TOLERANCE = 1e-9

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from openrlhf.datasets.reward_dataset import RewardDataset
 
-from ..chat_data import tell_cuts
+from ..openrlhf_fixes.chat_data import tell_cuts
 from . import training
 from .render import Encoded, encode, whole_text
 

@@ -1,4 +1,4 @@
-"""Find groups of annotators that nobody named: ``python -m orlhf_ext.groups.em --model M --data PAIRS --out OUT``
+"""Find groups of annotators that nobody named: ``orlhf-ext groups em --model M --data PAIRS --out OUT``
 
 Pairs carry an ``annotator_id``. Hidden states of a frozen backbone are computed once; then heads are trained on the
 pairs of their annotators, and each annotator goes to the head that explains all choices of his best, in turn, until
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import UserError, command
-from ..flags import COUNT, DTYPES, LENGTH, POSITIVE, SEED, add_compute, make_parser, whole
-from ..outputs import add_overwrite, check_file, check_folder
-from ..records import Line, read_records, sha256_file, write_json, write_jsonl
+from ..cli.errors import UserError, command
+from ..cli.flags import COUNT, DTYPES, LENGTH, POSITIVE, SEED, add_compute, make_parser, whole
+from ..files.outputs import add_overwrite, check_file, check_folder
+from ..files.records import Line, read_records, sha256_file, write_json, write_jsonl
+from ..models.head_settings import EOS, HEADS, SQUASHES, STYLES, HeadSettings
 from . import DEFAULT_K
-from .render import EOS, STYLES, encode
-from .settings import HEADS, SQUASHES, HeadSettings
+from .render import encode
 from .training import id_text
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class EM:
         """
         import torch
 
-        from .heads import initialise, make_head
+        from ..models.group_heads import initialise, make_head
 
         generator = torch.Generator().manual_seed(seed)
         groups = self.settings.num_groups
@@ -226,7 +226,7 @@ def read_pairs(path: str, style: str | None) -> tuple[list[Line], str]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.groups.em", __doc__)
+    parser = make_parser("orlhf-ext groups em", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="the backbone: a folder or a hub name")
     add("--data", required=True, metavar="FILE", help="pairs with annotator_id")
@@ -269,7 +269,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> tuple[torch.Tensor, int]:
     """``(pairs, 2, d)`` float32, and how many texts are cut."""
     from .. import backends
-    from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
+    from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
 
     folder = find_model(args.model)
     check_context(folder, args.max_len)
@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: {"annotators": assignment.count(number), "pairs": found.count(number)}
         for number, name in enumerate(groups)
     }
-    from ..model_folder import find_model, identity
+    from ..models.folder import find_model, identity
 
     meta: dict[str, Any] = {
         "command": "groups.em",

@@ -1,6 +1,6 @@
-"""Compare policies for each group: ``python -m orlhf_ext.groups.evaluate --groups G --sft S --policy gold=P --out O``
+"""Compare policies for each group: ``orlhf-ext groups evaluate --groups G --sft S --policy gold=P --out O``
 
-Every file holds samples of the same prompts with gold ``traits`` (``orlhf_ext.groups.score``), joined by id. A group's
+Every file holds samples of the same prompts with gold ``traits`` (``orlhf-ext groups score``), joined by id. A group's
 gold score of a response is its weighted sum of traits; of several samples of a prompt the scores' mean counts, and all
 pairs for a win rate, where a tie is one half (in a strict rate, none). Intervals are 95 % bootstrap intervals over
 prompts. Beside --out O.json stands the table, as O.md and O.csv.
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError, command
-from ..evaluate import Interval, Lists, bootstrap, mean_and_error, prompt_means, read_run, t_interval, win_rates
-from ..flags import INNER, SEED, make_parser, whole
-from ..outputs import add_overwrite, check_file
-from ..records import Record, load_json, write_json
-from ..report import csv_table, markdown_table, print_examples, write_tables
-from ..samples import Sample, read_samples
+from ..cli.errors import UserError, command
+from ..cli.flags import INNER, SEED, make_parser, whole
+from ..files.outputs import add_overwrite, check_file
+from ..files.records import Record, load_json, write_json
+from ..models.texts import Sample, read_samples
+from ..reports.statistics import Interval, Lists, bootstrap, mean_and_error, prompt_means, t_interval, win_rates
+from ..reports.summaries import read_run
+from ..reports.tables import csv_table, markdown_table, print_examples, write_tables
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], baseline: str, ke
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.groups.evaluate", __doc__)
+    parser = make_parser("orlhf-ext groups evaluate", __doc__)
     add = parser.add_argument
     add("--groups", metavar="FILE", help="groups and their trait weights, YAML")
     add("--sft", metavar="FILE", help="scored samples of the SFT model")

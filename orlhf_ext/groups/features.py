@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from ..batches import cut_batches, pad_left
-from ..model_folder import find_model, identity
-from ..records import atomic_write
-from ..weights import check_finite, check_reward, quiet
+from ..files.records import atomic_write
+from ..models.batches import cut_batches, pad_left
+from ..models.folder import find_model, identity
+from ..models.weights import check_finite, check_reward, quiet
 from .dataset import GroupDataset
 
 FORMAT = 1

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from ..errors import UserError
-from ..records import parse_object
-from .render import STYLES
+from ..cli.errors import UserError
+from ..files.records import parse_object
+from ..models.head_settings import STYLES
 
 VERSION = 1
 

@@ -1,4 +1,4 @@
-"""One reward model out of one for each group: ``python -m orlhf_ext.groups.merge --models NAME=DIR ... --out DIR``.
+"""One reward model out of one for each group: ``orlhf-ext groups merge --models NAME=DIR ... --out DIR``.
 
 The models must share their backbone to the last bit (``train_rm --ext.use group-rm --groups.only NAME`` with a frozen
 one); their heads are stacked, so that one forward pass gives the scores of all. Models with a backbone of their own
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..errors import UserError, command
-from ..flags import make_parser
-from ..model_folder import find_model, identity, load_tokenizer, read_config, weight_shapes
-from ..outputs import check_folder
-from ..records import atomic_folder, load_json, write_json
-from ..weights import check_files, check_reward
-from .render import EOS, STYLES
-from .settings import KEY, HeadSettings, read_settings
+from ..cli.errors import UserError, command
+from ..cli.flags import make_parser
+from ..files.outputs import check_folder
+from ..files.records import atomic_folder, load_json, write_json
+from ..models.folder import find_model, identity, load_tokenizer, read_config, weight_shapes
+from ..models.head_settings import EOS, KEY, STYLES, HeadSettings, read_settings
+from ..models.weights import check_files, check_reward
 
 _FLAG = "--models"
 _KEPT = (".json", ".jinja", ".txt", ".model")  # of a model folder, beside its weights
@@ -207,7 +206,7 @@ def _write(folder: Path, members: Sequence[Member], settings: HeadSettings) -> N
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.groups.merge", __doc__)
+    parser = make_parser("orlhf-ext groups merge", __doc__)
     add = parser.add_argument
     add("--models", required=True, nargs="+", metavar="NAME=DIR", help="the reward model of each group, in order")
     add("--out", required=True, metavar="DIR", help="the folder to make")

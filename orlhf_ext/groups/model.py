@@ -18,12 +18,12 @@ import openrlhf.models.model as upstream
 import torch
 from torch import nn
 
-from ..batches import Row, pad_left
-from ..weights import load_reward
+from ..models.batches import Row, pad_left
+from ..models.group_heads import initialise, make_head
+from ..models.head_settings import KEY, HeadSettings, from_config
+from ..models.weights import load_reward
 from . import training
 from .aggregate import aggregate, standardise
-from .heads import initialise, make_head
-from .settings import KEY, HeadSettings, from_config
 
 _stock_class = upstream._get_reward_model
 _stock = upstream.get_llm_for_sequence_regression

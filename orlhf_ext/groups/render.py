@@ -8,20 +8,15 @@ are kept in a reward model's config.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..samples import encode as tokens
-from ..samples import with_end_text
+from ..models.head_settings import STYLES, Eos, Style
+from ..models.texts import encode as tokens
+from ..models.texts import with_end_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Style = Literal["hh", "chat", "legacy"]
-STYLES: tuple[Style, ...] = ("hh", "chat", "legacy")
-
-#: ``append``: OpenRLHF's rule for reward models, a space and EOS; ``none``: a text ends where it ends
-Eos = Literal["append", "none"]
-EOS: tuple[Eos, ...] = ("append", "none")
 
 _HH = {"user": "Human", "assistant": "Assistant"}
 _INDENT = "    "

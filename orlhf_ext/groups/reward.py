@@ -13,17 +13,17 @@ from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 from .. import backends
-from ..batches import Row, cut_batches
-from ..errors import UserError, suggest
-from ..flags import FINITE, LENGTH, NOT_NEGATIVE, POSITIVE, whole
-from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
-from ..preflight import read_source
+from ..cli.errors import UserError, suggest
+from ..cli.flags import FINITE, LENGTH, NOT_NEGATIVE, POSITIVE, whole
+from ..files.sources import read_source
+from ..models.batches import Row, cut_batches
+from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
+from ..models.head_settings import KEY, Eos, read_settings
+from ..models.reward_models import check_reward_model, pooled_away, without_end
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
-from ..score import check_reward_model, pooled_away, without_end
 from .aggregate import aggregate, standardise
 from .label import Label, read_label
-from .render import Eos, encode
-from .settings import KEY, read_settings
+from .render import encode
 
 Kind = Literal["gold", "group_rm", "ensemble"]
 Aggregate = Literal["min", "mean", "weighted", "softmin", "index", "batch-min"]
@@ -348,7 +348,7 @@ class Groups(Reward):
 
             compute = load_scorer(*settings)
         else:
-            from ..score import load_scorer as load_plain
+            from ..models.reward_models import load_scorer as load_plain
 
             plain = load_plain(*settings)
             end = pooled_away(reader.folder)

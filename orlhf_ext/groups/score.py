@@ -1,4 +1,4 @@
-"""Score completions with gold traits: ``python -m orlhf_ext.groups.score --data A --out B --trait NAME=KIND``
+"""Score completions with gold traits: ``orlhf-ext groups score --data A --out B --trait NAME=KIND``
 
 Reads samples (``completions``) or pairs (``chosen``, ``rejected``) whose prompts and completions are text, and adds
 ``traits: {NAME: [a number for each completion]}``; traits that a record already has stay, unless they are scored again.
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from .. import __version__
-from ..batches import Compute, check_files, fingerprint, run_batches, with_column
-from ..errors import UserError, command
-from ..flags import DTYPES, add_compute, make_parser, whole
-from ..journal import Journal
-from ..outputs import add_overwrite
-from ..records import Record, sha256_file
-from ..samples import Sample, read_samples
-from .render import EOS
+from ..cli.errors import UserError, command
+from ..cli.flags import DTYPES, add_compute, make_parser, whole
+from ..files.journal import Journal
+from ..files.outputs import add_overwrite
+from ..files.records import Record, sha256_file
+from ..models.batches import Compute, check_files, fingerprint, run_batches, with_column
+from ..models.head_settings import EOS
+from ..models.texts import Sample, read_samples
 from .traits import Traits, TraitSpec
 
 
@@ -100,7 +100,7 @@ def with_traits(samples: Sequence[Sample], found: dict[str, list[list[float]]]) 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.groups.score", __doc__)
+    parser = make_parser("orlhf-ext groups score", __doc__)
     add = parser.add_argument
     add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
     add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")

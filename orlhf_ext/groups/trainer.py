@@ -10,11 +10,11 @@ import torch
 from openrlhf.models.loss import PairWiseLoss
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
 
-from ..tally import Tally, log_evaluation
+from ..models.head_settings import KEY, HeadSettings
+from ..reports.tally import Tally, log_evaluation
 from . import features
 from .dataset import GroupDataset
 from .losses import balanced_weights, group_pair_loss, pair_losses
-from .settings import KEY, HeadSettings
 
 METRICS = ("loss", "acc", "pairs")
 """What is logged of each group as ``groups/NAME/METRIC``: the mean loss of its pairs (unweighted, without centering),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..errors import UserError, suggest
-from .settings import HeadSettings
+from ..cli.errors import UserError, suggest
+from ..models.head_settings import HeadSettings
 
 _SHOWN = 10  # names in a message
 

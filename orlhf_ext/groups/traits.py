@@ -16,11 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..batches import Compute, Row, cut_batches
-from ..errors import UserError
-from ..model_folder import check_context, check_ids, context_length, find_model, identity, load_tokenizer
-from ..score import check_reward_model, load_scorer, pooled_away, without_end
-from .render import Eos, encode
+from ..cli.errors import UserError
+from ..models.batches import Compute, Row, cut_batches
+from ..models.folder import check_context, check_ids, context_length, find_model, identity, load_tokenizer
+from ..models.head_settings import Eos
+from ..models.reward_models import check_reward_model, load_scorer, pooled_away, without_end
+from .render import encode
 
 WORDS = 100  # beyond which an answer is not concise at all
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluate import CONFIDENCE, Interval, bootstrap
+from ..reports.statistics import CONFIDENCE, Interval, bootstrap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

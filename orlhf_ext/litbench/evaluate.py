@@ -1,12 +1,12 @@
 """How often a reward model prefers the better story, with intervals, and what its preference owes to length.
 
-``python -m orlhf_ext.litbench.evaluate --pairs scored.jsonl --out O.json``: a Bradley-Terry model, on the test pairs
-that ``orlhf_ext.score`` has scored.
+``orlhf-ext litbench evaluate --pairs scored.jsonl --out O.json``: a Bradley-Terry model, on the test pairs
+that ``orlhf-ext score`` has scored.
 
-``python -m orlhf_ext.litbench.evaluate --data D.jsonl --verdicts V.jsonl --logprobs L.jsonl --out O.json``: a
+``orlhf-ext litbench evaluate --data D.jsonl --verdicts V.jsonl --logprobs L.jsonl --out O.json``: a
 generative one. D is the builder's rationales_test.jsonl, each test pair in both orders. V is what
-``orlhf_ext.generate`` made of it (an answer each, at temperature 0; one without a verdict is wrong), and L what
-``orlhf_ext.logprobs --no_eos`` made of it (which verdict is more likely, A or B?); one of the two will do. Accuracy is
+``orlhf-ext generate`` made of it (an answer each, at temperature 0; one without a verdict is wrong), and L what
+``orlhf-ext logprobs --no_eos`` made of it (which verdict is more likely, A or B?); one of the two will do. Accuracy is
 that of each pair's primary order.
 
 Beside O.json stand the table, as O.md and O.csv, and a record for each pair, as O.pairs.jsonl.
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..build_data import sidecar_path
-from ..errors import UserError, command
-from ..evaluate import numbers, write_summary
-from ..flags import SEED, make_parser
-from ..outputs import add_overwrite, check_file
-from ..records import Line, Record, load_json, read_records, write_jsonl
-from ..report import csv_table, markdown_table
-from ..samples import Sample, read_samples, reply_text
+from ..cli.errors import UserError, command
+from ..cli.flags import SEED, make_parser
+from ..files.journal import sidecar_path
+from ..files.outputs import add_overwrite, check_file
+from ..files.records import Line, Record, load_json, read_records, write_jsonl
+from ..models.texts import Sample, numbers, read_samples, reply_text
+from ..reports.summaries import write_summary
+from ..reports.tables import csv_table, markdown_table
 from .accuracy import BUCKETS, MUCH, length_ratio, measure, measure_orders, share
 from .verdict import parse_verdict
 
@@ -179,7 +179,7 @@ def lean_of_logprobs(sample: Sample, key: str) -> float:
         raise UserError(f"{sample.name} has other completions than the verdicts A and B, in this order; {BUILD}")
     values = numbers(sample, key)
     if not values:
-        raise UserError(f"{sample.name} has no {key}; run orlhf_ext.logprobs --no_eos on --data, or give another key")
+        raise UserError(f"{sample.name} has no {key}; run orlhf-ext logprobs --no_eos on --data, or give another key")
     return values[0] - values[1]
 
 
@@ -218,7 +218,7 @@ def evaluate_scores(path: str) -> tuple[dict[str, Any], list[Record]]:
         rewards = numbers(sample, "rewards")
         if len(rewards) != 2:
             what = "no rewards" if not rewards else f"{len(rewards)} rewards"
-            raise UserError(f"{sample.name} has {what}, and a pair has two; give pairs that orlhf_ext.score has scored")
+            raise UserError(f"{sample.name} has {what}, and a pair has two; give pairs that orlhf-ext score has scored")
         scores.append(rewards)
         words.append([len(reply_text(story).split()) for story in sample.completions])
     table = np.array(scores)
@@ -341,12 +341,12 @@ def print_table(metrics: Mapping[str, Any]) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.litbench.evaluate", __doc__)
+    parser = make_parser("orlhf-ext litbench evaluate", __doc__)
     add = parser.add_argument
-    add("--pairs", metavar="FILE", help="Bradley-Terry: the test pairs, scored by orlhf_ext.score")
+    add("--pairs", metavar="FILE", help="Bradley-Terry: the test pairs, scored by orlhf-ext score")
     add("--data", metavar="FILE", help="generative: the test pairs in both orders, rationales_test.jsonl")
-    add("--verdicts", metavar="FILE", help="answers to --data, by orlhf_ext.generate")
-    add("--logprobs", metavar="FILE", help="log-probabilities of the two verdicts of --data, by orlhf_ext.logprobs")
+    add("--verdicts", metavar="FILE", help="answers to --data, by orlhf-ext generate")
+    add("--logprobs", metavar="FILE", help="log-probabilities of the two verdicts of --data, by orlhf-ext logprobs")
     add("--logprobs_key", default="logprobs", metavar="NAME", help="their column (%(default)s)")
     add("--out", required=True, metavar="FILE", help="summary, a .json file")
     add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")

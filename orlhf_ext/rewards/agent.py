@@ -1,4 +1,4 @@
-"""The agent file of a run with ``--ext.reward``: one turn, and no reward yet. `orlhf_ext.rewards.samples` fills it in
+"""The agent file of a run with ``--ext.reward``: one turn, and no reward yet. `orlhf_ext.rewards.generator` fills it in
 for all rollouts of a batch at once."""
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor

@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from ..errors import UserError, suggest
-from ..flags import Number
-from ..records import load_json
-from ..user_code import user_code
+from ..cli.errors import UserError, suggest
+from ..cli.flags import Number
+from ..cli.user_code import user_code
+from ..files.records import load_json
 from .base import Reward
 
 REQUIRED: Any = inspect.Parameter.empty

@@ -2,7 +2,7 @@
 
     # my_rewards.py
     from dataclasses import dataclass
-    from orlhf_ext.rewards import Reward
+    from . import Reward
 
     @dataclass
     class Brevity(Reward):
@@ -11,7 +11,7 @@
         def score(self, batch):
             return [min(1.0, self.words / max(1, len(text.split()))) for text in batch.responses]
 
-    python -m orlhf_ext check reward my_rewards:Brevity --brevity.words 40
+    orlhf-ext check reward my_rewards:Brevity --brevity.words 40
     python -m orlhf_ext.launch train_ppo_ray --ext.reward my_rewards:Brevity --brevity.words 40 ...
 
 ``score`` gets all rollouts of a generated batch at once and gives one number for each, in their order. That is all a

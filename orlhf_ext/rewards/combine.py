@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, NoReturn
 
-from ..errors import UserError, suggest
-from ..user_code import place, told, user_code
+from ..cli.errors import UserError, suggest
+from ..cli.user_code import place, told, user_code
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
 How = Literal["sum", "min"]

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..errors import UserError
+from ..backends.resources import check_part, cluster_address
+from ..cli.errors import UserError
+from ..cli.flags import COUNT, LENGTH, PART, whole
+from ..cli.user_code import user_code
 from ..extensions import Extension
-from ..flags import COUNT, LENGTH, PART, whole
-from ..outputs import check_folder
-from ..preflight import read_source
-from ..resources import check_part
-from ..user_code import user_code
-from ..workers import cluster_address
+from ..files.outputs import check_folder
+from ..files.sources import read_source
 from .selection import Chosen, add_flags, from_args
 
 _AGENT = Path(__file__).with_name("agent.py")
@@ -32,7 +31,7 @@ class Rewards(Extension):
     name = "rewards"
     launchers = ("train_ppo_ray",)
     replacements = {  # noqa: RUF012
-        "openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator": "orlhf_ext.rewards.samples:RewardedSamples",
+        "openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator": "orlhf_ext.rewards.generator:RewardedSamples",
         "openrlhf.trainer.ppo_trainer:PPOTrainer": "orlhf_ext.rewards.trainer:RewardedTrainer",
         "openrlhf.trainer.ppo_trainer:compute_eval_metrics": "orlhf_ext.rewards.evaluation:compute_eval_metrics",
         "openrlhf.trainer.ray.launcher:ReferenceModelActor": "orlhf_ext.rewards.reference:ScoringReference",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..patterns import Pattern
+from ..cli.patterns import Pattern
 from .base import Reward, RewardBatch
 
 

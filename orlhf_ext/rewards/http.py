@@ -19,8 +19,8 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from ..errors import UserError
-from ..flags import COUNT, NOT_NEGATIVE, POSITIVE
+from ..cli.errors import UserError
+from ..cli.flags import COUNT, NOT_NEGATIVE, POSITIVE
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
 _LONGEST_PAUSE = 30.0  # seconds
@@ -69,7 +69,7 @@ class HTTP(Reward):
         Raises:
             UserError: no server listens.
         """
-        from ..workers import cluster_address
+        from ..backends.resources import cluster_address
 
         if cluster_address():
             return

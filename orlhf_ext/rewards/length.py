@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..flags import COUNT
+from ..cli.flags import COUNT
 from .base import Reward, RewardBatch, RewardResult, Rollout
 
 Unit = Literal["tokens", "words", "characters"]

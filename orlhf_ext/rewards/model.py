@@ -16,13 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from ..batches import Compute, Row, cut_batches
-from ..chats import ChatError, Messages, opening, proven, render_with, split_chat
-from ..errors import UserError
-from ..flags import LENGTH, NOT_NEGATIVE, whole
-from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..samples import Sample, encode
-from ..score import check_reward_model, encode_rows, is_classifier, load_scorer, pooled_away, without_end
+from ..cli.errors import UserError
+from ..cli.flags import LENGTH, NOT_NEGATIVE, whole
+from ..models.batches import Compute, Row, cut_batches
+from ..models.chats import ChatError, Messages, opening, proven, render_with, split_chat
+from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
+from ..models.reward_models import check_reward_model, encode_rows, is_classifier, load_scorer, pooled_away, without_end
+from ..models.texts import Sample, encode
 from .base import Reward, RewardBatch, RewardContext, RewardResult, Rollout
 
 if TYPE_CHECKING:

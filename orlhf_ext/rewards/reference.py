@@ -13,11 +13,11 @@ import torch
 from openrlhf.trainer.ray.launcher import ReferenceModelActor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..actors import unwrap
-from ..batches import cut_batches
-from ..likelihood import span_logprobs
-from ..logprobs import token_logprobs
-from ..spans import Span, find_groups, rows_of_groups, shared_length
+from ..extensions.ray_classes import unwrap
+from ..models.batches import cut_batches
+from ..models.likelihood import span_logprobs
+from ..models.logprobs import token_logprobs
+from ..models.spans import Span, find_groups, rows_of_groups, shared_length
 
 
 class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]

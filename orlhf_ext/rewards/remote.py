@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-from ..resources import must_share
-from ..user_code import user_code
+from ..backends.resources import must_share
+from ..cli.errors import UserError
+from ..cli.user_code import user_code
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 from .combine import Checked, score_one
 

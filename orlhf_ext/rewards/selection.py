@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from ..extensions import REWARDS, resolve
 from . import arguments
 from .base import Reward

@@ -6,8 +6,8 @@ from typing import Any
 
 from openrlhf.trainer.ppo_trainer import PPOTrainer
 
-from ..actors import unwrap
-from ..errors import UserError
+from ..cli.errors import UserError
+from ..extensions.ray_classes import unwrap
 from .evaluation import eval_arguments
 from .reference import GroupScorer
 

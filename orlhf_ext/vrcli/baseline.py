@@ -1,4 +1,4 @@
-"""Baselines of records: ``python -m orlhf_ext.vrcli.baseline --model DIR --data train.jsonl --out OUT/train.jsonl``.
+"""Baselines of records: ``orlhf-ext vrcli baseline --model DIR --data train.jsonl --out OUT/train.jsonl``.
 
 Each record comes out as it went in, with the mean negative log-likelihood of its gold text without a plan in its label
 (``base``: ``nll`` in nats a token, ``n`` scored tokens, ``fp`` fingerprint), and beside it as ``nll``, ``tokens`` and
@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..batches import Compute, Row, check_files, run_batches
-from ..batches import fingerprint as as_json
-from ..errors import UserError, command
-from ..flags import LENGTH, add_compute, make_parser, whole
-from ..journal import Journal, meta_path
-from ..model_folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..outputs import add_overwrite
-from ..records import Record, load_json, read_records, sha256_file
-from ..samples import Sample
-from ..spans import Span
+from ..cli.errors import UserError, command
+from ..cli.flags import LENGTH, add_compute, make_parser, whole
+from ..files.journal import Journal, meta_path
+from ..files.outputs import add_overwrite
+from ..files.records import Record, load_json, read_records, sha256_file
+from ..models.batches import Compute, Row, check_files, run_batches
+from ..models.batches import fingerprint as as_json
+from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
+from ..models.spans import Span
+from ..models.texts import Sample
 from .fingerprint import differences, digest, make_fingerprint
+from .improvement import improvement
 from .labels import AGAIN, Baseline, Label, baseline_of, read_label
-from .reward import improvement
 from .sequences import Encoder
 from .settings import SCORING, add_flags
 
@@ -126,7 +126,7 @@ def make_rows(labels: Sequence[Label], encoder: Encoder, plan_tokens: int = 0) -
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.vrcli.baseline", __doc__)
+    parser = make_parser("orlhf-ext vrcli baseline", __doc__)
     add = parser.add_argument
     add(
         "--model",
@@ -202,8 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _load(folder: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Compute:
-    from ..likelihood import make_scorer
-    from ..logprobs import load_model
+    from ..models.likelihood import make_scorer
+    from ..models.logprobs import load_model
 
     model = load_model(folder, args.dtype, args.attn_implementation)
     scorer = make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]

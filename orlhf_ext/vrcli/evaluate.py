@@ -1,6 +1,6 @@
-"""Plans before and after training: ``python -m orlhf_ext.vrcli.evaluate --before B.jsonl --after A.jsonl --out O.json``
+"""Plans before and after training: ``orlhf-ext vrcli evaluate --before B.jsonl --after A.jsonl --out O.json``
 
-Both files hold scored plans for the same held-out records (``orlhf_ext.vrcli.score``), joined by id; of several samples
+Both files hold scored plans for the same held-out records (``orlhf-ext vrcli score``), joined by id; of several samples
 of a record the mean counts. Intervals are over records. Beside O.json stand the table, as O.md and O.csv, and one JSON
 record for each held-out record, ready to plot, as O.records.jsonl.
 """
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError, command
-from ..evaluate import mean_and_error, paired_difference, t_interval, write_summary
-from ..flags import SEED, make_parser, whole
-from ..outputs import add_overwrite, check_file
-from ..records import Record, read_records, write_jsonl
-from ..report import csv_table, markdown_table, plain
+from ..cli.errors import UserError, command
+from ..cli.flags import SEED, make_parser, whole
+from ..files.outputs import add_overwrite, check_file
+from ..files.records import Record, read_records, write_jsonl
+from ..reports.statistics import mean_and_error, paired_difference, t_interval
+from ..reports.summaries import write_summary
+from ..reports.tables import csv_table, markdown_table, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,7 +207,7 @@ def print_plans(count: int, before: Results, after: Results) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.vrcli.evaluate", __doc__)
+    parser = make_parser("orlhf-ext vrcli evaluate", __doc__)
     add = parser.add_argument
     add("--before", required=True, metavar="FILE", help="scored plans of the model that training started from")
     add("--after", required=True, metavar="FILE", help="scored plans of the trained model")

@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..backends import gpu_present
-from ..model_folder import identity
+from ..backends.machine import gpu_present
+from ..models.folder import identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ def make_fingerprint(
         tail: see `sequences.Encoder`.
         device: ``cuda`` or ``cpu``; None: what this machine has (also where Ray hides it from a worker).
     """
-    from ..likelihood import VERSION
+    from ..models.likelihood import VERSION
 
     if device is None:
         import torch

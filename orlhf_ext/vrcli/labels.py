@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_builders.common import is_messages
-from data_builders.story.prompts import VERSION, scoring_messages
-
-from ..errors import UserError
-from ..records import parse_object
-from ..samples import Messages
+from ..cli.errors import UserError
+from ..files.records import parse_object
+from ..models.chats import is_messages
+from ..models.texts import Messages
 
 #: the way out of a missing or foreign baseline
-AGAIN = "compute it with python -m orlhf_ext.vrcli.baseline"
+AGAIN = "compute it with orlhf-ext vrcli baseline"
 
 _SPLICE = {"message": int, "start": int, "end": int, "before": str, "after": str, "empty": str}
 
@@ -148,3 +146,37 @@ def _wrong_base(base: Any) -> str | None:
     if type(base.get("n")) is not int or base["n"] < 1 or not isinstance(base.get("fp"), str):
         return "its base lacks n (scored tokens) or fp (fingerprint)"
     return None
+
+
+VERSION = 1
+
+
+def scoring_messages(label: Mapping[str, Any], plan: str | None = None) -> Messages:
+    """The messages that the gold text (an assistant message) is scored after.
+
+    Args:
+        label: a label's fields.
+        plan: the plan; ``None`` for the baseline, which has none. A plan of white space is an empty one.
+    """
+    messages = [dict(message) for message in label["messages"]]
+    if plan is None:
+        return messages
+    splice, plan = label["plan"], plan.strip()
+    words = splice["before"] + plan + splice["after"] if plan else splice["empty"]
+    message = messages[splice["message"]]
+    message["content"] = message["content"][: splice["start"]] + words + message["content"][splice["end"] :]
+    return messages
+
+
+def with_system(messages: Sequence[Mapping[str, str]], how: str) -> Messages:
+    """The messages with the system ones kept, left out (``drop``), or put before the first user text (``merge``)."""
+    copies = [dict(message) for message in messages]
+    if how == "keep":
+        return copies
+    others = [message for message in copies if message["role"] != "system"]
+    system = [message["content"] for message in copies if message["role"] == "system"]
+    if how == "merge" and system:
+        first = next((message for message in others if message["role"] == "user"), None)
+        if first:
+            first["content"] = "\n\n".join([*system, first["content"]])
+    return others

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import UserError
+from ..cli.errors import UserError
+from .improvement import extract_plan, improvement, map_reward
 from .labels import Label, baseline_of
-from .reward import extract_plan, improvement, map_reward
 from .sequences import Encoder
 from .settings import PREFIX, Settings
 
 if TYPE_CHECKING:
-    from ..likelihood import Scorer
+    from ..models.likelihood import Scorer
 
 
 #: records that the noise is measured on, at most

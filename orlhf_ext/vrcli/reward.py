@@ -1,126 +1,127 @@
-"""From a response to its plan, from two likelihoods to an improvement, from that to a reward. Pure functions."""
+"""``vrcli``: the reward in ``train_ppo_ray``. Its labels carry gold text, conversation and baseline, as
+``orlhf-ext vrcli baseline`` wrote them; the reference model that the launcher holds anyway scores the plans."""
 
-from __future__ import annotations
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
-
-import numpy as np
+from ..backends.machine import gpu_present
+from ..backends.resources import cluster_address
+from ..cli.errors import UserError
+from ..extensions.inject import say
+from ..models.chats import ChatError, as_messages, render_with
+from ..models.folder import context_length, find_model, load_tokenizer
+from ..models.spans import mean_nll
+from ..openrlhf_fixes.chat_data import REMEDY
+from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
+from .fingerprint import digest, make_fingerprint
+from .improvement import extract_plan, improvement, map_reward  # noqa: F401 - their public place
+from .labels import Label, baseline_of, read_label
+from .settings import Settings
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from .plans import Noise
 
-#: a float, an array or a tensor; the result is of the same kind
-Number = TypeVar("Number", float, np.ndarray, "Tensor")
-
-#: what a plan may stand behind, in upstream's order
-MARKERS = ("In summary:", "In summary,", "Detailed Plan:")
-Kind = Literal["tiers", "positive", "binary", "nonpositive", "raw"]
-KINDS = get_args(Kind)
-THRESHOLDS = (0.05, 1.0, 2.0)
-VALUES = (0.5, 0.9, 1.0)
+_MODEL = "--actor.model_name_or_path"
 
 
-def extract_plan(text: str, markers: Sequence[str] = MARKERS) -> str:
-    """The plan of a response: what stands behind the last marker; without any, the whole response.
+@dataclass
+class VRCLI(Settings, Reward):
+    """How much a plan lowers the perplexity of the gold text (Gurung & Lapata, 2025)."""
 
-    One marker after the other is looked for (case matters), each in what the one before has left; white space around
-    the plan goes.
+    name: ClassVar[str] = "vrcli"
+    needs_reference: ClassVar[bool] = True
 
-    Raises:
-        ValueError: a marker is empty.
-    """
-    if not all(markers):
-        raise ValueError("an empty marker stands everywhere; leave it out")
-    text = text.strip()
-    for marker in markers:
-        text = text.rpartition(marker)[2].strip()
-    return text
+    def check(self, args: SimpleNamespace) -> None:
+        """Refuse labels and baselines that this run cannot use, before a model is loaded.
 
+        Raises:
+            UserError: a label cannot be read or has no baseline, baselines have another fingerprint, a prompt leaves no
+                room to generate, or a plan none in the model's context; file and line are named.
+        """
+        from .sequences import Encoder
 
-def improvement(baseline_nll: Number, policy_nll: Number) -> Number:
-    """By how many percent of the baseline's a plan lowers the gold text's perplexity.
+        if args.data.label_key != "label":
+            raise UserError("reward 'vrcli' reads the column 'label'; give --data.label_key label")
+        folder = find_model(args.actor.model_name_or_path, _MODEL)
+        tokenizer = load_tokenizer(folder, _MODEL)
+        parts = self._fingerprint(args, folder, tokenizer)
+        encoder = Encoder(tokenizer, self.system, self.tail, context_length(folder))
+        for value in (args.data.prompt_dataset, args.eval.dataset):
+            for path in value.split(",") if value else ():
+                self._check_records(path.strip(), args, encoder, parts)
 
-    ``100 (ppl_base - ppl_plan) / ppl_base = -100 expm1(nll_plan - nll_base)``: at most 100, negative for a plan that
-    makes the text less likely. The second form stays exact where the two are close.
+    def _fingerprint(
+        self, args: SimpleNamespace, folder: Any, tokenizer: Any, device: str | None = None
+    ) -> dict[str, str]:
+        attention = args.ds.attn_implementation
+        return make_fingerprint(folder, tokenizer, args.ds.param_dtype, attention, self.system, self.tail, device)
 
-    Args:
-        baseline_nll: mean negative log-likelihood of a token of the gold text without a plan, in nats.
-        policy_nll: the same with the plan; of the same shape.
-    """
-    change: Any = policy_nll - baseline_nll  # type: ignore[operator]
-    if hasattr(change, "expm1"):
-        return -100.0 * change.expm1()
-    return _plain(-100.0 * np.expm1(change))
+    def _check_records(self, path: str, args: SimpleNamespace, encoder: Any, parts: dict[str, str]) -> None:
+        from .baseline import check_fingerprint, read_fingerprint, read_labelled
 
+        if not gpu_present() and cluster_address():  # whose workers may have GPUs; `setup` knows
+            parts = {**parts, "device": read_fingerprint(path)["device"]}
+        check_fingerprint(path, parts)
+        wanted = digest(parts)
+        labels, plans = [], []
+        for record, label in read_labelled(path):
+            baseline_of(label, wanted)
+            labels.append(label)
+            plans.append(self._plan_tokens(record, label, args, encoder.tokenizer))
+        encoder.check_room(labels, plans, "--rollout.max_new_tokens")
 
-def map_reward(
-    improvement: Number,
-    kind: str = "tiers",
-    thresholds: Sequence[float] = THRESHOLDS,
-    values: Sequence[float] = VALUES,
-    cap: float | None = None,
-) -> Number:
-    """The reward of an improvement in percent. NaN stays NaN.
+    def _plan_tokens(self, record: dict[str, Any], label: Label, args: SimpleNamespace, tokenizer: Any) -> int:
+        """How many tokens a response to a record's prompt can have."""
+        data, new = args.data, args.rollout.max_new_tokens
+        prompt = record[data.input_key]
+        if data.apply_chat_template:
+            try:
+                prompt = render_with(tokenizer)(as_messages(prompt, "user"), True)
+            except ChatError as error:
+                raise UserError(f"{label.name}{error}; {REMEDY}") from error
+        elif data.input_template:
+            prompt = data.input_template.format(prompt)
+        tokens = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        room = data.max_len - tokens
+        if room < (new or 1):
+            wanted = f", not --rollout.max_new_tokens {new}" if new else ""
+            raise UserError(
+                f"{label.name} has a prompt of {tokens} tokens, which leaves {max(0, room)} of --data.max_len "
+                f"{data.max_len} to generate{wanted}; raise --data.max_len, or leave longer records out with "
+                "build_data story --tokenizer DIR --max_prompt_tokens N"
+            )
+        return new or room
 
-    Args:
-        improvement: of any shape.
-        kind: ``tiers``: the value of the highest threshold that is reached, below the first 0; ``positive``:
-            max(I, 0); ``binary``: 0 for I < 0, else 1; ``nonpositive``: min(I, 0); ``raw``: I.
-        thresholds: of ``tiers``, in percent, rising.
-        values: of ``tiers``, one for each threshold.
-        cap: no reward is above it.
+    def setup(self, context: RewardContext) -> None:
+        """Make the encoder of the reference model, which is the policy's first state."""
+        from .sequences import Encoder
 
-    Raises:
-        ValueError: an unknown kind, or thresholds and values that do not fit.
-    """
-    check_mapping(kind, thresholds, values)
-    given: Any = improvement
-    if hasattr(given, "expm1"):
-        import torch
+        assert context.score_reference is not None  # `needs_reference`
+        self._score_reference = context.score_reference
+        folder = find_model(context.args.actor.model_name_or_path, _MODEL)
+        parts = self._fingerprint(context.args, folder, context.tokenizer, self._score_reference.device)
+        self._digest = digest(parts)
+        self._noise: Noise | None = None
+        self._encoder = Encoder(context.tokenizer, self.system, self.tail, context_length(folder))  # type: ignore[arg-type]
 
-        given = given if given.is_floating_point() else given.float()
-        return _map(torch, given, kind, thresholds, values, cap)
-    return _plain(_map(np, np.asarray(given, dtype=np.float64), kind, thresholds, values, cap))
+    def score(self, batch: RewardBatch) -> RewardResult:
+        """Rewards, and what is logged with them.
 
+        Raises:
+            UserError: as `score_plans`; a label cannot be read; the sample is named.
+        """
+        from .plans import measure_noise, score_plans
 
-def check_mapping(kind: str, thresholds: Sequence[float], values: Sequence[float]) -> None:
-    """Raises ValueError for what `map_reward` cannot use."""
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of reward {kind!r}; known: {', '.join(KINDS)}")
-    if kind != "tiers":
-        return
-    if not thresholds or len(thresholds) != len(values):
-        raise ValueError(f"{len(thresholds)} thresholds and {len(values)} values; give one value for each threshold")
-    if not np.isfinite([*thresholds, *values]).all():
-        raise ValueError("thresholds and values must be finite numbers")
-    if any(a >= b for a, b in itertools.pairwise(thresholds)):
-        raise ValueError(f"thresholds must rise, and do not: {', '.join(f'{t:g}' for t in thresholds)}")
+        labels = [read_label(rollout.label, f"sample {rollout.id!r}") for rollout in batch]
+        if self._noise is None:
+            self._noise = measure_noise(batch.responses, labels, self._encoder, self._nlls, self.markers)
+            if self._noise is not None:
+                say(self._noise.told(self))
+        found = score_plans(batch.responses, labels, self._encoder, self._nlls, self, self._digest)
+        metrics = {name.removeprefix("vrcli_"): values for name, values in found.metrics.items()}
+        return RewardResult(found.rewards, metrics, found.scores)
 
-
-def _map(
-    library: Any, given: Any, kind: str, thresholds: Sequence[float], values: Sequence[float], cap: float | None
-) -> Any:
-    """`map_reward` in the library (torch or numpy) whose array is given."""
-    zeros = library.zeros_like(given)
-    if kind == "tiers":
-        reward = zeros
-        for threshold, value in zip(thresholds, values, strict=True):
-            reward = library.where(given >= threshold, zeros + value, reward)
-    elif kind == "binary":
-        reward = library.where(given < 0, zeros, zeros + 1)
-    elif kind == "positive":
-        reward = library.where(given > 0, given, zeros)
-    elif kind == "nonpositive":
-        reward = library.where(given < 0, given, zeros)
-    else:
-        reward = given
-    if cap is not None:
-        reward = library.where(reward > cap, zeros + cap, reward)
-    return library.where(library.isnan(given), given, reward)
-
-
-def _plain(found: Any) -> Any:
-    """A float for a number, an array for an array."""
-    return found if np.ndim(found) else float(found)
+    def _nlls(self, spans: Any, groups: Any) -> list[float]:
+        masks = [[0] * span.start + [1] * span.scored for span in spans]
+        return [mean_nll(values) for values in self._score_reference([span.ids for span in spans], masks)]

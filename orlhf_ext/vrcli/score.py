@@ -1,7 +1,7 @@
-"""Score sampled plans: ``python -m orlhf_ext.vrcli.score --model DIR --data D.jsonl --samples S.jsonl --out R.jsonl``.
+"""Score sampled plans: ``orlhf-ext vrcli score --model DIR --data D.jsonl --samples S.jsonl --out R.jsonl``.
 
-``--data`` are records with their baselines (``orlhf_ext.vrcli.baseline``), ``--model`` is the frozen model that
-computed these, and ``--samples`` is what a policy wrote for their prompts (``orlhf_ext.generate``), joined by id. One
+``--data`` are records with their baselines (``orlhf-ext vrcli baseline``), ``--model`` is the frozen model that
+computed these, and ``--samples`` is what a policy wrote for their prompts (``orlhf-ext generate``), joined by id. One
 JSON record comes out for each sample: its plan, reward, improvement in percent, likelihoods, and plan length. A run
 that was cut short goes on where it stopped.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..batches import fingerprint as as_json
-from ..errors import UserError, command
-from ..flags import add_compute, make_parser
-from ..journal import Journal
-from ..model_folder import context_length, find_model, load_tokenizer
-from ..outputs import add_overwrite, check_file
-from ..records import Record, sha256_file
-from ..samples import Sample, read_samples, reply_text
+from ..cli.errors import UserError, command
+from ..cli.flags import add_compute, make_parser
+from ..files.journal import Journal
+from ..files.outputs import add_overwrite, check_file
+from ..files.records import Record, sha256_file
+from ..models.batches import fingerprint as as_json
+from ..models.folder import context_length, find_model, load_tokenizer
+from ..models.texts import Sample, read_samples, reply_text
 from .baseline import check_fingerprint, read_labelled
 from .fingerprint import digest, make_fingerprint
 from .labels import Label
@@ -31,7 +31,7 @@ from .sequences import Encoder
 from .settings import Settings, add_flags
 
 if TYPE_CHECKING:
-    from ..likelihood import Scorer
+    from ..models.likelihood import Scorer
 
 PROMPTS_AT_ONCE = 16  # what is lost by a kill, at most
 
@@ -52,7 +52,7 @@ def join(samples: Sequence[Sample], labels: dict[str, Label], data: str) -> list
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     """The command line."""
-    parser = make_parser("python -m orlhf_ext.vrcli.score", __doc__)
+    parser = make_parser("orlhf-ext vrcli score", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="the frozen model, as in orlhf_ext.vrcli.baseline")
     add("--data", required=True, metavar="FILE", help="records with baselines")
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @cache
     def load() -> Scorer:
-        from ..likelihood import make_scorer
-        from ..logprobs import load_model
+        from ..models.likelihood import make_scorer
+        from ..models.logprobs import load_model
 
         model = load_model(folder, args.dtype, args.attn_implementation)
         return make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]

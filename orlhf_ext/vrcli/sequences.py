@@ -12,13 +12,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
-from data_builders.story.prompts import with_system
-
-from ..chats import ChatError, Messages, render_with
-from ..errors import UserError
-from ..samples import encode
-from ..spans import Span
-from .labels import Label
+from ..cli.errors import UserError
+from ..models.chats import ChatError, Messages, render_with
+from ..models.spans import Span
+from ..models.texts import encode
+from .labels import Label, with_system
 from .settings import System, Tail
 
 if TYPE_CHECKING:

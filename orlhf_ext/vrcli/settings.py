@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from ..errors import UserError
-from ..flags import FINITE
-from .reward import MARKERS, THRESHOLDS, VALUES, Kind, check_mapping
+from ..cli.errors import UserError
+from ..cli.flags import FINITE
+from .improvement import MARKERS, THRESHOLDS, VALUES, Kind, check_mapping
 
 PREFIX = "--vrcli."
 System = Literal["keep", "drop", "merge"]

@@ -6,7 +6,7 @@ import runpy
 import sys
 
 from orlhf_ext import backends
-from orlhf_ext.launch import _single_process
+from orlhf_ext.launch.launcher import _single_process
 
 if __name__ == "__main__":
     backends.install()

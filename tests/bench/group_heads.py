@@ -26,8 +26,8 @@ BUDGET = 2048  # padded tokens of a batch
 def make_group_model(base: Path, out: Path, groups: int) -> Path:
     """A reward model with a shared head (k = 16) for so many groups, at random."""
     from orlhf_ext.groups import model, training
-    from orlhf_ext.groups.settings import HeadSettings
-    from orlhf_ext.model_folder import load_tokenizer
+    from orlhf_ext.models.folder import load_tokenizer
+    from orlhf_ext.models.head_settings import HeadSettings
 
     before = training.current
     training.current = training.Training(HeadSettings([f"group_{number}" for number in range(groups)]))
@@ -44,7 +44,7 @@ def make_scalar_model(base: Path, out: Path) -> Path:
     """A reward model as OpenRLHF's ``train_rm`` saves it, at random."""
     from openrlhf.models.model import get_llm_for_sequence_regression
 
-    from orlhf_ext.model_folder import load_tokenizer
+    from orlhf_ext.models.folder import load_tokenizer
 
     made: Any = get_llm_for_sequence_regression(
         str(base), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="score"
@@ -65,10 +65,10 @@ def main() -> None:
     from orlhf_ext import backends
 
     backends.install()
-    from orlhf_ext.batches import Row, cut_batches
     from orlhf_ext.groups import model
-    from orlhf_ext.model_folder import load_tokenizer, read_config
-    from orlhf_ext.score import load_scorer
+    from orlhf_ext.models.batches import Row, cut_batches
+    from orlhf_ext.models.folder import load_tokenizer, read_config
+    from orlhf_ext.models.reward_models import load_scorer
 
     generator = random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:

@@ -133,7 +133,7 @@ class Reader:
         from orlhf_ext import backends
 
         backends.install()
-        from orlhf_ext.model_folder import load_tokenizer
+        from orlhf_ext.models.folder import load_tokenizer
 
         self.model, self.tokenizer = model, load_tokenizer(model)
 
@@ -150,8 +150,8 @@ class Reader:
         import torch
         from safetensors.torch import load_file
 
-        from orlhf_ext.groups.heads import make_head
-        from orlhf_ext.groups.settings import read_settings
+        from orlhf_ext.models.group_heads import make_head
+        from orlhf_ext.models.head_settings import read_settings
 
         settings, weights = read_settings(folder, "--model"), load_file(folder / "model.safetensors")
         own = {name.removeprefix("score."): weight for name, weight in weights.items() if name.startswith("score.")}

@@ -39,7 +39,7 @@ class Worker:
         os.environ.update(variables)
         sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
         before, start = self._process.memory_info().rss, time.perf_counter()
-        from orlhf_ext.workers import setup
+        from orlhf_ext.launch.ray_setup import setup
 
         setup()
         return {
@@ -66,12 +66,13 @@ def main() -> None:
     os.environ["PYTHONPATH"] = str(ROOT)
     import ray
 
-    from orlhf_ext import inject, workers
+    from orlhf_ext.extensions import inject
+    from orlhf_ext.launch import ray_setup
     from orlhf_ext.rewards.extension import Rewards
 
     inject.to_environment(inject.plan([Rewards()]))
-    variables: dict[str, str] = workers.runtime_environment(os.environ)["env_vars"]
-    hooked = {**variables, workers._RAYS_HOOK: workers.HOOK}
+    variables: dict[str, str] = ray_setup.runtime_environment(os.environ)["env_vars"]
+    hooked = {**variables, ray_setup._RAYS_HOOK: ray_setup.HOOK}
     found: dict[str, list[dict[str, float]]] = {"with": [], "without": [], "hook": []}
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:

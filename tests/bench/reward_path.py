@@ -17,7 +17,7 @@ from typing import Any
 
 from common import ROOT, Run, interleave, ratio, run, scalar_events, spread, step_seconds, tiny_model
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests/support"))
 from ray_runs import flags, write_inputs
 
 PROMPTS, SAMPLES = 8, 4  # of a step, and of a prompt

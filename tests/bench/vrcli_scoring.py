@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from common import ratio, small_llama, spread
 
 if TYPE_CHECKING:
-    from orlhf_ext.spans import Span
+    from orlhf_ext.models.spans import Span
 
 TOLERANCE = 1e-4  # nats
 
@@ -39,7 +39,7 @@ SIZES = {
 
 def make_spans(args: argparse.Namespace, vocabulary: int) -> tuple[list[Span], list[int]]:
     """Sequences and the prompt of each; plans have from half to one and a half of the tokens asked for."""
-    from orlhf_ext.spans import Span
+    from orlhf_ext.models.spans import Span
 
     generator = random.Random(0)
 
@@ -70,7 +70,7 @@ def upstream(model: Any, span: Span) -> Any:
 
 def make_ways(model: Any, spans: Sequence[Span], groups: Sequence[int], batch_tokens: int) -> dict[str, Callable]:
     """From upstream's way to ours, one gain at a time; each gives the mean nll of every sequence."""
-    from orlhf_ext.likelihood import make_scorer
+    from orlhf_ext.models.likelihood import make_scorer
 
     score = make_scorer(model, 0, batch_tokens)
     return {
@@ -85,8 +85,8 @@ def farthest(model: Any, spans: Sequence[Span], groups: Sequence[int], batch_tok
     """How far upstream's numbers and ours are apart at the most: a token's log-probability, and a sequence's mean."""
     import torch
 
-    from orlhf_ext.likelihood import span_logprobs
-    from orlhf_ext.spans import mean_nll
+    from orlhf_ext.models.likelihood import span_logprobs
+    from orlhf_ext.models.spans import mean_nll
 
     token = mean = 0.0
     for span, ours in zip(spans, span_logprobs(model, spans, groups, batch_tokens), strict=True):
@@ -136,7 +136,7 @@ def main() -> None:
     backends.install()
     import torch
 
-    from orlhf_ext.logprobs import load_model
+    from orlhf_ext.models.logprobs import load_model
 
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no GPU")

@@ -7,7 +7,7 @@ line of a run, "N faults, 0 silent, 0 lost, 0 tracebacks", counts all of them.
 A test plants a fault with the fixture `fault`::
 
     def test_no_model(fault, tmp_path):
-        # orlhf_ext.score, or "vrcli.baseline" for orlhf_ext.vrcli.baseline
+        # orlhf-ext score
         fault("score", "--model", tmp_path / "gone", ..., says="gone is neither a folder nor a model")
         # counted and reported, and the command goes on
         fault("build_data", "hh", source, "--out", out, says="1 row", rc=0, makes=("*.jsonl", "*.json"))
@@ -36,7 +36,8 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from orlhf_ext.errors import UserError
+from orlhf_ext.__main__ import find
+from orlhf_ext.cli.errors import UserError
 
 
 class Fault:
@@ -50,13 +51,14 @@ class Fault:
         """Run a command in this process.
 
         Args:
-            name: of the command's module under ``orlhf_ext``.
+            name: of the command; "vrcli.baseline" is ``orlhf-ext vrcli baseline``.
             words: its arguments.
             says: a regular expression that its output must match.
             rc: its exit code; 0 for a fault that is counted and reported.
             makes: patterns of file names that it may leave in the test's folder.
         """
-        main = importlib.import_module(f"orlhf_ext.{name}").main
+        module = find(name.replace(".", " ").split())[1].module
+        main = importlib.import_module(f"orlhf_ext.{module}").main
         before, printed = _files(self.folder), io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             status = _status(lambda: main([str(word) for word in words]))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from orlhf_ext.chat_data import check_chats
-from orlhf_ext.records import write_jsonl
+from orlhf_ext.files.records import write_jsonl
+from orlhf_ext.openrlhf_fixes.chat_data import check_chats
 
 pytest.importorskip("transformers", reason="no transformers")
 

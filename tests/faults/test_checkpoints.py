@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orlhf_ext import mends, resuming
+from orlhf_ext import openrlhf_fixes
+from orlhf_ext.openrlhf_fixes import resuming
 
 pytest.importorskip("openrlhf")
 
@@ -30,7 +31,7 @@ def prepared(strategy: Any, folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def engine(strategy: Any, tiny_model: Path) -> Any:
-    mends.install()
+    openrlhf_fixes.install()
     return prepared(strategy, tiny_model)
 
 
@@ -67,7 +68,7 @@ def test_damaged(
 
 
 def test_of_another_model(fault: Any, strategy: Any, saved: Path, tmp_path: Path) -> None:
-    from orlhf_ext.small_models import make_tiny
+    from orlhf_ext.commands.small_models import make_tiny
 
     other = prepared(strategy, make_tiny(tmp_path / "other", positions=64))
     other.module.resize_token_embeddings(300)

@@ -11,18 +11,18 @@ import pytest
 from helpers import write
 
 from data_builders.litbench.progress import NAME, Progress
-from orlhf_ext.columns import read_columns
+from orlhf_ext.cli.patterns import Pattern
 from orlhf_ext.deadend.classifier import read_labelled
 from orlhf_ext.deadend.evaluate import read_generated
 from orlhf_ext.deadend.score import look
+from orlhf_ext.files.columns import read_columns
+from orlhf_ext.files.journal import Journal, journal_path
+from orlhf_ext.files.records import load_json, parse_object, read_records
+from orlhf_ext.files.sources import count_rows
 from orlhf_ext.groups import GroupRM
 from orlhf_ext.groups.config import read_groups
 from orlhf_ext.groups.em import read_pairs
-from orlhf_ext.journal import Journal, journal_path
-from orlhf_ext.patterns import Pattern
-from orlhf_ext.preflight import count_rows
-from orlhf_ext.records import load_json, parse_object, read_records
-from orlhf_ext.samples import read_prompts, read_samples
+from orlhf_ext.models.texts import read_prompts, read_samples
 
 DEEP = {"lists": "[" * 100_000, "objects": '{"a":' * 20_000, "closed": "[" * 101 + "]" * 101}
 
@@ -241,7 +241,7 @@ def test_toxicity(fault, tmp_path: Path, read: Any, bad: Any) -> None:
     ids=["k-wise", "null", "no prompt", "a number", "a typo"],
 )
 def test_pairs_are_meant(fault, tmp_path: Path, launcher: str, row: dict, says: str) -> None:
-    from orlhf_ext.preflight import _pair_keys
+    from orlhf_ext.launch.preflight import _pair_keys
 
     data = SimpleNamespace(prompt_key="prompt", chosen_key="chosen", rejected_key="rejected")
     keys = _pair_keys(launcher, SimpleNamespace(data=data))
@@ -267,7 +267,7 @@ def test_numbers_of_more_than_64_bits(fault, tmp_path: Path, bad: Any) -> None:
 
 @pytest.mark.parametrize("pattern", [r"(a|aa)+$", r"(.*?,){25}P", r"(?:a?){60}a{60}$"])
 def test_patterns_that_take_for_ever(fault, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
-    monkeypatch.setattr("orlhf_ext.patterns.SECONDS", 0.05)
+    monkeypatch.setattr("orlhf_ext.cli.patterns.SECONDS", 0.05)
     text = "a" * 59 + "!" + "," * 60
     fault.call(
         Pattern("--format.pattern", pattern).search,

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.launcher
 SAMPLES = """
 import os, sys
 import psutil
-from orlhf_ext.engines import Prompt, Sampling, load_vllm, sample_vllm
-from orlhf_ext.errors import command
+from orlhf_ext.models.samplers import Prompt, Sampling, load_vllm, sample_vllm
+from orlhf_ext.cli.errors import command
 from pathlib import Path
 
 @command

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orlhf_ext.launcher_flags import check_numbers
+from orlhf_ext.launch.number_ranges import check_numbers
 
 
 def nested(flag: str, value: object) -> SimpleNamespace:
@@ -68,7 +68,7 @@ def test_numbers_that_mean_never() -> None:
 
 
 def test_a_folder_without_data(fault: Any, tmp_path: Path) -> None:
-    from orlhf_ext.preflight import count_rows
+    from orlhf_ext.files.sources import count_rows
 
     (tmp_path / "empty").mkdir()
     fault.call(count_rows, "--data.dataset", str(tmp_path / "empty"), says="is a folder without a data set; name a")
@@ -78,7 +78,7 @@ def test_a_folder_without_data(fault: Any, tmp_path: Path) -> None:
     "name", ["data/x/y/train.jsonl", "train.tsv", "train.txt"], ids=lambda name: name.replace("/", "_")
 )
 def test_folders_that_datasets_reads(tmp_path: Path, name: str) -> None:
-    from orlhf_ext.preflight import count_rows
+    from orlhf_ext.files.sources import count_rows
 
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
@@ -88,7 +88,7 @@ def test_folders_that_datasets_reads(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("launcher", ["train_sft", "train_rm", "train_dpo", "train_ppo_ray"])
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_the_split_of_a_file(fault: Any, tmp_path: Path, launcher: str, suffix: str) -> None:
-    from orlhf_ext.preflight import check_arguments
+    from orlhf_ext.launch.preflight import check_arguments
 
     (tmp_path / f"x.{suffix}").touch()
     args = nested("eval.split", "test")

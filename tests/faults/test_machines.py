@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from orlhf_ext import backends, doctor, resources, workers
-from orlhf_ext.backends import compiler
-from orlhf_ext.errors import UserError
+from orlhf_ext.backends import compiler, machine, resources
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.commands import doctor
+from orlhf_ext.launch import ray_setup
 
 
 def told(lacks: list[str]) -> None:
@@ -125,10 +126,10 @@ def test_what_fits_is_let_through(changes: dict[str, Any], parts: dict[str, list
 def test_gpus_hidden_from_a_build_for_cuda(fault: Any, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its vLLM has nothing to sample on."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    monkeypatch.delenv(backends.GPUS_HIDDEN, raising=False)
-    monkeypatch.delenv(backends.RAY_JOB, raising=False)
-    monkeypatch.setattr(compiler, "torch_cuda", lambda: "13.0")
-    fault.call(workers.count_no_devices, says="CUDA_VISIBLE_DEVICES hides all GPUs, and this environment's vLLM")
+    monkeypatch.delenv(machine.GPUS_HIDDEN, raising=False)
+    monkeypatch.delenv(machine.RAY_JOB, raising=False)
+    monkeypatch.setattr(machine, "torch_cuda", lambda: "13.0")
+    fault.call(ray_setup.count_no_devices, says="CUDA_VISIBLE_DEVICES hides all GPUs, and this environment's vLLM")
 
 
 @pytest.mark.parametrize("parts", [1.5, 2.25])

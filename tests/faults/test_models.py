@@ -165,7 +165,7 @@ def test_cut_model(fault: Any, tiny_model: Path, tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("name", [*SHOWN, *TOKENS])
 @pytest.mark.parametrize("launcher", ["train_sft", "train_rm", "train_ppo_ray"])
 def test_launchers(fault: Any, tiny_model: Path, tmp_path: Path, launcher: str, name: str) -> None:
-    from orlhf_ext.launcher_models import check_models
+    from orlhf_ext.launch.models import check_models
 
     plant, says = ALL[name]
     folder = planted(tiny_model, tmp_path / "m", plant)
@@ -200,7 +200,7 @@ def test_launchers(fault: Any, tiny_model: Path, tmp_path: Path, launcher: str, 
 def test_models_of_another_kind(
     fault: Any, tiny_model: Path, reward_model: Path, tmp_path: Path, launcher: str, groups: dict, says: str
 ) -> None:
-    from orlhf_ext.launcher_models import check_models
+    from orlhf_ext.launch.models import check_models
 
     folders = {"tiny": tiny_model, "rm": reward_model}
     for name, key in (("q", "dead_end"), ("groups", "group_reward")):
@@ -214,7 +214,7 @@ def test_models_of_another_kind(
 )
 def test_generation_config(fault: Any, tiny_model: Path, tmp_path: Path, text: str) -> None:
     """transformers refuses to save some of them with a model, which a training would learn at its end."""
-    from orlhf_ext.weights import check_causal
+    from orlhf_ext.models.weights import check_causal
 
     folder = planted(tiny_model, tmp_path / "m", _text("generation_config.json", text))
     fault.call(check_causal, folder, "--model", saved=True, says=r"generation_config.json")

@@ -63,10 +63,10 @@ class _Engine(torch.nn.Linear):
 @pytest.fixture
 def strategy() -> Any:
     """OpenRLHF's strategy with the checks, and nothing set up."""
-    from orlhf_ext import backends, mends
+    from orlhf_ext import backends, openrlhf_fixes
 
     backends.install()
-    mends.install()
+    openrlhf_fixes.install()
     from openrlhf.utils.deepspeed import DeepspeedStrategy
 
     made = DeepspeedStrategy.__new__(DeepspeedStrategy)
@@ -118,7 +118,7 @@ def test_classifier_that_diverges(fault: Any, tiny_model: Path, tmp_path: Path) 
 
 def test_groups_of_annotators(fault: Any, tmp_path: Path) -> None:
     from orlhf_ext.groups.em import EM
-    from orlhf_ext.groups.settings import HeadSettings
+    from orlhf_ext.models.head_settings import HeadSettings
 
     settings = HeadSettings(["a", "b"], "independent", None, "identity")
     hidden = 1e4 * torch.randn(12, 2, 4, generator=torch.Generator().manual_seed(0))

@@ -9,10 +9,10 @@ import pytest
 from helpers import write
 
 from data_builders.common import SAMPLES
-from orlhf_ext.batches import check_files
-from orlhf_ext.journal import Journal, journal_path, meta_path
-from orlhf_ext.outputs import check_file
-from orlhf_ext.records import atomic_folder, atomic_write, write_json, write_jsonl
+from orlhf_ext.files.journal import Journal, journal_path, meta_path
+from orlhf_ext.files.outputs import check_file
+from orlhf_ext.files.records import atomic_folder, atomic_write, write_json, write_jsonl
+from orlhf_ext.models.batches import check_files
 
 PAIRS = [
     {"chosen": f"\n\nHuman: q{i}\n\nAssistant: a", "rejected": f"\n\nHuman: q{i}\n\nAssistant: b"} for i in range(8)

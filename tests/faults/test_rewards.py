@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orlhf_ext.preflight import _check_wandb
+from orlhf_ext.launch.preflight import _check_wandb
 from orlhf_ext.rewards import Reward, RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.combine import RewardSet
 from orlhf_ext.rewards.http import HTTP

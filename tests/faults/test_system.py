@@ -14,9 +14,9 @@ import pytest
 from helpers import write
 
 from data_builders.common import SAMPLES
-from orlhf_ext.errors import UserError, as_os_error, os_sentence
-from orlhf_ext.outputs import check_file, check_folder
-from orlhf_ext.records import atomic_folder, atomic_write, read_records
+from orlhf_ext.cli.errors import UserError, as_os_error, os_sentence
+from orlhf_ext.files.outputs import check_file, check_folder
+from orlhf_ext.files.records import atomic_folder, atomic_write, read_records
 
 #: a command line that is right but for OUT, and the name of what it would write there
 FILES = {

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orlhf_ext.backends import compiler
+from orlhf_ext.backends import compiler, machine
 
 
 def stand_in_for_the_driver(folder: Path) -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--pip", action="store_true", help="take pip's compiler")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all, if none is named")
     args = parser.parse_args()
-    if not (built := compiler.torch_cuda()):
+    if not (built := machine.torch_cuda()):
         sys.exit(f"{sys.executable} has no torch with CUDA; install requirements-gpu.txt")
     if args.pip:
         home = compiler.pip_home(compiler.to_version(built)) or sys.exit("pip has installed no CUDA compiler here")

@@ -1,5 +1,5 @@
 """All numbers of a computation are on one device: on a GPU that is none, no operator mixes, and the results are the
-CPU's. `tests/test_devices.py` runs these tests in a process of their own."""
+CPU's. `tests/models/test_devices.py` runs these tests in a process of their own."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def test_other_losses_and_targets() -> None:
 
 
 def test_log_probabilities(model: Any) -> None:
-    from orlhf_ext.batches import Row
-    from orlhf_ext.likelihood import span_logprobs
-    from orlhf_ext.logprobs import make_compute, response_logprobs
-    from orlhf_ext.spans import Span
+    from orlhf_ext.models.batches import Row
+    from orlhf_ext.models.likelihood import span_logprobs
+    from orlhf_ext.models.logprobs import make_compute, response_logprobs
+    from orlhf_ext.models.spans import Span
 
     rows = [Row(0, 0, [1, 2, 3, 4, 5], 2), Row(1, 0, [5, 6, 7], 1)]
     spans = [Span([*range(1, 50), 60 + i, 61, 62], 49) for i in range(3)]  # a beginning that is worth sharing
@@ -162,7 +162,7 @@ def test_exos_forward_pass_and_loss(model: Any) -> None:
 
     from orlhf_ext.exo.dataset import Rows
     from orlhf_ext.exo.trainer import METRICS, KwiseLoss, KwiseTrainer
-    from orlhf_ext.tally import Tally
+    from orlhf_ext.reports.tally import Tally
 
     space = SimpleNamespace
     exo = space(num_contrastive=2, loss_type="exo-rw", beta_pi=0.5, beta_r=0.5, epsilon=None)

@@ -1,0 +1,1 @@
+"""What every command line shares: errors, flag types, code and patterns that a user gives."""

@@ -1,0 +1,224 @@
+"""Compare policies by scored samples: ``orlhf-ext evaluate --sft S.jsonl --policy NAME=P.jsonl --out O.json``
+
+Every file holds samples of the same prompts, joined by id, scored by the same reward model. For the KL, a policy's file
+also holds the log-probabilities of its samples under itself and under the SFT model. The last policy is the final one.
+Beside O.json stands the table, as O.md and O.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..cli.errors import UserError, command
+from ..cli.flags import SEED, make_parser, whole
+from ..files.outputs import add_overwrite, check_file
+from ..models.texts import Sample, numbers, read_samples
+from ..reports.statistics import (
+    Lists,
+    bootstrap,
+    kl_estimate,
+    mean_and_error,
+    paired_difference,
+    prompt_means,
+    win_rates,
+)
+from ..reports.summaries import write_summary
+from ..reports.tables import comma_separated, markdown, print_examples, print_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One file's samples in the order of the prompts: a list of numbers for each prompt, one for each completion."""
+
+    path: str
+    samples: dict[str, Sample]
+    rewards: Lists
+    #: tokens of each completion, or None where the file has no token ids
+    lengths: Lists | None = None
+    #: log-probabilities of the samples under their own policy, and under the SFT model
+    logprobs: Lists | None = None
+    sft_logprobs: Lists | None = None
+
+
+def read_scored(path: str, logprobs_key: str = "logprobs_policy", sft_key: str = "logprobs_sft") -> Scored:
+    """Read a file of scored samples.
+
+    Raises:
+        UserError: a record has no rewards, or a value that is no finite number; it is named.
+    """
+    samples = read_samples(path)
+    columns: dict[str, Lists | None] = {}
+    for key in ("rewards", logprobs_key, sft_key):
+        have = [sample.record.get(key) is not None for sample in samples]
+        if not all(have) and (any(have) or key == "rewards"):
+            raise UserError(f"{samples[have.index(False)].name} has no {key}; score the whole file first")
+        columns[key] = [numbers(sample, key) for sample in samples] if all(have) else None
+    ids = [sample.column("token_ids") for sample in samples]
+    lengths = (
+        None if any(column is None for column in ids) else [[float(len(x)) for x in column or []] for column in ids]
+    )
+    by_id = {sample.id: sample for sample in samples}
+    return Scored(path, by_id, columns["rewards"] or [], lengths, columns[logprobs_key], columns[sft_key])
+
+
+def in_order(scored: Scored, like: Scored) -> Scored:
+    """The same samples in another file's order of prompts.
+
+    Raises:
+        UserError: an id stands in one file only, or with another prompt.
+    """
+    for one, other in ((like, scored), (scored, like)):
+        if lost := [identifier for identifier in one.samples if identifier not in other.samples]:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise UserError(
+                f"{other.path} lacks the prompt with id {lost[0]!r}{more}, which {one.path} has; "
+                "give files that were sampled on the same prompts"
+            )
+    for identifier, sample in like.samples.items():
+        if scored.samples[identifier].prompt != sample.prompt:
+            raise UserError(
+                f"{scored.samples[identifier].name} has another prompt than {sample.where}; "
+                "give files that were sampled on the same prompts"
+            )
+    place = {identifier: i for i, identifier in enumerate(scored.samples)}
+    order = [place[identifier] for identifier in like.samples]
+
+    def sort(column: Lists | None) -> Any:
+        return None if column is None else [column[i] for i in order]
+
+    samples = {identifier: scored.samples[identifier] for identifier in like.samples}
+    return Scored(
+        scored.path,
+        samples,
+        sort(scored.rewards),
+        sort(scored.lengths),
+        sort(scored.logprobs),
+        sort(scored.sft_logprobs),
+    )
+
+
+def measure(scored: Scored, sft: Scored | None, chosen: Scored | None, seed: int) -> dict[str, Any]:
+    """All numbers of one policy; ``sft`` is None for the SFT model itself.
+
+    Returns:
+        ``reward_mean``, ``reward_se``, ``length_mean`` (tokens; None without token ids), ``win_rate_vs_chosen`` with
+        its interval. Against SFT also ``win_rate_vs_sft`` with its interval, ``kl`` and ``kl_se`` (nats a response;
+        None without log-probabilities), ``reward_diff``: the paired difference, with Student's and the bootstrap's
+        interval.
+    """
+    rewards = prompt_means(scored.rewards)
+    mean, error = mean_and_error(rewards)
+    out: dict[str, Any] = {"reward_mean": mean, "reward_se": error}
+    out["length_mean"] = None if scored.lengths is None else mean_and_error(prompt_means(scored.lengths))[0]
+    if sft is not None:
+        out |= _rate("win_rate_vs_sft", win_rates(scored.rewards, sft.rewards), seed)
+    if chosen is not None:
+        out |= _rate("win_rate_vs_chosen", win_rates(scored.rewards, [row[:1] for row in chosen.rewards]), seed)
+    if sft is None:
+        return out
+    out["kl"], out["kl_se"] = None, None
+    if scored.logprobs is not None and scored.sft_logprobs is not None:
+        out["kl"], out["kl_se"] = mean_and_error(kl_estimate(scored.logprobs, scored.sft_logprobs))
+    out["reward_diff"] = paired_difference(rewards - prompt_means(sft.rewards), seed)
+    return out
+
+
+def _rate(key: str, rates: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    interval = bootstrap(rates, seed)
+    return {key: float(rates.mean()), f"{key}_low": interval.low, f"{key}_high": interval.high}
+
+
+def step_of(name: str) -> int | None:
+    """The last whole number in a checkpoint's name: 17 for ``global_step17_hf``."""
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else None
+
+
+def compare(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None = None, seed: int = 0) -> dict[str, Any]:
+    """The metrics of SFT, of each checkpoint, and of the final policy (the last one).
+
+    Raises:
+        UserError: the files do not hold the same prompts.
+    """
+    if chosen is not None:
+        chosen = in_order(chosen, sft)
+    metrics: dict[str, Any] = {"prompts": len(sft.samples), "sft": measure(sft, None, chosen, seed)}
+    if chosen is not None:
+        mean, error = mean_and_error(np.array([row[0] for row in chosen.rewards]))
+        metrics["chosen"] = {"reward_mean": mean, "reward_se": error}
+    measured = {name: measure(in_order(scored, sft), sft, chosen, seed) for name, scored in policies.items()}
+    if measured:
+        metrics["policy"] = list(measured.values())[-1]
+        metrics["checkpoints"] = [{"name": name, "step": step_of(name), **found} for name, found in measured.items()]
+    return metrics
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("orlhf-ext evaluate", __doc__)
+    parser.add_argument("--sft", metavar="FILE", help="scored samples of the SFT model")
+    parser.add_argument("--policy", action="append", default=[], metavar="NAME=FILE", help="repeatable, in order")
+    parser.add_argument("--chosen", metavar="FILE", help="scored pairs; a record's first reward is the chosen one's")
+    parser.add_argument("--out", metavar="FILE", help="summary, a .json file")
+    parser.add_argument("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
+    parser.add_argument("--logprobs_key", default="logprobs_policy", help="under the policy itself (%(default)s)")
+    parser.add_argument("--sft_logprobs_key", default="logprobs_sft", help="under the SFT model (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
+    parser.add_argument(
+        "--show", type=whole(), default=0, metavar="N", help="print N prompts with answers before and after"
+    )
+    parser.add_argument("--rewards_only", metavar="FILE", help='print {"mean reward": x} of one file, and nothing else')
+    add_overwrite(parser)
+    args = parser.parse_args(argv)
+    if not args.rewards_only and not (args.sft and args.out):
+        raise UserError("evaluate needs --sft FILE and --out FILE.json, or --rewards_only FILE alone")
+    if args.out and not args.out.endswith(".json"):
+        raise UserError(f"--out {args.out} must end in .json")
+    if args.out:
+        check_file(args.out, command="evaluate", overwrite=args.__dict__.pop("overwrite"), beside=(".md", ".csv"))
+    names = [spec.partition("=")[0] for spec in args.policy]
+    for spec, name in zip(args.policy, names, strict=True):
+        if not name or not spec.partition("=")[2]:
+            raise UserError(f"--policy {spec} must be NAME=FILE")
+        if names.count(name) > 1:
+            raise UserError(f"--policy names {name!r} twice; give each its own name")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, compare, write, print."""
+    args = parse(argv)
+    if args.rewards_only:
+        print(json.dumps({"mean reward": float(prompt_means(read_scored(args.rewards_only).rewards).mean())}))
+        return
+    keys = (args.logprobs_key, args.sft_logprobs_key)
+    sft = read_scored(args.sft, *keys)
+    policies = {name: read_scored(path, *keys) for name, _, path in (spec.partition("=") for spec in args.policy)}
+    chosen = read_scored(args.chosen, *keys) if args.chosen else None
+    for sample in chosen.samples.values() if chosen else ():
+        if len(sample.completions) != 2:
+            raise UserError(f"{sample.name} has {len(sample.completions)} completions, and --chosen takes scored pairs")
+    metrics = compare(sft, policies, chosen, args.seed)
+    write_summary(args, "evaluate", metrics, markdown(metrics), comma_separated(metrics))
+    if policies:
+        name, last = list(policies.items())[-1]
+        print_examples(args.show, sft.samples, name, last.samples)
+        lacking = [row["name"] for row in metrics["checkpoints"] if row["kl"] is None]
+        if lacking:
+            print(f"no KL for {', '.join(lacking)}: add {keys[0]} and {keys[1]} to the samples (orlhf-ext logprobs)")
+    print_table(metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What is installed, one line each: ``orlhf-ext list``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..cli.errors import UserError, command
+from ..cli.flags import make_parser
+from ..extensions import BUILDERS, EXTENSIONS, REWARDS, extension, names, resolve
+
+_RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def _line(kind: str, name: str) -> str:
+    if kind == BUILDERS:
+        return resolve(kind, name).help
+    found = type(extension(name)) if kind == EXTENSIONS else resolve(kind, name)
+    return (inspect.getdoc(found) or "").partition("\n")[0]
+
+
+def entries(kind: str) -> Iterator[tuple[str, str]]:
+    """Name and description of everything in an entry-point group; one that cannot be loaded says why instead."""
+    for name in sorted(names(kind)):
+        try:
+            yield name, _line(kind, name)
+        except UserError as error:
+            yield name, f"(cannot be loaded: {error})"
+
+
+def recipes(folder: Path = _RECIPES) -> Iterator[tuple[str, str]]:
+    """Path and first comment of every recipe; none where the package is installed without them."""
+    for path in sorted(folder.glob("*.sh")):
+        first = path.read_text(encoding="utf-8").splitlines()[1:2]
+        if first and path.stem not in ("common", "setup"):
+            yield f"recipes/{path.name}", first[0].removeprefix("# ")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the list."""
+    make_parser("orlhf-ext list", __doc__).parse_args(argv)
+    groups = {
+        "extensions (--ext.use NAME)": entries(EXTENSIONS),
+        "rewards (--ext.reward NAME)": entries(REWARDS),
+        "builders (orlhf-ext build_data NAME)": entries(BUILDERS),
+        "recipes (bash FILE)": recipes(),
+    }
+    for heading, lines in groups.items():
+        if found := list(lines):
+            print(f"{heading}:")
+            for name, what in found:
+                print(f"  {name:<26} {what}")
+            print()
+
+
+if __name__ == "__main__":
+    main()

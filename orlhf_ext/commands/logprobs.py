@@ -1,0 +1,99 @@
+"""Log-probabilities of completions: ``orlhf-ext logprobs --model DIR --data A.jsonl --out A2.jsonl``.
+
+Adds to each record, under ``--key``, the summed log-probability of each completion under the model, in nats, EOS
+included where it was sampled. Token ids are those that the engine produced; a completion without them is tokenised,
+apart from its prompt, by the text rule of OpenRLHF's `SFTDataset`. With ``--no_eos`` such a completion is a beginning:
+nothing is put behind it, so that two of them can differ in their last token alone. A run that was cut short goes on
+where it stopped, and gives the numbers of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from .. import __version__
+from ..cli.errors import UserError, command
+from ..cli.flags import LENGTH, POSITIVE, add_compute, make_parser
+from ..files.journal import Journal
+from ..files.outputs import add_overwrite
+from ..files.records import sha256_file
+from ..models.batches import Compute, check_files, fingerprint, run_batches, with_column
+from ..models.folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
+from ..models.logprobs import encode_rows, load_model, make_compute
+from ..models.texts import cut_key, read_samples
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("orlhf-ext logprobs", __doc__)
+    parser.add_argument("--model", required=True, metavar="DIR", help="policy: a Hugging Face folder, or a hub name")
+    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    parser.add_argument("--max_len", type=LENGTH, required=True, help="tokens of prompt and completion together")
+    parser.add_argument("--key", default="logprobs", help="name of the new column (%(default)s)")
+    parser.add_argument("--temperature", type=POSITIVE, default=1.0, help="divides the logits (%(default)s)")
+    parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    parser.add_argument("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
+    add_compute(parser, batch_tokens=8192)
+    add_overwrite(parser)
+    args = parser.parse_args(argv)
+    if args.key in ("id", "prompt", "completions", "token_ids", "finish_reasons", "prompt_tokens", "rewards"):
+        raise UserError(f"--key {args.key} is the name of another column; choose one like logprobs_sft")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do each file; the model is loaded once, and only if something is left to do."""
+    args = parse(argv)
+    pairs = check_files(args.data, args.out, "logprobs", args.__dict__.pop("overwrite"))
+    samples = {data: read_samples(data) for data, _ in pairs}
+    folder = find_model(args.model)
+    check_context(folder, args.max_len)
+    tokenizer = load_tokenizer(folder)
+    vocabulary = int(read_config(folder).get("vocab_size") or 0)
+    names = ("max_len", "key", "temperature", "apply_chat_template", "no_eos", "batch_tokens", "dtype")
+    settings = {name: getattr(args, name) for name in (*names, "attn_implementation")}
+    model = {"folder": args.model, "identity": identity(folder)}
+
+    @cache
+    def load() -> Compute:
+        policy = load_model(folder, args.dtype, args.attn_implementation)
+        return make_compute(policy, int(tokenizer.pad_token_id), args.temperature)
+
+    for data, out in pairs:
+        source = {"path": str(data), "sha256": sha256_file(data)}
+        with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
+            rows, prompts_cut, completions_cut = encode_rows(
+                samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos
+            )
+            cut = sum(map(sum, completions_cut))
+            check_ids(folder, (row.ids for row in rows))
+            values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability")
+            counts = {"records": len(samples[data]), "completions": len(rows)}
+            counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
+            counts |= {"prompts_cut": prompts_cut, "completions_cut": cut}
+            meta: dict[str, Any] = {"command": "logprobs", "version": __version__, "model": model, "data": source}
+            records = with_column(samples[data], args.key, values)
+            for record, flags in zip(records, completions_cut, strict=True):
+                record.pop(cut_key(args.key), None)
+                if any(flags):
+                    record[cut_key(args.key)] = flags
+            journal.finish(out, records, {**meta, "arguments": settings, "counts": counts})
+        if prompts_cut or cut:
+            told = f"{prompts_cut} of {len(rows)} prompts are cut on the left"
+            if cut:
+                told = (
+                    f"{cut} of {len(rows)} completions are cut on the right, so that {args.key} are those of their "
+                    f"beginnings, and {prompts_cut} prompts on the left"
+                )
+            print(f"{data}: at --max_len {args.max_len}, {told}; raise it")
+        mean = sum(sum(column) / len(column) for column in values) / len(values)
+        print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Score completions with a reward model: ``orlhf-ext score --model RM --data A.jsonl --out A2.jsonl``.
+
+Takes any reward model folder that OpenRLHF's ``train_rm`` wrote, and reads samples (``completions``) or pairs
+(``chosen``, ``rejected``). Text, EOS and truncation are those of its training. Rewards are the head's raw output: the
+mean and deviation that ``train_rm`` may have put into the config are not applied. A run that was cut short goes on
+where it stopped, and gives the numbers of an uninterrupted one.
+
+With ``--no_prompt`` the model reads the completion alone, as ``train_rm`` trains without ``--data.prompt_key``, and a
+record needs no prompt: ``{"completions": ["Once upon a time ..."]}`` is a story to score.
+
+``python -m orlhf_ext.launch serve_rm --reward.model_name_or_path RM --data.max_len N --host 127.0.0.1 --port P`` serves
+the same numbers: ``POST /get_reward {"query": [TEXT, ...]}`` answers ``{"rewards": [...]}``. A query is read as it is:
+it must end in one space and the EOS token, and fit into N tokens, since a longer one is cut and loses its EOS. (Without
+``--host``, other machines can ask, too.)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from .. import __version__
+from ..cli.errors import command
+from ..cli.flags import DTYPES, LENGTH, add_compute, make_parser
+from ..files.journal import Journal
+from ..files.outputs import add_overwrite
+from ..files.records import sha256_file
+from ..models.batches import Compute, check_files, fingerprint, run_batches, with_column
+from ..models.folder import check_context, check_ids, find_model, identity, load_tokenizer
+from ..models.reward_models import check_reward_model, encode_rows, load_scorer
+from ..models.texts import Sample, read_samples
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("orlhf-ext score", __doc__)
+    parser.add_argument("--model", required=True, metavar="DIR", help="reward model folder, as train_rm writes it")
+    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    parser.add_argument("--max_len", type=LENGTH, required=True, help="tokens; the same as in the model's training")
+    parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    parser.add_argument("--no_prompt", action="store_true", help="the model was trained on completions alone")
+    add_compute(parser, dtypes=DTYPES[:2])
+    add_overwrite(parser)
+    args = parser.parse_args(argv)
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score each file; the model is loaded once, and only if something is left to do."""
+    args = parse(argv)
+    pairs = check_files(args.data, args.out, "score", args.__dict__.pop("overwrite"))
+    samples = {data: read_samples(data, args.no_prompt) for data, _ in pairs}
+    folder = find_model(args.model)
+    check_reward_model(folder)
+    check_context(folder, args.max_len)
+    tokenizer = load_tokenizer(folder)
+    names = ("max_len", "apply_chat_template", "no_prompt", "batch_tokens", "dtype", "attn_implementation")
+    settings = {name: getattr(args, name) for name in names}
+    model = {"folder": args.model, "identity": identity(folder)}
+
+    @cache
+    def load() -> Compute:
+        return load_scorer(folder, int(tokenizer.pad_token_id), args.dtype, args.attn_implementation)
+
+    for data, out in pairs:
+        source = {"path": str(data), "sha256": sha256_file(data)}
+        with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
+            encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)
+            check_ids(folder, (row.ids for row in encoded.rows))
+            if encoded.truncated:
+                print(
+                    f"{data}: {encoded.truncated} of {len(encoded.rows)} completions are cut at {args.max_len} tokens"
+                )
+            if encoded.unseen:
+                print(
+                    f"{data}: {encoded.unseen} of them have a prompt that fills --max_len {args.max_len}, so that the "
+                    "reward says nothing about them; raise it, or drop such prompts"
+                )
+            rewards = run_batches(encoded.rows, samples[data], load, journal, args.batch_tokens, "reward")
+            counts = {
+                "records": len(samples[data]),
+                "completions": len(encoded.rows),
+                "truncated": encoded.truncated,
+                "unseen": encoded.unseen,
+            }
+            meta: dict[str, Any] = {"command": "score", "version": __version__, "model": model, "data": source}
+            meta |= {"arguments": settings, "counts": counts, **summary(samples[data], rewards)}
+            journal.finish(out, with_column(samples[data], "rewards", rewards), meta)
+        ranked = f", chosen above rejected in {meta['accuracy']:.1%} of pairs" if "accuracy" in meta else ""
+        print(f"{out}: mean reward {meta['mean_reward']:.4f} over {len(samples[data])} prompts{ranked}", flush=True)
+
+
+def summary(samples: Sequence[Sample], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean over prompts of the mean reward; for pairs, also how often chosen is above rejected (a tie is not)."""
+    out = {"mean_reward": sum(sum(values) / len(values) for values in rewards) / len(rewards)}
+    if all("completions" not in sample.record for sample in samples):
+        out["accuracy"] = sum(chosen > rejected for chosen, rejected in rewards) / len(rewards)
+    return out
+
+
+if __name__ == "__main__":
+    main()

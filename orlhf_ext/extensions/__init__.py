@@ -1,0 +1,167 @@
+"""What an extension is, and the one resolver: a name of an entry-point group, or ``module:attribute``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from ..cli.errors import UserError, suggest
+from ..cli.user_code import user_code
+
+EXTENSIONS = "orlhf_ext.extensions"
+REWARDS = "orlhf_ext.rewards"
+BUILDERS = "orlhf_ext.builders"
+
+#: ready-made, found without an installed entry point
+_READY_MADE = {
+    EXTENSIONS: {
+        "batch-min": "orlhf_ext.groups.batch_min:BatchMin",
+        "dead-end": "orlhf_ext.deadend:DeadEnd",
+        "exo": "orlhf_ext.exo:EXO",
+        "group-reward": "orlhf_ext.groups:GroupReward",
+        "group-rm": "orlhf_ext.groups:GroupRM",
+    },
+    BUILDERS: {
+        "hh": "data_builders.hh:Builder",
+        "hh-groups": "data_builders.hh.groups:Builder",
+        "hh-prompts": "data_builders.hh.prompts:Builder",
+        "jigsaw": "data_builders.jigsaw:Builder",
+        "litbench": "data_builders.litbench:Builder",
+        "story": "data_builders.story:Builder",
+    },
+    REWARDS: {
+        "deadend": "orlhf_ext.deadend.reward:DeadEndValue",
+        "format": "orlhf_ext.rewards.format:Format",
+        "groups": "orlhf_ext.groups.reward:Groups",
+        "http": "orlhf_ext.rewards.http:HTTP",
+        "length": "orlhf_ext.rewards.length:Length",
+        "model": "orlhf_ext.rewards.model:Model",
+        "vrcli": "orlhf_ext.vrcli.reward:VRCLI",
+    },
+}
+
+
+class Extension:
+    """A named set of replacements for seams of OpenRLHF, with flags of its own.
+
+    Subclass it, set the three class variables, and switch it on with ``--ext.use NAME``, or
+    ``--ext.use my_pkg.my_module:MyExtension``. The module of an extension imports nothing heavy: replacements are named
+    as ``"module:attribute"`` and imported only when OpenRLHF imports the module that they replace something in.
+    """
+
+    #: the name in log lines, and the prefix of its flags: ``--NAME.flag``
+    name: ClassVar[str]
+    #: the OpenRLHF launchers it works with
+    launchers: ClassVar[Sequence[str]]
+    #: seam -> replacement, both ``"module:attribute"``
+    replacements: ClassVar[Mapping[str, str]]
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What its flags begin with: its name."""
+        return (self.name,)
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add flags named ``--NAME.flag``; they reach every class as ``strategy.args.NAME.flag``."""
+
+    def check(self, args: SimpleNamespace) -> None:
+        """Look at the launcher's nested arguments and our own before any model is loaded.
+
+        Raises:
+            UserError: the combination makes no sense; one sentence that names the flag and the way out.
+        """
+
+    def gpu_parts(self, args: SimpleNamespace) -> Mapping[str, Sequence[float]]:
+        """What it asks Ray for beside the launcher: the part of a GPU of each of its actors, by what they are."""
+        return {}
+
+
+def names(group: str) -> dict[str, str]:
+    """Name -> ``"module:attribute"`` of what is ready-made or installed under an entry-point group."""
+    found = dict(_READY_MADE.get(group, {}))
+    for point in metadata.entry_points(group=group):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise UserError(
+                f"two packages register {point.name!r} in {group}: {found[point.name]} and {point.value}; "
+                "uninstall one, or name the one you mean as module:attribute"
+            )
+    return found
+
+
+def resolve(group: str, spec: str) -> Any:
+    """Import what a name of ``group``, or ``module:attribute``, stands for. The working directory is importable.
+
+    Raises:
+        UserError: nothing of that name; the nearest known one is suggested.
+    """
+    known = names(group)
+    target = known.get(spec, spec)
+    if ":" not in target:
+        kind = group.rsplit(".", 1)[-1]
+        raise UserError(f"{spec!r} is none of the {kind} (a name, or module:attribute){suggest(spec, list(known))}")
+    return load(target)
+
+
+def load(target: str) -> Any:
+    """Import ``module:attribute``.
+
+    Raises:
+        UserError: the module or the attribute does not exist, or importing it fails.
+    """
+    module_name, _, attribute = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    with user_code(f"{target!r} cannot be imported:"):
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and (module_name + ".").startswith(error.name + "."):
+                raise UserError(
+                    f"there is no module {error.name!r} for {target!r}; install it, or run from the folder it lies in"
+                ) from error
+            raise
+        for part in attribute.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError as error:
+                public = [name for name in dir(found) if not name.startswith("_")]
+                raise UserError(f"module {module_name!r} has no {attribute!r}{suggest(part, public)}") from error
+    return found
+
+
+def extension(spec: str) -> Extension:
+    """Make the extension that ``--ext.use SPEC`` names.
+
+    Raises:
+        UserError: unknown, or no subclass of `Extension`, or one of its class variables is missing.
+    """
+    found = resolve(EXTENSIONS, spec)
+    if not (isinstance(found, type) and issubclass(found, Extension)):
+        raise UserError(f"--ext.use {spec}: {found!r} is no subclass of orlhf_ext.extensions.Extension")
+    for attribute in ("name", "launchers", "replacements"):
+        if not hasattr(found, attribute):
+            raise UserError(f"--ext.use {spec}: {found.__name__} lacks the class variable {attribute!r}")
+    with user_code(f"--ext.use {spec} cannot be made:"):
+        made = found()
+        _check_variables(spec, made)
+    return made
+
+
+def _check_variables(spec: str, made: Extension) -> None:
+    if not isinstance(made.name, str):
+        raise UserError(f"--ext.use {spec} is named {made.name!r}; give it a name that is text")
+    for attribute, values in (("launchers", made.launchers), ("prefixes", made.prefixes)):
+        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+            raise UserError(f"--ext.use {spec} has {values!r} as {attribute}; give a tuple of names")
+    swaps = made.replacements
+    words = [*swaps, *swaps.values()] if isinstance(swaps, Mapping) else [None]
+    if not all(isinstance(word, str) and all(word.partition(":")) for word in words):
+        raise UserError(
+            f'--ext.use {spec} has {swaps!r} as replacements; give a dict of "module:attribute" by "module:attribute"'
+        )

@@ -1,0 +1,1 @@
+"""Files: records, journals, CSV, and what may be written."""

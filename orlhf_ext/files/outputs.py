@@ -1,0 +1,135 @@
+"""Whether what a command will write can be written, and is not somebody else's, known before hours of computing."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..cli.errors import UserError
+from .journal import journal_path, meta_path
+from .records import load_json, write_json
+
+_BUILT = ".built.json"
+"""In a folder of data: which builder wrote each file, also those that a killed one has left without a sidecar."""
+
+
+def add_overwrite(parser: argparse._ActionsContainer, flag: str = "--out") -> None:
+    """Add ``--overwrite``."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help=f"replace files at {flag} that this command did not make"
+    )
+
+
+def check_file(
+    path: str | os.PathLike,
+    flag: str = "--out",
+    command: str | None = None,
+    overwrite: bool = False,
+    beside: Sequence[str] = (),
+) -> None:
+    """A file can be written at ``path``, whose folders need not exist yet.
+
+    Args:
+        path: the file.
+        flag: that names it.
+        command: as sidecars and summaries name it. A file that it did not make is refused.
+        overwrite: whoever made it.
+        beside: suffixes of further files that are written with it.
+
+    Raises:
+        UserError: it is a folder, or a file that ``command`` did not make; or its folder cannot be made or written to,
+            or its name is too long.
+    """
+    path = Path(path)
+    if command and not overwrite and not _made_by(path, command):
+        for one in (path, *(path.with_suffix(suffix) for suffix in beside)):
+            if one.is_file():
+                raise UserError(
+                    f"{flag} {path}: {one} exists, and {command} did not make it; give another {flag}, or add "
+                    "--overwrite to replace it"
+                )
+    try:
+        if path.is_dir():
+            raise UserError(f"{flag} {path} is a folder; name a file")
+        _probe(path)
+    except OSError as error:
+        raise _refused(path, flag, error) from error
+
+
+def check_folder(path: str | os.PathLike, flag: str = "--out", new: bool = False) -> None:
+    """Files can be written to the folder ``path``, which need not exist yet.
+
+    Args:
+        path: the folder.
+        flag: that names it.
+        new: the folder is written as a whole, by `records.atomic_folder`.
+
+    Raises:
+        UserError: it is a file; or it cannot be made or written to, or its name is too long.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{flag} {path} is a file, where a folder is expected; give another one")
+        _probe(path if new else path / "x")
+    except OSError as error:
+        raise _refused(path, flag, error) from error
+
+
+def _made_by(path: Path, command: str) -> bool:
+    """Whether a file's sidecar, or a summary itself, names the command, or an unfinished run has left its journal."""
+    if journal_path(path).exists():
+        return True
+    places = (meta_path(path), path.with_suffix(".meta.json"), *([path] if path.suffix == ".json" else ()))
+    return any(_read(place).get("command") == command for place in places)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(found := load_json(path.read_bytes()), dict):
+            return found
+    return {}
+
+
+def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]:
+    """What `records.before_writing` is to call while a builder runs.
+
+    It refuses to replace files that the builder did not make, which its sidecars or `_BUILT` say, and notes those that
+    are about to get their names.
+    """
+
+    def guard(path: Path, whole: bool) -> None:
+        if path.name == _BUILT:
+            return
+        ledger = path.with_name(_BUILT)
+        known = _read(ledger)
+        ours = known.get(path.name) == builder
+        if not (ours or overwrite) and path.exists():
+            stem = path.name.partition(".")[0]
+            if all(_read(one).get("builder") != builder for one in (path.with_name(f"{stem}.meta.json"), path)):
+                raise UserError(
+                    f"{path} exists, and the builder {builder} did not make it; give another --out, or add --overwrite "
+                    "to replace it"
+                )
+        if whole and not ours:
+            write_json(ledger, {**known, path.name: builder})
+
+    return guard
+
+
+def _probe(path: Path) -> None:
+    """Make a file like the temporary one of `records.atomic_write`, in the nearest folder that exists; remove it."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", suffix=".tmp"):
+        pass
+
+
+def _refused(path: Path, flag: str, error: OSError) -> UserError:
+    return UserError(f"{flag} {path} cannot be written ({error.strerror or error}); give another one")

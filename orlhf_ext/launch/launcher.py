@@ -1,0 +1,316 @@
+"""Run one of OpenRLHF's launchers, unmodified, with extensions injected.
+
+``python -m orlhf_ext.launch LAUNCHER [--ext.use NAME ...] [the extensions' flags] [the launcher's flags]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from .. import backends, openrlhf_fixes
+from ..backends import machine, resources
+from ..cli.errors import UserError, command, suggest
+from ..cli.flags import Parser
+from ..cli.user_code import frames, place, told, user_code
+from ..extensions import EXTENSIONS, Extension, extension, inject, names
+from ..extensions.seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
+from ..openrlhf_fixes.chat_data import check_chats
+from ..rewards.extension import Rewards
+from ..rewards.selection import choose
+from . import ray_setup
+from .preflight import check_arguments
+
+#: what reads the records of a run; an extension that replaces one checks them itself
+_DATA_SETS = ("openrlhf.datasets.reward_dataset:RewardDataset", "openrlhf.datasets.sft_dataset:SFTDataset")
+#: arguments of vLLM in a Ray run without CUDA
+_CPU_VLLM = {"sync_backend": "gloo", "enforce_eager": True, "gpu_memory_utilization": 0.1}
+
+
+def make_parser(extensions: list[Extension]) -> argparse.ArgumentParser:
+    """Our flags: ``--ext.use``, and those of the extensions that are switched on."""
+    parser = Parser(
+        prog="python -m orlhf_ext.launch LAUNCHER", add_help=False, allow_abbrev=False, argument_default=None
+    )
+    group = parser.add_argument_group("orlhf-ext")
+    group.add_argument(
+        "--ext.use",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="switch an extension on, by name or as my_pkg.my_module:MyExtension; repeatable",
+    )
+    group.add_argument(
+        "--ext.reward",
+        action="append",
+        default=[],
+        metavar="SPEC[=WEIGHT]",
+        help="train_ppo_ray: a reward, by name or as my_pkg.my_module:MyReward; repeatable",
+    )
+    for item in extensions:
+        before = set(parser._option_string_actions)
+        section = parser.add_argument_group(f"extension {item.name} (with {', '.join(item.launchers)})")
+        parser_like: Any = section
+        with user_code(f"extension {item.name!r} cannot add its flags:"):
+            try:
+                item.add_flags(parser_like)
+            except argparse.ArgumentError as error:
+                raise UserError(f"extension {item.name!r} has a flag that another one has too: {error}") from error
+        for flag in sorted(set(parser._option_string_actions) - before):
+            if flag[2:].partition(".")[0] not in item.prefixes:
+                known = " or ".join(f"--{prefix}." for prefix in item.prefixes)
+                raise UserError(f"extension {item.name!r} adds the flag {flag}; its flags begin with {known}")
+    return parser
+
+
+def _split(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The launcher's name and the rest; `deepspeed --module` puts ``--local_rank=N`` before everything."""
+    leading = []
+    while argv and argv[0].startswith("--local_rank"):
+        leading.append(argv[0])
+        argv = argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        return None, []
+    return argv[0], argv[1:] + leading
+
+
+def _switched_on(rest: list[str]) -> list[Extension]:
+    """The extensions of every ``--ext.use`` in a command line, and the one that ``--ext.reward`` switches on."""
+    finder = Parser(add_help=False, allow_abbrev=False)
+    for flag in ("--ext.use", "--ext.reward"):
+        finder.add_argument(flag, action="append", default=[])
+    found = vars(finder.parse_known_args(rest)[0])
+    uses, rewards = found["ext.use"], found["ext.reward"]
+    if duplicate := next((name for name in uses if uses.count(name) > 1), None):
+        raise UserError(f"--ext.use {duplicate} is given twice; once is enough")
+    extensions = [extension(name) for name in uses]
+    return [*extensions, Rewards(choose(rewards))] if rewards else extensions
+
+
+def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions: list[Extension]) -> None:
+    """Flags of ours that nobody took: a typo, or an extension that was not switched on."""
+    on = {prefix for item in extensions for prefix in item.prefixes}
+    known = {prefix: name for name, item in _loadable_extensions()[0].items() for prefix in item.prefixes}
+    for word in rest:
+        flag = word.partition("=")[0]
+        prefix = flag[2:].partition(".")[0] if flag.startswith("--") and "." in flag else ""
+        if prefix == "ext" and "ext" not in on and flag in _reward_flags():
+            raise UserError(f"{flag} has no effect without a reward; add --ext.reward NAME")
+        if prefix == "ext" or prefix in on:
+            raise UserError(f"unknown flag {flag}{suggest(flag, list(parser._option_string_actions))}")
+        if prefix in known:
+            raise UserError(f"{flag} belongs to the extension {known[prefix]!r}; add --ext.use {known[prefix]}")
+
+
+def _reward_flags() -> list[str]:
+    parser = Parser(add_help=False)
+    Rewards().add_flags(parser)
+    return list(parser._option_string_actions)
+
+
+def _check_openrlhf() -> None:
+    try:
+        version = metadata.version("openrlhf")
+    except metadata.PackageNotFoundError:
+        raise UserError("OpenRLHF is not installed; run `bash recipes/setup.sh`, or pip install openrlhf") from None
+    if version != OPENRLHF_VERSION:
+        raise UserError(
+            f"OpenRLHF {version} is installed, and the seams fit {OPENRLHF_VERSION} only; "
+            f"pip install openrlhf=={OPENRLHF_VERSION}"
+        )
+
+
+def _check_launcher(launcher: str, extensions: list[Extension]) -> None:
+    if launcher not in LAUNCHERS:
+        raise UserError(f"unknown launcher {launcher!r}{suggest(launcher, list(LAUNCHERS))}")
+    for item in extensions:
+        if launcher not in item.launchers:
+            raise UserError(f"extension {item.name!r} works with {', '.join(item.launchers)}, not with {launcher}")
+        for target in item.replacements:
+            seam = find(target)
+            if seam is not None and launcher not in seam.launchers:
+                raise UserError(f"extension {item.name!r} replaces {target}, which {launcher} does not use")
+
+
+def _single_process() -> None:
+    """The environment that torchrun or deepspeed would give; a launcher cannot start without it."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _machine_defaults(launcher: str, rest: list[str]) -> list[str]:
+    """Flags and environment that follow from what this machine lacks; each is said, and a user's own choice stands."""
+    if not machine.gpu_present() and launcher not in RAY_LAUNCHERS:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+        # Threads that spin at barriers turn one busy neighbour into minutes of waiting; sleeping ones do not.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if machine.device_there() and not machine.gpu_present():
+        inject.say("there is a GPU, and torch is a build without CUDA: all runs on the CPU; see `orlhf-ext doctor`")
+    if not machine.flash_attn_present() and not _gives(rest, "--ds.attn_implementation"):
+        inject.say("flash-attn is not installed: --ds.attn_implementation sdpa")
+        rest = [*rest, "--ds.attn_implementation", "sdpa"]
+    return rest
+
+
+def _gives(rest: list[str], flag: str) -> bool:
+    return any(word.partition("=")[0] == flag for word in rest)
+
+
+def _join_namespaces(
+    own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str, rest: list[str]
+) -> list[SimpleNamespace]:
+    """Let the launcher's nested arguments hold ours too, and look at all of them before a model is loaded.
+
+    Returns:
+        a list that they will be put into.
+    """
+    arguments: list[SimpleNamespace] = []
+
+    def patch(module: ModuleType) -> None:
+        original = module.hierarchize  # type: ignore[attr-defined]
+
+        def hierarchize(args: argparse.Namespace) -> SimpleNamespace:
+            if clash := sorted(set(own) & set(vars(args))):
+                raise UserError(f"the flag --{clash[0]} is {launcher}'s own; an extension may not take it")
+            vars(args).update(own)
+            nested = original(args)
+            on_ray = launcher in RAY_LAUNCHERS
+            inject.verify(swaps, vars(sys.modules["__main__"]), load_seams=on_ray)
+            check_arguments(launcher, nested)
+            if not any(target in item.replacements for item in extensions for target in _DATA_SETS):
+                check_chats(launcher, nested)
+            parts: dict[str, Sequence[float]] = {}
+            for item in extensions:
+                with user_code(f"extension {item.name!r} cannot check the run:"):
+                    item.check(nested)
+                    parts |= item.gpu_parts(nested)
+            if on_ray:
+                _start_ray(swaps, nested, parts, rest)
+            arguments.append(nested)
+            return nested
+
+        hierarchize.__wrapped__ = original  # type: ignore[attr-defined]
+        module.hierarchize = hierarchize  # type: ignore[attr-defined]
+
+    inject.on_import("openrlhf.utils.config", patch)
+    return arguments
+
+
+def _start_ray(
+    swaps: list[inject.Swap], args: SimpleNamespace, parts: Mapping[str, Sequence[float]], rest: list[str]
+) -> None:
+    """Connect to Ray, and make sure that it has what the run will ask for."""
+    import ray
+
+    more = resources.whole_gpus([part for of_one in parts.values() for part in of_one])
+    cuda = ray_setup.start(swaps, ray_setup.logical_gpus(args) + more)
+    try:
+        resources.check(args, parts, ray.cluster_resources())
+    except UserError:
+        ray.shutdown()
+        raise
+    if not cuda:
+        _without_cuda(args, rest)
+
+
+def _kept(args: SimpleNamespace) -> str:
+    """What a run that is interrupted leaves to go on with."""
+    folder = getattr(getattr(args, "ckpt", None), "path", None)
+    if folder and os.path.isdir(folder) and os.listdir(folder):
+        return f"the checkpoints in {folder} are kept: add --ckpt.load_enable to go on from the last one"
+    return "no checkpoint was saved yet (--ckpt.save_steps)"
+
+
+def _without_cuda(args: SimpleNamespace, rest: list[str]) -> None:
+    """What vLLM needs in Ray without CUDA; only Ray knows whether a cluster has it. A user's own choice stands."""
+    for name, value in _CPU_VLLM.items():
+        if not _gives(rest, flag := f"--vllm.{name}"):
+            inject.say(f"no CUDA device: {flag} {value}")
+            setattr(args.vllm, name, value)
+
+
+def _loadable_extensions() -> tuple[dict[str, Extension], list[str]]:
+    """All extensions by name, and what is wrong with those of other packages that cannot be loaded."""
+    found: dict[str, Extension] = {}
+    broken = []
+    for name in sorted(names(EXTENSIONS)):
+        try:
+            found[name] = extension(name)
+        except UserError as error:
+            broken.append(str(error))
+    return found, broken
+
+
+def _flags_help(extensions: list[Extension]) -> str:
+    """The help of our flags: those of the extensions that are switched on, or else of all."""
+    found, broken = _loadable_extensions()
+    parser = make_parser(extensions or [*found.values(), Rewards()])
+    with user_code("the help of a flag cannot be written:"):
+        text = parser.format_help().partition("\n\n")[2]
+    return "\n".join([text, *(f"left out: {reason}" for reason in broken if not extensions)])
+
+
+def _help() -> None:
+    print(__doc__)
+    print(f"launchers: {', '.join(LAUNCHERS)}\n")
+    print(_flags_help([]))
+    print("python -m orlhf_ext.launch LAUNCHER --help shows the launcher's flags too.")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Take our flags out, install backends and extensions, and run the launcher as ``__main__``."""
+    launcher, rest = _split(list(sys.argv[1:] if argv is None else argv))
+    if launcher is None:
+        _help()
+        return
+    _check_openrlhf()
+    extensions = _switched_on(rest)
+    _check_launcher(launcher, extensions)
+    parser = make_parser(extensions)
+    with user_code("a flag of an extension cannot be read:"):
+        own_namespace, rest = parser.parse_known_args(rest)
+    own = vars(own_namespace)
+    _refuse_strays(rest, parser, extensions)
+    if "-h" in rest or "--help" in rest:
+        print(f"{_flags_help(extensions)}\n{launcher}:", flush=True)
+    swaps = inject.plan(extensions)
+    rest = _machine_defaults(launcher, rest)
+    backends.install()
+    openrlhf_fixes.install()
+    inject.install(swaps)
+    inject.to_environment(swaps)
+    arguments = _join_namespaces(own, extensions, swaps, launcher, rest)
+    if launcher not in RAY_LAUNCHERS:
+        _single_process()
+    sys.argv = [LAUNCHERS[launcher], *rest]
+    try:
+        runpy.run_module(LAUNCHERS[launcher], run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt as stop:
+        for nested in arguments:
+            stop.add_note(_kept(nested))
+        raise
+    except SystemExit as stop:
+        if not frames(stop):  # argparse's
+            raise
+        raise UserError(f"{launcher} was ended before its time by {told(stop)}{place(stop)}") from stop
+    except Exception as error:
+        if (cause := ray_setup.told(error)) is error:
+            raise
+        raise cause from error
+
+
+if __name__ == "__main__":
+    main()

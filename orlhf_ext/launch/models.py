@@ -1,0 +1,91 @@
+"""The models that a launcher is given, looked at by their folders' headers before OpenRLHF loads one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+from ..cli.errors import UserError
+from ..files.sources import looks_local
+from ..models.folder import load_tokenizer, read_config
+
+Role = Literal["policy", "reference", "start", "reward"]
+
+#: launcher -> flag -> what the model is: a policy is trained and saved, a "start" gets a new value head
+ROLES: dict[str, dict[str, Role]] = {
+    "train_sft": {"model": "policy"},
+    "train_dpo": {"model": "policy", "ref": "reference"},
+    "train_rm": {"model": "start"},
+    "train_ppo_ray": {"actor": "policy", "critic": "start", "reward": "reward"},
+    "serve_rm": {"reward": "reward"},
+}
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+#: key in config.json -> what such a model is, the namespace of the extensions that read it, and their names
+_OURS = {
+    "dead_end": ("a value function", "deadend", "dead-end"),
+    "group_reward": ("a reward model of groups", "groups", "group-rm (train_rm) or group-reward (train_ppo_ray)"),
+}
+
+
+def check_models(launcher: str, args: SimpleNamespace) -> None:
+    """Every local model can be loaded, and holds whole weights; hub names are seen when they are loaded.
+
+    Raises:
+        UserError: one does not; its flag is named.
+    """
+    if os.environ.get("RANK", "0") != "0":  # one process says it; the others are ended with it
+        return
+    for group, role in ROLES.get(launcher, {}).items():
+        value = getattr(getattr(args, group, None), "model_name_or_path", None)
+        for path in str(value).split(",") if value else ():
+            if looks_local(path):
+                q_model = launcher == "train_sft" and hasattr(args, "deadend")
+                check_model(f"--{group}.model_name_or_path", path, role, args, q_model)
+
+
+def check_model(flag: str, path: str, role: Role, args: SimpleNamespace, q_model: bool = False) -> None:
+    """A local model folder holds a config, whole weights and, where it is read, a tokenizer.
+
+    With ``q_model``, it becomes a value function, or is one.
+
+    Raises:
+        UserError: it does not; the folder and what is missing are named.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{flag} {path} is no folder; give a Hugging Face model folder or a hub name")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{flag} {path} is a LoRA adapter, not a model; merge it first")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{flag} {path} is no model folder: config.json is missing")
+    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        raise UserError(f"{flag} {path} holds no weights (*.safetensors); was its training or its copy cut short?")
+    config = read_config(folder)
+    for key, (what, namespace, extension) in _OURS.items():
+        if key in config and not hasattr(args, namespace):
+            raise UserError(f"{flag} {path} is {what}; add --ext.use {extension}, or give another model")
+    if not any(folder.glob("*.safetensors")):
+        return  # in a format whose headers are not looked at
+    from ..models import weights
+
+    if q_model:
+        _check_q(folder, flag, "dead_end" in config)
+    elif role in ("policy", "reference"):
+        weights.check_causal(folder, flag, saved=role == "policy")
+    else:
+        head = getattr(getattr(args, "ds", None), "value_head_prefix", "score")
+        fresh = role == "start" and "group_reward" not in config
+        weights.check_reward(folder, flag, head, fresh)
+    if role in ("policy", "start") and "vision_config" not in config:
+        load_tokenizer(folder, flag)
+
+
+def _check_q(folder: Path, flag: str, saved: bool) -> None:
+    from ..deadend.model import HEADS, q_model_class
+    from ..models.folder import model_config
+    from ..models.weights import check_weights
+
+    config = model_config(folder, flag)
+    check_weights(q_model_class(config), config, folder, flag, new=() if saved else HEADS)

@@ -1,0 +1,1 @@
+"""Models over texts: folders, weights, chat templates, batches, likelihoods, sampling."""

@@ -1,0 +1,146 @@
+"""One number for each completion of a file, computed in batches that depend on the file alone.
+
+Batches are cut from all rows of a file, sorted by length, within a budget of padded tokens; the results of one are
+kept as soon as it is done. A run that goes on after a kill therefore computes the missing batches in the very shapes
+of an uninterrupted run, and its numbers are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..cli.errors import UserError
+from ..files.journal import Journal
+from ..files.outputs import check_file
+from ..files.records import Record
+from .texts import Sample
+
+# Rows in, one number for each out
+Compute = Callable[[list["Row"]], list[float]]
+
+
+class Row(NamedTuple):
+    """One completion of one record, as token ids with the prompt's in front."""
+
+    sample: int
+    completion: int
+    ids: list[int]
+    #: how many of the ids are the prompt's
+    prompt_length: int
+
+
+def cut_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of rows in batches, longest rows first (so that a lack of memory shows at once).
+
+    Rows of a batch, padded to its longest, hold at most ``budget`` tokens; a row longer than that stands alone. Equal
+    lengths keep the file's order.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def pad_left(texts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[Any, Any]:
+    """Token ids as OpenRLHF's reward models read them: ids and mask, ``(texts, longest)`` each, padded on the left."""
+    import torch
+    from openrlhf.utils.utils import zero_pad_sequences
+
+    ids = [torch.tensor([text]) for text in texts]
+    padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
+    return padded, zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
+
+
+def run_batches(
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    load: Callable[[], Compute],
+    journal: Journal,
+    budget: int,
+    what: str,
+) -> list[list[float]]:
+    """Compute a number for each row, batch by batch, skipping batches that the journal holds.
+
+    Args:
+        rows: all rows of one file.
+        samples: the file's records, which `Row.sample` counts.
+        load: loads the model; called only if a batch is missing.
+        journal: of this output; its fingerprint covers everything that ``compute`` depends on.
+        budget: padded tokens in a batch.
+        what: "reward", for messages and the progress bar.
+
+    Returns:
+        For each record, a number for each of its completions.
+
+    Raises:
+        UserError: a number is not finite; the record is named.
+    """
+    from tqdm import tqdm
+
+    batches = cut_batches([len(row.ids) for row in rows], budget)
+    values: list[list[float]] = [[math.nan] * len(sample.completions) for sample in samples]
+    kept = sum(len(batch) for number, batch in enumerate(batches) if str(number) in journal.done)
+    compute = load() if kept < len(rows) else None
+    with tqdm(total=len(rows), initial=kept, desc=what, unit="row") as bar:
+        for number, batch in enumerate(batches):
+            done = journal.done.get(str(number))
+            if done is None:
+                assert compute is not None
+                done = compute([rows[i] for i in batch])
+                for i, value in zip(batch, done, strict=True):
+                    if not math.isfinite(value):
+                        row, sample = rows[i], samples[rows[i].sample]
+                        raise UserError(
+                            f"{sample.name}: completion {row.completion + 1} got a {what} of {value}; "
+                            "the model's weights hold NaN or overflow: use an earlier checkpoint"
+                        )
+                journal.add(str(number), done)
+                bar.update(len(batch))
+            for i, value in zip(batch, done, strict=True):
+                values[rows[i].sample][rows[i].completion] = value
+    return values
+
+
+def with_column(samples: Sequence[Sample], key: str, values: Sequence[Sequence[float]]) -> list[Record]:
+    """The records with one more column; a pair becomes a record with two completions, chosen first."""
+    out = []
+    for sample, column in zip(samples, values, strict=True):
+        record: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "completions": sample.completions}
+        others = {name: value for name, value in sample.record.items() if name not in ("chosen", "rejected", key)}
+        out.append({**record, **others, "id": sample.id, key: list(column)})
+    return out
+
+
+def check_files(
+    data: Sequence[str], out: Sequence[str], command: str | None = None, overwrite: bool = False
+) -> list[tuple[Path, Path]]:
+    """Inputs with their outputs, which must be as many, and all different.
+
+    Raises:
+        UserError: they are not; or an output cannot be written, or ``command`` did not make it (see `check_file`).
+    """
+    if len(data) != len(out):
+        raise UserError(f"--data names {len(data)} files and --out {len(out)}; give one output for each input")
+    pairs = [(Path(a), Path(b)) for a, b in zip(data, out, strict=True)]
+    outputs = [b.resolve() for _, b in pairs]
+    if len(set(outputs)) < len(outputs) or set(outputs) & {a.resolve() for a, _ in pairs}:
+        raise UserError("--out names a file twice, or one of --data; give each output a name of its own")
+    for _, b in pairs:
+        if not b.name.endswith(".jsonl"):
+            raise UserError(f"--out {b} must end in .jsonl")
+        check_file(b, command=command, overwrite=overwrite)
+    return pairs
+
+
+def fingerprint(**parts: Mapping[str, Any] | str) -> dict[str, Any]:
+    """What a run's results depend on, as JSON gives it back (tuples become lists)."""
+    import json
+
+    return json.loads(json.dumps(parts))

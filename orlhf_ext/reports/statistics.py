@@ -1,0 +1,104 @@
+"""Means, intervals and win rates over prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+CONFIDENCE = 0.95
+
+
+_RESAMPLES = 9999
+
+
+_DRAWS_AT_ONCE = 10_000_000  # numbers that a bootstrap holds in memory
+
+
+Lists = list[list[float]]
+
+
+class Interval(NamedTuple):
+    """A 95 % interval; both ends are None where there is one prompt only."""
+
+    low: float | None
+    high: float | None
+
+
+def prompt_means(values: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """The mean over the completions of each prompt, ``(prompts,)``."""
+    return np.array([np.mean(row) for row in values], dtype=np.float64)
+
+
+def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float | None]:
+    """Mean over prompts and its standard error (sample deviation / sqrt n); no error for one prompt."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return float(values.mean()), error
+
+
+def win_rates(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """For each prompt, how often one of ours is above one of theirs, over all pairs; a tie counts a half."""
+    rates = []
+    for a, b in zip(ours, theirs, strict=True):
+        gap = np.asarray(a, dtype=np.float64)[:, None] - np.asarray(b, dtype=np.float64)[None, :]
+        rates.append(((gap > 0) + 0.5 * (gap == 0)).mean())
+    return np.array(rates)
+
+
+def kl_estimate(policy: Sequence[Sequence[float]], sft: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """For each prompt, the mean of ``log pi(y) - log pi_sft(y)`` over completions y of the policy, in nats a response.
+
+    The mean of it estimates KL(pi || pi_sft); single values may well be negative.
+    """
+    return prompt_means([np.subtract(a, b).tolist() for a, b in zip(policy, sft, strict=True)])
+
+
+def bootstrap(values: NDArray[np.float64], seed: int) -> Interval:
+    """Percentile bootstrap over prompts of the mean (Wilson's interval is not made for averaged fractions)."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return Interval(None, None)
+    if np.ptp(values) == 0:
+        return Interval(float(values[0]), float(values[0]))
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _DRAWS_AT_ONCE // len(values)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+def t_interval(values: NDArray[np.float64]) -> Interval:
+    """Student's interval of the mean."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return Interval(None, None)
+    mean, error = mean_and_error(values)
+    if not error:
+        return Interval(mean, mean)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return Interval(float(low), float(high))
+
+
+def paired_difference(gap: NDArray[np.float64], seed: int) -> dict[str, float | None]:
+    """The mean of paired differences, with Student's and the bootstrap's interval."""
+    student, drawn = t_interval(gap), bootstrap(gap, seed)
+    return {
+        "mean": float(gap.mean()),
+        "low": student.low,
+        "high": student.high,
+        "bootstrap_low": drawn.low,
+        "bootstrap_high": drawn.high,
+    }

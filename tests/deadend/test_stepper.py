@@ -1,0 +1,117 @@
+"""Values of growing sequences: equal to a forward pass over each sequence alone, whatever came and went before."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.deadend.stepper import QStepper
+
+V, POSITIONS = 50, 40
+
+
+def make(kind: str) -> Any:
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+    from orlhf_ext.deadend.model import new_q_model
+
+    common: dict[str, Any] = {"vocab_size": V, "max_position_embeddings": POSITIONS, "initializer_range": 0.3}
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {
+        "llama": lambda: LlamaConfig(**common, **small, **heads),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=V, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
+        ),
+        "qwen2-window": lambda: Qwen2Config(
+            **common, **small, **heads, use_sliding_window=True, sliding_window=4, max_window_layers=1
+        ),
+    }[kind]()
+    torch.manual_seed(3)
+    config._attn_implementation = "sdpa"
+    model = new_q_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.q_head.parameters():
+            parameter.mul_(20)  # values that tell positions and tokens apart
+    return model
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "qwen2-window"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return make(request.param)
+
+
+def alone(model: Any, sequence: list[int]) -> torch.Tensor:
+    """The values after one sequence by a forward pass over it, without any cache."""
+    with torch.inference_mode():
+        ids = torch.tensor([sequence])
+        return model.q_head(model.base_model(ids, use_cache=False).last_hidden_state[0, -1])
+
+
+def check(model: Any, stepper: QStepper, sequences: list[list[int]]) -> None:
+    found = stepper.values(sequences)
+    assert found.shape == (len(sequences), V) and found.dtype == torch.float32
+    for row, sequence in zip(found, sequences, strict=True):
+        torch.testing.assert_close(row, alone(model, sequence), atol=1e-4, rtol=1e-4)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=6)
+def test_rows_come_grow_move_fork_and_go(model: Any, seed: int) -> None:
+    draw = random.Random(seed)
+    stepper, rows = QStepper(model), []
+
+    def some(count: int) -> list[int]:
+        return [draw.randrange(V) for _ in range(count)]
+
+    for _ in range(8):
+        rows = [row for row in rows if draw.random() < 0.8 and len(row) < POSITIONS - 3]
+        grown = []
+        for row in rows:
+            kind = draw.random()
+            grown.append(row + some(1) if kind < 0.8 else row if kind < 0.9 else row + some(3))
+        if rows and draw.random() < 0.3:
+            grown.append(draw.choice(rows) + some(1))  # a second child
+        if grown and draw.random() < 0.3:
+            grown.append(list(draw.choice(grown)))  # the same text twice
+        rows = grown + [some(draw.randint(1, 12)) for _ in range(draw.randint(0 if grown else 1, 3))]
+        draw.shuffle(rows)
+        check(model, stepper, rows)
+
+
+def test_a_step_reads_one_token_of_each_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+    forward = model.base_model.forward
+
+    def watch(**arguments: Any) -> Any:
+        read.append(tuple(arguments["input_ids"].shape))
+        return forward(**arguments)
+
+    monkeypatch.setattr(model.base_model, "forward", watch)
+    stepper = QStepper(model)
+    rows = [[1, 2, 3, 4, 5], [6, 7]]
+    stepper.values([*rows, rows[0]])
+    assert read == [(2, 5)]  # one padded batch, and equal sequences once
+    stepper.values([[*rows[1], 8], [*rows[0], 9], [*rows[0], 10]])
+    assert read[1:] == [(3, 1)]
+    stepper.values([[*rows[1], 8], [*rows[0], 9]])
+    assert len(read) == 2  # nothing new
+    assert stepper._rows is not None and stepper._rows.width == 6
+    stepper.values([[*rows[1], 8, 9]])
+    assert stepper._rows.width == 4 and read[2:] == [(1, 1)]  # the longest has left, and its width with it
+    stepper.forget()
+    stepper.values([[*rows[1], 8, 9]])
+    assert read[3:] == [(1, 4)]
+
+
+def test_a_text_beyond_the_context_is_refused(model: Any) -> None:
+    stepper = QStepper(model)
+    check(model, stepper, [[1] * POSITIONS, [2]])
+    with pytest.raises(UserError, match=f"{POSITIONS + 1} tokens is longer than the {POSITIONS} positions"):
+        stepper.values([[1] * (POSITIONS + 1)])

@@ -1,0 +1,145 @@
+"""The launcher's command line: what it refuses, in one sentence, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+pytest.importorskip("openrlhf")
+
+MINE = """
+from orlhf_ext.backends import machine
+from orlhf_ext.extensions import Extension
+
+class Mine(Extension):
+    name, launchers = "mine", ("train_dpo",)
+    replacements = {"openrlhf.trainer.dpo_trainer:DPOTrainer": "my_ext:Trainer"}
+
+class Wrong(Mine):
+    name = "wrong"
+    def add_flags(self, parser):
+        parser.add_argument("--exo.loss_type")
+
+class NotOne: ...
+"""
+
+
+def launch(*argv: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the launcher in a fresh process."""
+    return subprocess.run(
+        [sys.executable, "-m", "orlhf_ext.launch", *argv],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train_dop"], "unknown launcher 'train_dop'; did you mean 'train_dpo'?"),
+        (["train_dpo", "--ext.use", "exoo"], "'exoo' is none of the extensions"),
+        (["train_dpo", "--ext.use", "exoo"], "did you mean 'exo'?"),
+        (["train_dpo", "--ext.use", "exo", "--ext.use", "exo"], "--ext.use exo is given twice"),
+        (["train_sft", "--ext.use", "exo"], "works with train_dpo, not with train_sft"),
+        (["train_dpo", "--exo.loss_type", "exo-rw"], "add --ext.use exo"),
+        (["train_dpo", "--ext.use", "exo", "--exo.los_type", "exo-rw"], "did you mean '--exo.loss_type'?"),
+        (["train_dpo", "--ext.usee", "exo"], "did you mean '--ext.use'?"),
+        (["train_dpo", "--ext.use", "no.such.module:X"], "there is no module 'no'"),
+        (["train_dpo", "--ext.use", "my_ext:Absent"], "has no 'Absent'; known: Extension, Mine, NotOne, Wrong"),
+        (["train_dpo", "--ext.use", "my_ext:NotOne"], "is no subclass of orlhf_ext.extensions.Extension"),
+        (["train_dpo", "--ext.use", "my_ext:Wrong"], "its flags begin with --wrong."),
+        (["train_dpo", "--ext.use", "exo", "--ext.use", "my_ext:Mine"], "both replace openrlhf.trainer.dpo_trainer"),
+    ],
+)
+def test_one_sentence(argv: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "my_ext.py").write_text(MINE)
+    done = launch(*argv, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "openrlhf-0.11.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: openrlhf\nVersion: 0.11.1\n")
+    done = launch("train_dpo", PYTHONPATH=f"{ROOT}:{tmp_path}", cwd=tmp_path)
+    assert done.returncode == 2 and "OpenRLHF 0.11.1 is installed" in done.stderr
+    assert "pip install openrlhf==0.11.2" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["-m", "orlhf_ext.launch", "--help"], ["-m", "orlhf_ext", "--help"]])
+def test_help_loads_nothing_heavy(argv: list[str]) -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module({argv[1]!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'transformers', 'ray', 'vllm', 'deepspeed'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "HEAVY []" in done.stdout, done.stderr
+    if argv[1] == "orlhf_ext.launch":
+        assert "--exo.loss_type" in done.stdout and "train_ppo_ray" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"--model.model_name_or_path": "./nowhere"}, "./nowhere is no folder"),
+        ({"--model.model_name_or_path": "."}, "config.json is missing"),
+        ({"--model.model_name_or_path": "./bare"}, "holds no weights"),
+        ({"--data.dataset": "gone.jsonl"}, "gone.jsonl does not exist"),
+        ({"--data.dataset": "bad.jsonl"}, "bad.jsonl line 2 is not JSON"),
+        ({"--data.dataset": "empty.jsonl"}, "empty.jsonl holds no record"),
+        ({"--train.batch_size": "64"}, "holds 2 records, fewer than --train.batch_size 64"),
+        ({"--train.micro_batch_size": "3"}, "--train.batch_size 2 is no multiple of --train.micro_batch_size 3"),
+        ({"--ds.packing_samples": None}, "needs flash-attn"),
+    ],
+)
+def test_preflight(change: dict[str, str | None], said: str, tmp_path: Path, tiny_model: Path) -> None:
+    """`check_arguments` on the launcher's own namespace, in process: an import of a launcher takes ten seconds."""
+    from openrlhf.utils.config import hierarchize
+
+    from orlhf_ext.backends import machine
+    from orlhf_ext.cli.errors import UserError
+    from orlhf_ext.launch.preflight import check_arguments
+
+    if "--ds.packing_samples" in change and machine.flash_attn_present():
+        pytest.skip("flash-attn is installed")
+    (tmp_path / "good.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n' * 2)
+    (tmp_path / "bad.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n{oops\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    from argparse import Namespace
+
+    flags: dict[str, object] = {
+        "model.model_name_or_path": str(tiny_model),
+        "ref.model_name_or_path": str(tiny_model),
+        "data.dataset": "good.jsonl",
+        "data.max_samples": 1000,
+        "eval.dataset": None,
+        "train.batch_size": 2,
+        "train.micro_batch_size": 1,
+        "ds.ring_attn_size": 1,
+        "ds.tensor_parallel_size": 1,
+        "ds.packing_samples": False,
+    }
+    for flag, value in change.items():
+        flags[flag[2:]] = True if value is None else int(value) if value.isdigit() else value
+    old = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        with pytest.raises(UserError) as told:
+            check_arguments("train_dpo", hierarchize(Namespace(**flags)))
+    finally:
+        os.chdir(old)
+    assert said in str(told.value)

@@ -1,0 +1,61 @@
+"""The reference model's scores where ranks work in step, with DeepSpeed's real ZeRO-3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from orlhf_ext.models.spans import Span
+
+SPANS = [Span([5, 6, 7, 8, 9, 10], 3), Span([11, 12, 13], 1), Span([5, 6, 7, 8, 9, 20, 21, 22, 23], 5)]
+
+
+@pytest.fixture(scope="module")
+def actor(strategy: Any, tiny_model: Path) -> Iterator[Any]:
+    """A reference actor as Ray would hold it, with its weights in ZeRO-3's parts."""
+    from openrlhf.models import Actor
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from orlhf_ext.rewards.reference import ScoringReference
+
+    strategy.stage = 3
+    strategy.args.ds.tensor_parallel_size = 1
+    how = {"attn_implementation": "sdpa", "param_dtype": "bf16", "ds_config": strategy.get_ds_eval_config()}
+    model = strategy.prepare(Actor(str(tiny_model), temperature=0.7, **how))
+    unset_hf_deepspeed_config()
+    strategy.args.ext = SimpleNamespace(reference_batch_tokens=4096)
+    actor = object.__new__(ScoringReference)
+    actor.model, actor.strategy = model.eval(), strategy
+    yield actor
+
+
+def test_the_output_layer_sees_only_what_is_scored(actor: Any) -> None:
+    """The values are those of OpenRLHF's forward pass at temperature 1, which computes all logits."""
+    from orlhf_ext.rewards.reference import _tensors
+
+    batch = _tensors(SPANS, 0)
+    head, seen = actor.model.model.module.get_output_embeddings(), []
+    hook = head.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[:-1].numel()))
+    found = actor.score_tokens(**batch)
+    actor.model.temperature = 1.0
+    wanted = actor.forward(batch["sequences"], batch["action_mask"], batch["attention_mask"])
+    hook.remove()
+    assert seen == [sum(span.scored for span in SPANS), batch["sequences"].numel()]
+    torch.testing.assert_close(found, wanted, atol=2e-2, rtol=0)  # bf16: other shapes of products
+    assert (found[batch["action_mask"] == 0] == 0).all() and (found[batch["action_mask"] == 1] < 0).all()
+
+
+def test_in_step_as_apart(actor: Any) -> None:
+    """A whole model, whose shared beginnings are computed once, gives the same."""
+    from orlhf_ext.rewards.reference import _tensors
+
+    batch = _tensors(SPANS, 0)
+    found = actor.score_tokens(**batch)
+    apart = actor.score_spans(SPANS, [0, 1, 0])
+    for row, values, mask in zip(found, apart, batch["action_mask"], strict=True):
+        torch.testing.assert_close(row[mask.bool()], torch.tensor(values), atol=2e-2, rtol=0)

@@ -1,0 +1,37 @@
+"""A random value function over the tiny tokenizer, for the tests of rectified decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def make_q(
+    out: Path,
+    tokenizer_from: Path,
+    positions: int = 512,
+    vocab_size: int | None = None,
+    seed: int = 5,
+    mean: float = -1.55,
+) -> Path:
+    """Save a GPT-2 trunk and the tokenizer; values are around ``mean``, where many tokens look dead."""
+    import torch
+    from transformers import GPT2Config
+
+    from orlhf_ext.deadend.model import new_q_model
+    from orlhf_ext.models.folder import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_from)
+    size = vocab_size or len(tokenizer)
+    sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": positions}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = new_q_model(GPT2Config(vocab_size=size, initializer_range=0.3, **sizes))
+        with torch.no_grad():
+            model.q_head.inner.weight.normal_(0, 0.3)
+            model.q_head.values.weight.normal_(0, 0.03)
+            model.q_head.values.bias.normal_(mean, 0.2)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
