@@ -18,7 +18,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import Parser
 from ..extensions import BUILDERS, EXTENSIONS, REWARDS, extension, inject, load, names, seams
 from ..launch import ray_setup
-from ..launch.launcher import make_parser
+from ..launch.flags import make_parser
 from ..rewards.extension import Rewards
 from ..rewards.selection import choose
 

@@ -18,56 +18,18 @@ from typing import Any
 from .. import backends, openrlhf_fixes
 from ..backends import machine, resources
 from ..cli.errors import UserError, command, suggest
-from ..cli.flags import Parser
 from ..cli.user_code import frames, place, told, user_code
-from ..extensions import EXTENSIONS, Extension, extension, inject, names
+from ..extensions import Extension, inject
 from ..extensions.seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
 from ..openrlhf_fixes.chat_data import check_chats
-from ..rewards.extension import Rewards
-from ..rewards.selection import choose
 from . import ray_setup
+from .flags import flags_help, make_parser, refuse_strays, switched_on
 from .preflight import check_arguments
 
 #: what reads the records of a run; an extension that replaces one checks them itself
 _DATA_SETS = ("openrlhf.datasets.reward_dataset:RewardDataset", "openrlhf.datasets.sft_dataset:SFTDataset")
 #: arguments of vLLM in a Ray run without CUDA
 _CPU_VLLM = {"sync_backend": "gloo", "enforce_eager": True, "gpu_memory_utilization": 0.1}
-
-
-def make_parser(extensions: list[Extension]) -> argparse.ArgumentParser:
-    """Our flags: ``--ext.use``, and those of the extensions that are switched on."""
-    parser = Parser(
-        prog="python -m orlhf_ext.launch LAUNCHER", add_help=False, allow_abbrev=False, argument_default=None
-    )
-    group = parser.add_argument_group("orlhf-ext")
-    group.add_argument(
-        "--ext.use",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="switch an extension on, by name or as my_pkg.my_module:MyExtension; repeatable",
-    )
-    group.add_argument(
-        "--ext.reward",
-        action="append",
-        default=[],
-        metavar="SPEC[=WEIGHT]",
-        help="train_ppo_ray: a reward, by name or as my_pkg.my_module:MyReward; repeatable",
-    )
-    for item in extensions:
-        before = set(parser._option_string_actions)
-        section = parser.add_argument_group(f"extension {item.name} (with {', '.join(item.launchers)})")
-        parser_like: Any = section
-        with user_code(f"extension {item.name!r} cannot add its flags:"):
-            try:
-                item.add_flags(parser_like)
-            except argparse.ArgumentError as error:
-                raise UserError(f"extension {item.name!r} has a flag that another one has too: {error}") from error
-        for flag in sorted(set(parser._option_string_actions) - before):
-            if flag[2:].partition(".")[0] not in item.prefixes:
-                known = " or ".join(f"--{prefix}." for prefix in item.prefixes)
-                raise UserError(f"extension {item.name!r} adds the flag {flag}; its flags begin with {known}")
-    return parser
 
 
 def _split(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -79,40 +41,6 @@ def _split(argv: list[str]) -> tuple[str | None, list[str]]:
     if not argv or argv[0] in ("-h", "--help"):
         return None, []
     return argv[0], argv[1:] + leading
-
-
-def _switched_on(rest: list[str]) -> list[Extension]:
-    """The extensions of every ``--ext.use`` in a command line, and the one that ``--ext.reward`` switches on."""
-    finder = Parser(add_help=False, allow_abbrev=False)
-    for flag in ("--ext.use", "--ext.reward"):
-        finder.add_argument(flag, action="append", default=[])
-    found = vars(finder.parse_known_args(rest)[0])
-    uses, rewards = found["ext.use"], found["ext.reward"]
-    if duplicate := next((name for name in uses if uses.count(name) > 1), None):
-        raise UserError(f"--ext.use {duplicate} is given twice; once is enough")
-    extensions = [extension(name) for name in uses]
-    return [*extensions, Rewards(choose(rewards))] if rewards else extensions
-
-
-def _refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions: list[Extension]) -> None:
-    """Flags of ours that nobody took: a typo, or an extension that was not switched on."""
-    on = {prefix for item in extensions for prefix in item.prefixes}
-    known = {prefix: name for name, item in _loadable_extensions()[0].items() for prefix in item.prefixes}
-    for word in rest:
-        flag = word.partition("=")[0]
-        prefix = flag[2:].partition(".")[0] if flag.startswith("--") and "." in flag else ""
-        if prefix == "ext" and "ext" not in on and flag in _reward_flags():
-            raise UserError(f"{flag} has no effect without a reward; add --ext.reward NAME")
-        if prefix == "ext" or prefix in on:
-            raise UserError(f"unknown flag {flag}{suggest(flag, list(parser._option_string_actions))}")
-        if prefix in known:
-            raise UserError(f"{flag} belongs to the extension {known[prefix]!r}; add --ext.use {known[prefix]}")
-
-
-def _reward_flags() -> list[str]:
-    parser = Parser(add_help=False)
-    Rewards().add_flags(parser)
-    return list(parser._option_string_actions)
 
 
 def _check_openrlhf() -> None:
@@ -241,31 +169,10 @@ def _without_cuda(args: SimpleNamespace, rest: list[str]) -> None:
             setattr(args.vllm, name, value)
 
 
-def _loadable_extensions() -> tuple[dict[str, Extension], list[str]]:
-    """All extensions by name, and what is wrong with those of other packages that cannot be loaded."""
-    found: dict[str, Extension] = {}
-    broken = []
-    for name in sorted(names(EXTENSIONS)):
-        try:
-            found[name] = extension(name)
-        except UserError as error:
-            broken.append(str(error))
-    return found, broken
-
-
-def _flags_help(extensions: list[Extension]) -> str:
-    """The help of our flags: those of the extensions that are switched on, or else of all."""
-    found, broken = _loadable_extensions()
-    parser = make_parser(extensions or [*found.values(), Rewards()])
-    with user_code("the help of a flag cannot be written:"):
-        text = parser.format_help().partition("\n\n")[2]
-    return "\n".join([text, *(f"left out: {reason}" for reason in broken if not extensions)])
-
-
 def _help() -> None:
     print(__doc__)
     print(f"launchers: {', '.join(LAUNCHERS)}\n")
-    print(_flags_help([]))
+    print(flags_help([]))
     print("python -m orlhf_ext.launch LAUNCHER --help shows the launcher's flags too.")
 
 
@@ -277,15 +184,15 @@ def main(argv: list[str] | None = None) -> None:
         _help()
         return
     _check_openrlhf()
-    extensions = _switched_on(rest)
+    extensions = switched_on(rest)
     _check_launcher(launcher, extensions)
     parser = make_parser(extensions)
     with user_code("a flag of an extension cannot be read:"):
         own_namespace, rest = parser.parse_known_args(rest)
     own = vars(own_namespace)
-    _refuse_strays(rest, parser, extensions)
+    refuse_strays(rest, parser, extensions)
     if "-h" in rest or "--help" in rest:
-        print(f"{_flags_help(extensions)}\n{launcher}:", flush=True)
+        print(f"{flags_help(extensions)}\n{launcher}:", flush=True)
     swaps = inject.plan(extensions)
     rest = _machine_defaults(launcher, rest)
     backends.install()

@@ -84,7 +84,7 @@ def test_every_number_of_a_command_has_a_range(name: str, monkeypatch: pytest.Mo
 def test_every_number_of_builders_and_extensions_has_a_range() -> None:
     from orlhf_ext.build_data import make_parser as builder_parser
     from orlhf_ext.extensions import BUILDERS, EXTENSIONS, extension, names, resolve
-    from orlhf_ext.launch.launcher import make_parser as launch_parser
+    from orlhf_ext.launch.flags import make_parser as launch_parser
 
     parsers = [builder_parser(resolve(BUILDERS, name)(), f"build_data {name}") for name in names(BUILDERS)]
     parsers += [launch_parser([extension(name)]) for name in names(EXTENSIONS)]
