@@ -227,6 +227,33 @@ SEAMS = (
     ),
     *(
         Seam(
+            f"openrlhf.datasets.{function}",
+            launchers,
+            parameters,
+            "cuts a chat at the length of its prompt, or does not name the record that a chat template refuses",
+            by="mend",
+        )
+        for function, launchers, parameters in (
+            (
+                "reward_dataset:preprocess_data",
+                ("train_rm", "train_dpo"),
+                "data input_template prompt_key chosen_key rejected_key apply_chat_template is_dpo",
+            ),
+            (
+                "sft_dataset:preprocess_data",
+                ("train_sft",),
+                "data input_template input_key output_key apply_chat_template",
+            ),
+            ("sft_dataset:SFTDataset.process_data", ("train_sft",), "self data"),
+            (
+                "prompts_dataset:preprocess_data",
+                _RAY,
+                "data input_template input_key label_key apply_chat_template",
+            ),
+        )
+    ),
+    *(
+        Seam(
             f"openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.{method}",
             _TRAIN,
             parameters,

@@ -110,13 +110,13 @@ def test_a_seam_that_is_not_there_is_an_error(package: Path) -> None:
     assert "which this OpenRLHF does not have" in done.stderr
 
 
-def test_registering_imports_nothing_heavy_and_is_quick(tmp_path: Path) -> None:
-    """What a Ray worker pays: no framework imported, under 50 ms of which most is Python's own standard library."""
+def test_registering_imports_nothing_heavy(tmp_path: Path) -> None:
+    """What every Ray worker pays for."""
     done = run(
         """
-        import sys, time
-        start = time.perf_counter()
-        from orlhf_ext import backends, inject
+        import sys
+        from orlhf_ext import backends
+        from orlhf_ext.extensions import inject
         backends.install()
         inject.install([inject.Swap("openrlhf.trainer.dpo_trainer:DPOTrainer", "orlhf_ext.exo.trainer:T", "exo")])
         heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "numpy", "openrlhf"} & set(sys.modules)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+
 pytest.importorskip("openrlhf")
 
 MINE = """
@@ -73,7 +75,7 @@ def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: openrlhf\nVersion: 0.11.1\n")
     done = launch("train_dpo", PYTHONPATH=f"{ROOT}:{tmp_path}", cwd=tmp_path)
     assert done.returncode == 2 and "OpenRLHF 0.11.1 is installed" in done.stderr
-    assert "pip install openrlhf==0.11.2" in done.stderr
+    assert f"pip install openrlhf=={OPENRLHF_VERSION}" in done.stderr
 
 
 @pytest.mark.parametrize("argv", [["-m", "orlhf_ext.launch", "--help"], ["-m", "orlhf_ext", "--help"]])

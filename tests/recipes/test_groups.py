@@ -14,6 +14,8 @@ import recipe_runs
 from hub_server import TOKEN, contents, hub
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, skipped, weights
 
+from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+
 finished = functools.partial(recipe_runs.finished, "hh_groups")
 dry = functools.partial(recipe_runs.dry, "hh_groups")
 
@@ -164,7 +166,7 @@ def check_summary(summary: dict[str, Any], stages: dict[str, list[str]]) -> None
                 assert found[f"win_rate_vs_{method}"] == 0.5
         assert metrics["worst_group"] == min(metrics[group]["gold_mean"] for group in ("minority", "majority"))
     assert set(summary["seconds"]) == set(stages) and summary["prompts"] == 8
-    assert summary["versions"]["openrlhf"] == "0.11.2"
+    assert summary["versions"]["openrlhf"] == OPENRLHF_VERSION
 
 
 @pytest.mark.recipe

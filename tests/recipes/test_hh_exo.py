@@ -16,6 +16,7 @@ import recipe_runs
 from helpers import ROOT
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, skipped, weights
 
+from orlhf_ext.extensions.seams import OPENRLHF_VERSION
 from orlhf_ext.files.records import read_records
 
 LOSSES = ("exo-rw", "dpo-rw", "exo-pref", "dpo-pref")
@@ -154,7 +155,7 @@ def check_summary(summary: dict[str, Any], loss: str, stages: dict[str, list[str
         assert metrics["policy"][key] == last[key] and isinstance(last[key], float)
     assert 0 < metrics["policy"]["length_mean"] <= 16
     assert set(stages) <= set(summary["seconds"]) and all(value > 0 for value in summary["seconds"].values())
-    assert summary["versions"]["openrlhf"] == "0.11.2"
+    assert summary["versions"]["openrlhf"] == OPENRLHF_VERSION
 
 
 @pytest.mark.recipe

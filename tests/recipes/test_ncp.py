@@ -14,6 +14,8 @@ import recipe_runs
 from helpers import ROOT, run_python
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
 
+from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+
 finished = functools.partial(recipe_runs.finished, "ncp_vrcli")
 dry = functools.partial(recipe_runs.dry, "ncp_vrcli")
 
@@ -141,7 +143,7 @@ def check_summary(summary: dict[str, Any], stages: dict[str, list[str]]) -> None
         assert isinstance(metrics["pct_improvement_mean"], float) and metrics["pct_improvement_se"] > 0
         assert metrics["plan_tokens_mean"] > 0
     assert set(summary["seconds"]) == set(stages) and all(value > 0 for value in summary["seconds"].values())
-    assert summary["versions"]["openrlhf"] == "0.11.2"
+    assert summary["versions"]["openrlhf"] == OPENRLHF_VERSION
 
 
 @pytest.mark.recipe

@@ -17,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_runs import Call, dry, following, refused
 
+from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+
 RECIPES = ("hh_exo", "hh_dpo", "hh_groups", "jigsaw_rectify", "litbench_btrm", "litbench_genrm", "ncp_vrcli")
 #: settings with which a recipe has other stages
 VARIANTS: dict[str, list[dict[str, str]]] = {
@@ -266,7 +268,7 @@ def test_joining_an_environment_brings_what_the_recipes_need(tmp_path: Path):
     (tmp_path / "python").write_text(
         f"""#!/bin/sh
 case "$*" in
-    *openrlhf) echo 0.11.2 ;;
+    *openrlhf) echo {OPENRLHF_VERSION} ;;
     *pip*) echo "$*" >>{log} ;;
 esac
 """
