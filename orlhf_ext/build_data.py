@@ -26,9 +26,9 @@ from .cli.flags import COUNT, SEED, Parser, whole
 from .cli.user_code import user_code
 from .extensions import BUILDERS, names, resolve
 from .files.built import Built
-from .files.journal import sidecar_path
 from .files.outputs import add_overwrite, builder_guard, check_folder
 from .files.records import before_writing, sha256_file, write_json
+from .files.sidecars import sidecar_path
 
 
 @command

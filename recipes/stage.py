@@ -34,6 +34,8 @@ from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from orlhf_ext.files.sidecars import sidecar_path
+
 PACKAGES = {  # whose version decides whether a finished stage still counts: the first one that is installed
     "orlhf_ext": ("orlhf-ext",),
     "openrlhf": ("openrlhf",),
@@ -171,8 +173,8 @@ def paths_read(command: list[str], written: Collection[Path]) -> set[str]:
         path = Path(text)
         if text and os.path.exists(text) and not within(path.resolve(), written):
             found.add(text)
-            sidecars = [path.with_name(f"{stem}.meta.json") for stem in (path.stem, path.name.partition(".")[0])]
-            found.update(str(sidecar) for sidecar in sidecars if path.is_file() and sidecar.is_file())
+            if path.is_file() and (sidecar := sidecar_path(path)).is_file():
+                found.add(str(sidecar))
     return found
 
 
@@ -386,7 +388,9 @@ def cell(args: argparse.Namespace) -> None:
 
 def count_data(args: argparse.Namespace) -> None:
     """The command ``data``: enter source, kept and dropped rows from the data's sidecars into ``run.json``."""
-    files = {split: Path(args.folder) / f"{args.prefix}{split}.meta.json" for split in ("train", "val", "test")}
+    files = {
+        split: sidecar_path(Path(args.folder) / f"{args.prefix}{split}.jsonl") for split in ("train", "val", "test")
+    }
     for split in ("val", "test"):
         if not files[split].exists():
             del files[split]

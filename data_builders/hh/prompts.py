@@ -23,6 +23,7 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.records import BadLine, Line, Record, load_json, read_lines
+from orlhf_ext.files.sidecars import sidecar_path
 from orlhf_ext.groups.label import Label, write_label
 from orlhf_ext.models.chats import is_messages
 from orlhf_ext.models.head_settings import STYLES
@@ -103,7 +104,7 @@ def check(args: argparse.Namespace, folder: Path) -> None:
 
 def sidecar(path: Path) -> Record:
     """What stands beside a data file; nothing if there is no such file."""
-    meta = path.with_name(path.name.partition(".")[0] + ".meta.json")
+    meta = sidecar_path(path)
     try:
         found = load_json(meta.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -11,7 +11,8 @@ from typing import IO, Any, NamedTuple
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.journal import append, lock, scan
-from orlhf_ext.files.records import load_json, write_json
+from orlhf_ext.files.records import read_object, write_json
+from orlhf_ext.files.sidecars import sidecar_path
 
 from .tombstones import status_of
 
@@ -105,7 +106,7 @@ class Progress:
                 self._stream.truncate(0)
             self._stream.seek(0)
             end = scan(self._stream, self.path, self._take)
-            if self.known and _origin(self.path) != origin:
+            if self.known and read_object(sidecar_path(self.path)).get("origin") != origin:
                 raise UserError(
                     f"{self.path} has answers from another source; choose another --out, or add --no-resume to "
                     "discard them"
@@ -114,7 +115,7 @@ class Progress:
             for path in folder.glob(".rehydrate*.tmp"):  # what a killed run was writing
                 path.unlink()
             if not end:
-                write_json(_sidecar(self.path), {"origin": origin})
+                write_json(sidecar_path(self.path), {"origin": origin})
         except BaseException:
             self.close()
             raise
@@ -162,14 +163,3 @@ class Progress:
         self.close()
         if isinstance(error, KeyboardInterrupt) and self.known:
             error.add_note(f"{len(self.known)} answers are kept in {self.path}: run the same command again to go on")
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".meta.json")
-
-
-def _origin(path: Path) -> Any:
-    try:
-        return load_json(_sidecar(path).read_bytes())["origin"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
@@ -19,6 +18,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, LENGTH, add_compute, make_parser
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import read_records, sha256_file, write_json
+from ..files.sidecars import sidecar_path
 from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from .rows import encode, parse_row
 from .settings import read_settings
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {"path": args.data_file, "sha256": sha256_file(args.data_file)},
         "counts": {"texts": len(rows), "left_out": len(data) - len(rows), "cut": cut},
     }
-    write_json(Path(args.save_file).with_suffix(".meta.json"), meta)  # first: it says whose the other is
+    write_json(sidecar_path(args.save_file), meta)  # first: it says whose the other is
     write_json(args.save_file, {**found, "texts": len(rows), "last": args.last, "gamma": settings.gamma})
     print(
         f"{args.save_file}: {found['actions']} actions of {len(rows)} texts; predicted {found['predicted']:.3f}, "

@@ -15,9 +15,9 @@ from pathlib import Path
 from .. import __version__
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, SEED, make_parser
-from ..files.journal import meta_path
 from ..files.outputs import add_overwrite, check_file, check_folder
 from ..files.records import read_records, sha256_file, write_json, write_jsonl
+from ..files.sidecars import sidecar_path
 from .score import prompt_of
 
 
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     meta |= {"data": {"path": str(data), "sha256": sha256_file(data)}}
     for name, records in (("held_out", list(ours.values())), ("prompts", rest)):
         path = folder / f"{name}.jsonl"
-        write_json(meta_path(path), {**meta, "counts": {"prompts": len(records)}})  # first: it says whose the other is
+        write_json(
+            sidecar_path(path), {**meta, "counts": {"prompts": len(records)}}
+        )  # first: it says whose the other is
         write_jsonl(path, records)
     print(f"{folder}: {len(ours)} prompts held out, {len(rest)} others")
 

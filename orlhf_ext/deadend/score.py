@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import __version__
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, add_compute, make_parser, whole
-from ..files.journal import Journal, meta_path
+from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import Line, Record, load_json, read_records, sha256_file
+from ..files.records import Line, Record, read_object, read_records, sha256_file
+from ..files.sidecars import sidecar_path
 from ..models.batches import fingerprint
 
 if TYPE_CHECKING:
@@ -108,15 +109,6 @@ def score_chunk(scorer: Scorer, texts: Sequence[str], batch_size: int) -> list[f
     return [found[text] for text in texts]
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """A file's sidecar, or nothing."""
-    try:
-        value = load_json(meta_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext deadend score", __doc__)
@@ -181,7 +173,7 @@ def one_file(
     from .toxicity import Classifier
 
     key = args.toxicity_type
-    meta = read_meta(data)
+    meta = read_object(sidecar_path(data))
     known = meta.get("scores", {}).get(key, {}).get("by") == by
     if present and not known and not args.rescore:
         raise UserError(

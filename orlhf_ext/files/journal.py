@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from ..cli.errors import UserError
 from .records import Record, load_json, write_json, write_jsonl
+from .sidecars import sidecar_path
 
 
 class Journal:
@@ -74,7 +75,7 @@ class Journal:
     def finish(self, out: str | os.PathLike, records: Iterable[Record], meta: Mapping[str, Any]) -> None:
         """Write the output and its sidecar, each under a temporary name first, and remove the journal."""
         write_jsonl(out, records)
-        write_json(meta_path(out), dict(meta))
+        write_json(sidecar_path(out), dict(meta))
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -130,12 +131,6 @@ def part_paths(out: str | os.PathLike) -> list[Path]:
     """The journals that processes which share an output have left."""
     out = Path(out)
     return sorted(out.parent.glob(f".{glob.escape(out.name)}.part.*[0-9]"))
-
-
-def meta_path(out: str | os.PathLike) -> Path:
-    """``x.meta.json`` for ``x.jsonl``."""
-    out = Path(out)
-    return out.with_name(out.name.removesuffix(".jsonl") + ".meta.json")
 
 
 def read_done(out: str | os.PathLike, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,8 +197,3 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], int]:
     with open(path, "rb") as stream:
         end = scan(stream, path, take, head=True)
     return (heads or [None])[0], done, end  # type: ignore[list-item]
-
-
-def sidecar_path(path: Path) -> Path:
-    """``x.meta.json`` beside ``x.jsonl``."""
-    return path.with_name(path.name.partition(".")[0] + ".meta.json")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..cli.errors import UserError
-from .journal import journal_path, meta_path
-from .records import load_json, write_json
+from .journal import journal_path
+from .records import read_object, write_json
+from .sidecars import sidecar_path
 
 _BUILT = ".built.json"
 """In a folder of data: which builder wrote each file, also those that a killed one has left without a sidecar."""
@@ -85,15 +84,13 @@ def _made_by(path: Path, command: str) -> bool:
     """Whether a file's sidecar, or a summary itself, names the command, or an unfinished run has left its journal."""
     if journal_path(path).exists():
         return True
-    places = (meta_path(path), path.with_suffix(".meta.json"), *([path] if path.suffix == ".json" else ()))
-    return any(_read(place).get("command") == command for place in places)
+    places = (sidecar_path(path), *([path] if path.suffix == ".json" else ()))
+    return any(read_object(place).get("command") == command for place in places)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        if isinstance(found := load_json(path.read_bytes()), dict):
-            return found
-    return {}
+def _built_by(path: Path, builder: str) -> bool:
+    """Whether a file's sidecar, or a sidecar itself, names the builder."""
+    return any(read_object(place).get("builder") == builder for place in (sidecar_path(path), path))
 
 
 def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]:
@@ -107,15 +104,13 @@ def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]
         if path.name == _BUILT:
             return
         ledger = path.with_name(_BUILT)
-        known = _read(ledger)
+        known = read_object(ledger)
         ours = known.get(path.name) == builder
-        if not (ours or overwrite) and path.exists():
-            stem = path.name.partition(".")[0]
-            if all(_read(one).get("builder") != builder for one in (path.with_name(f"{stem}.meta.json"), path)):
-                raise UserError(
-                    f"{path} exists, and the builder {builder} did not make it; give another --out, or add --overwrite "
-                    "to replace it"
-                )
+        if not (ours or overwrite or not path.exists() or _built_by(path, builder)):
+            raise UserError(
+                f"{path} exists, and the builder {builder} did not make it; give another --out, or add --overwrite "
+                "to replace it"
+            )
         if whole and not ours:
             write_json(ledger, {**known, path.name: builder})
 

@@ -365,6 +365,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         stream.write("\n")
 
 
+def read_object(path: str | os.PathLike) -> Record:
+    """The JSON object that a file contains; an empty one where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(found := load_json(Path(path).read_bytes()), dict):
+            return found
+    return {}
+
+
 def parse_object(value: Any) -> Record | str:
     """The JSON object that stands as text in a column, or, in a few words, what is wrong with it."""
     if not isinstance(value, str):

@@ -21,6 +21,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, LENGTH, POSITIVE, SEED, add_compute, make_parser, whole
 from ..files.outputs import add_overwrite, check_file, check_folder
 from ..files.records import Line, read_records, sha256_file, write_json, write_jsonl
+from ..files.sidecars import sidecar_path
 from ..models.head_settings import EOS, HEADS, SQUASHES, STYLES, HeadSettings
 from . import DEFAULT_K
 from .render import encode
@@ -345,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "starts": [one.log_likelihood for one in fits],
         "assignment": {name: groups[assignment[place[name]]] for name in names},
     }
-    write_json(Path(args.out).with_suffix(".meta.json"), meta)  # first: it says whose the other is
+    write_json(sidecar_path(args.out), meta)  # first: it says whose the other is
     write_jsonl(args.out, rows)
     told = ", ".join(f"{name} {count['annotators']} ({count['pairs']} pairs)" for name, count in counts.items())
     each = fit.log_likelihood / len(lines)

@@ -23,9 +23,9 @@ import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import SEED, make_parser
-from ..files.journal import sidecar_path
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import Line, Record, load_json, read_records, write_jsonl
+from ..files.records import Line, Record, read_object, read_records, write_jsonl
+from ..files.sidecars import sidecar_path
 from ..models.texts import Sample, numbers, read_samples, reply_text
 from ..reports.summaries import write_summary
 from ..reports.tables import csv_table, markdown_table
@@ -272,13 +272,11 @@ def _put(rows: Sequence[Record], pairs: Sequence[Both], key: str, values: Mappin
 def origin(path: str) -> str | None:
     """Where a file's pairs come from, as the builder's sidecar has it; that of scored pairs names their file."""
     for _ in range(2):
-        try:
-            meta = load_json(sidecar_path(Path(path)).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        meta = read_object(sidecar_path(path))
         if "builder" in meta:
             return meta.get("test_source")
-        path = meta.get("data", {}).get("path", "")
+        if not (path := meta.get("data", {}).get("path", "")):
+            break
     return None
 
 

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..cli.errors import UserError, command
 from ..cli.flags import LENGTH, add_compute, make_parser, whole
-from ..files.journal import Journal, meta_path
+from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import Record, load_json, read_records, sha256_file
+from ..files.records import Record, read_object, read_records, sha256_file
+from ..files.sidecars import sidecar_path
 from ..models.batches import Compute, Row, check_files, run_batches
 from ..models.batches import fingerprint as as_json
 from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
@@ -86,11 +87,11 @@ def read_fingerprint(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: there are none.
     """
-    sidecar = meta_path(path)
-    try:
-        return dict(load_json(sidecar.read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} has no baselines ({sidecar} tells of none); {AGAIN}") from error
+    sidecar = sidecar_path(path)
+    found = read_object(sidecar).get("fingerprint")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} has no baselines ({sidecar} has no fingerprint); {AGAIN}")
+    return found
 
 
 def check_fingerprint(path: str | Path, fingerprint: Mapping[str, str]) -> None:
@@ -243,10 +244,7 @@ def _outputs(
 
 def _is_done(out: Path, origin: Mapping[str, Any]) -> bool:
     """Whether the output of just this run is there, and whole."""
-    try:
-        return load_json(meta_path(out).read_text(encoding="utf-8"))["origin"] == origin and out.is_file()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return read_object(sidecar_path(out)).get("origin") == origin and out.is_file()
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:

@@ -264,7 +264,11 @@ def test_records_that_are_fine(model: Path, copied: Callable) -> None:
             "leaves no room for --rollout.max_new_tokens 380 in the 420 that the model reads",
         ),
         ({}, {"data__label_key": None}, "reward 'vrcli' reads the column 'label'; give --data.label_key label"),
-        ({}, {"eval__dataset": "raw.jsonl"}, "raw.jsonl has no baselines (raw.meta.json tells of none); compute it"),
+        (
+            {},
+            {"eval__dataset": "raw.jsonl"},
+            "raw.jsonl has no baselines (raw.meta.json has no fingerprint); compute it",
+        ),
     ],
 )
 def test_records_that_vrcli_cannot_use(

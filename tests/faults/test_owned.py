@@ -9,9 +9,10 @@ import pytest
 from helpers import write
 
 from data_builders.common import SAMPLES
-from orlhf_ext.files.journal import Journal, journal_path, meta_path
+from orlhf_ext.files.journal import Journal, journal_path
 from orlhf_ext.files.outputs import check_file
 from orlhf_ext.files.records import atomic_folder, atomic_write, write_json, write_jsonl
+from orlhf_ext.files.sidecars import sidecar_path
 from orlhf_ext.models.batches import check_files
 
 PAIRS = [
@@ -85,7 +86,7 @@ def test_tables_beside_a_summary(fault, tmp_path: Path, name: str, suffix: str) 
 
 
 def test_the_output_of_another_command(fault, tmp_path: Path, mine: Path) -> None:
-    write_json(meta_path(mine), {"command": "generate"})
+    write_json(sidecar_path(mine), {"command": "generate"})
     fault("score", *words("score", mine, write(tmp_path / "in.jsonl", [{"prompt": "a"}])), says=THEIRS)
 
 
@@ -130,10 +131,10 @@ def test_built_toxicity_data(fault, tmp_path: Path, name: str) -> None:
 def test_what_is_ours_is_replaced(tmp_path: Path, mine: Path) -> None:
     """By the same command, by any with --overwrite, and where a killed run has left its journal."""
     check_file(mine, command="score", overwrite=True)
-    write_json(meta_path(mine), {"command": "score"})
+    write_json(sidecar_path(mine), {"command": "score"})
     check_file(mine, command="score")
     assert check_files(["a"], [str(mine)], "score") == [(Path("a"), mine)]
-    meta_path(mine).unlink()
+    sidecar_path(mine).unlink()
     with Journal(mine, {}):
         pass
     check_file(mine, command="score")

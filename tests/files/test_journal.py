@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.files.journal import Journal, journal_path, meta_path, part_paths, read_done
+from orlhf_ext.files.journal import Journal, journal_path, part_paths, read_done
 from orlhf_ext.files.records import read_records
+from orlhf_ext.files.sidecars import sidecar_path
 from orlhf_ext.models.batches import check_files, cut_batches
 
 MARK = {"model": "m", "arguments": {"seed": 0}}
@@ -32,8 +33,8 @@ def test_pieces_survive_and_the_output_replaces_the_journal(tmp_path: Path) -> N
         journal.finish(out, [{"id": "a"}], {"n": 1})
     assert not journal_path(out).exists()
     assert [line.record for line in read_records(out)] == [{"id": "a"}]
-    assert json.loads(meta_path(out).read_text()) == {"n": 1}
-    assert meta_path(out) == tmp_path / "x.meta.json"
+    assert json.loads(sidecar_path(out).read_text()) == {"n": 1}
+    assert sidecar_path(out) == tmp_path / "x.meta.json"
 
 
 @pytest.mark.parametrize(

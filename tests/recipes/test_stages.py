@@ -104,7 +104,7 @@ def test_a_change_reaches_what_depends_on_it(folder: Path):
 @pytest.mark.parametrize(
     ("form", "file"),
     [
-        ("in.txt", "in.txt"), ("in.txt", "in.meta.json"), ("--data=in.txt", "in.txt"), ("name=in.txt", "in.txt"),
+        ("in.txt", "in.txt"), ("in.txt", "in.txt.meta.json"), ("--data=in.txt", "in.txt"), ("name=in.txt", "in.txt"),
         ("other.txt,in.txt", "in.txt"), ("folder", "folder/x"), ("--data=folder", "folder/x"),
         ("mine:Judge", "mine.py"), ("folder.mine:Judge", "folder/mine.py"), ("--x=pack:Judge", "pack/__init__.py"),
     ],
@@ -113,7 +113,7 @@ def test_what_a_command_names_is_its_input(folder: Path, form: str, file: str):
     """Without a word of --in: paths and modules, in each form in which commands take them, and sidecars beside them."""
     for name in ("folder", "pack"):
         Path(name).mkdir()
-    for name in ("other.txt", "folder/x", "in.meta.json", "mine.py", "folder/mine.py", "pack/__init__.py"):
+    for name in ("other.txt", "folder/x", "in.txt.meta.json", "mine.py", "folder/mine.py", "pack/__init__.py"):
         Path(name).write_text("1")
 
     def run(code: str = "open('o', 'a')") -> str:

@@ -17,8 +17,9 @@ from helpers import failing
 
 from data_builders.story.prompts import from_chapter, from_messages
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.files.journal import journal_path, meta_path
+from orlhf_ext.files.journal import journal_path
 from orlhf_ext.files.records import read_records, write_jsonl
+from orlhf_ext.files.sidecars import sidecar_path
 from orlhf_ext.models import likelihood, logprobs
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.logprobs import load_model
@@ -130,7 +131,9 @@ def test_what_a_finished_file_gives_back(model: Path, data: Path, tmp_path: Path
     write_jsonl(out, found)
     with pytest.raises(UserError, match=r"line 2 \(id 'hen-1'\) has no baseline"):
         read_baselines(out, parts_of(model))
-    with pytest.raises(UserError, match=r"data.jsonl has no baselines \(.*data.meta.json tells of none\); compute it"):
+    with pytest.raises(
+        UserError, match=r"data.jsonl has no baselines \(.*data.meta.json has no fingerprint\); compute it"
+    ):
         read_baselines(data, parts_of(model))
 
 
@@ -317,7 +320,7 @@ def test_scores_of_samples(
         assert row["reward"] == pytest.approx(min(max(gain, 0), 1.5))
         assert row["plan_tokens"] == len(tokenizer(row["plan"], add_special_tokens=False)["input_ids"])
     assert rows[3]["pct_improvement"] == pytest.approx(bases["rain"]["empty_plan_pct"], abs=1e-3)
-    noise = json.loads(meta_path(out).read_text())["noise"]
+    noise = json.loads(sidecar_path(out).read_text())["noise"]
     assert 0 <= noise["percent"] < 1e-3 and noise["records"] == 2  # of the first piece
     assert not journal_path(out).exists()
 
