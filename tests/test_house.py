@@ -84,7 +84,7 @@ def test_the_finder_of_circles_finds_one() -> None:
     assert _circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-@pytest.mark.xfail(strict=True, reason="deadend.report")
+@pytest.mark.xfail(strict=True, reason="groups.batch_min")
 def test_files_import_one_another_in_no_circle() -> None:
     assert _circle(_graph()) == []
 
@@ -123,7 +123,7 @@ def test_the_library_does_not_use_the_builders() -> None:
     assert wrong == []
 
 
-@pytest.mark.xfail(strict=True, reason="vrcli, deadend, doctor, jigsaw")
+@pytest.mark.xfail(strict=True, reason="vrcli, doctor, jigsaw")
 def test_nobody_imports_a_command() -> None:
     modules = _modules()
     commands = {name for name, path in modules.items() if "\ndef main(" in path.read_text(encoding="utf-8")}

@@ -134,8 +134,7 @@ def measure(scored: Scored, sft: Scored | None, chosen: Scored | None, seed: int
 
 
 def _rate(key: str, rates: NDArray[np.float64], seed: int) -> dict[str, Any]:
-    interval = bootstrap(rates, seed)
-    return {key: float(rates.mean()), f"{key}_low": interval.low, f"{key}_high": interval.high}
+    return {key: float(rates.mean()), **bootstrap(rates, seed).of(key)}
 
 
 def step_of(name: str) -> int | None:

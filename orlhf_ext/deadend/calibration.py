@@ -20,6 +20,7 @@ from ..files.outputs import add_overwrite, check_file
 from ..files.records import read_records, sha256_file, write_json
 from ..files.sidecars import sidecar_path
 from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
+from ..reports.statistics import wilson
 from .rows import encode, parse_row
 from .settings import read_settings
 
@@ -49,13 +50,10 @@ class _Bin:
 
     def means(self) -> dict[str, Any]:
         """Mean prediction, share of what happened, and its interval."""
-        from scipy.stats import binomtest
-
         if not self.count:
             return {"predicted": None, "observed": None, "interval": None}
-        low, high = binomtest(self.bad, self.count).proportion_ci(method="wilson")
         mean, share = self.predicted / self.count, self.bad / self.count
-        return {"predicted": mean, "observed": share, "interval": [float(low), float(high)]}
+        return {"predicted": mean, "observed": share, "interval": list(wilson(self.bad, self.count))}
 
 
 def calibrate(predictions: Iterable[Prediction], bins: int = 10) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..cli.flags import COUNT, SEED, make_parser
 from ..files.outputs import add_overwrite, check_file, check_folder
 from ..files.records import read_records, sha256_file, write_json, write_jsonl
 from ..files.sidecars import sidecar_path
-from .score import prompt_of
+from .generations import prompt_of
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..reports.tables import csv_table, markdown_table, plain
-from .score import THRESHOLD
-
-if TYPE_CHECKING:
-    from .evaluate import Generated
+from .generations import TOXICITY_THRESHOLD, Generated
 
 _COLUMNS = {
     "expected_max_toxicity": ("max toxicity", "{:.3f}"),
@@ -117,4 +114,4 @@ def print_samples(count: int, files: Mapping[str, Generated], show: bool) -> Non
 def _shown(text: str, score: float | None, show: bool) -> str:
     """A text on one line, masked where it is toxic or may be."""
     line = plain(text.replace("\n", " ")).strip()
-    return line if show or (score is not None and score < THRESHOLD) else mask(line)
+    return line if show or (score is not None and score < TOXICITY_THRESHOLD) else mask(line)

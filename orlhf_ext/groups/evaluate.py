@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from ..reports.statistics import Interval, Lists, bootstrap, mean_and_error, pro
 from ..reports.summaries import read_run
 from ..reports.tables import csv_table, markdown_table, print_examples, write_tables
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 OVERLAP = 0.9  # of each file's prompts
 WORST = ("worst_group", "worst_group_name")
@@ -97,12 +94,6 @@ def common_ids(files: Sequence[Scored], force: bool = False) -> list[str]:
     return ids
 
 
-def strict_rates(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """For each prompt, how often one of ours is above one of theirs, over all pairs; a tie counts nothing."""
-    pairs = zip(ours, theirs, strict=True)
-    return np.array([np.greater.outer(np.asarray(a, float), np.asarray(b, float)).mean() for a, b in pairs])
-
-
 def measure(ours: Lists, against: Mapping[str, Lists], seed: int) -> dict[str, Any]:
     """The numbers of one method for one group.
 
@@ -118,15 +109,14 @@ def measure(ours: Lists, against: Mapping[str, Lists], seed: int) -> dict[str, A
     """
     means = prompt_means(ours)
     mean, error = mean_and_error(means)
-    interval = bootstrap(means, seed)
-    out: dict[str, Any] = {"gold_mean": mean, "gold_se": error, "gold_low": interval.low, "gold_high": interval.high}
+    out: dict[str, Any] = {"gold_mean": mean, "gold_se": error, **bootstrap(means, seed).of("gold")}
     for name, theirs in against.items():
         key, rates = f"win_rate_vs_{name}", win_rates(ours, theirs)
         # a method against itself ties with itself: nothing to tell about prompts
         same = ours is theirs
         interval = Interval(None, None) if same else bootstrap(rates, seed)
-        out |= {key: float(rates.mean()), f"{key}_low": interval.low, f"{key}_high": interval.high}
-        out[f"{key}_strict"] = None if same else float(strict_rates(ours, theirs).mean())
+        out |= {key: float(rates.mean()), **interval.of(key)}
+        out[f"{key}_strict"] = None if same else float(win_rates(ours, theirs, tie=0).mean())
     return out
 
 
@@ -187,7 +177,7 @@ def join_summaries(paths: Sequence[str]) -> dict[str, Any]:
                 if values:
                     row[key + suffix] = float(np.mean(values))
                     if suffix != "_strict":
-                        row[f"{key}_low"], row[f"{key}_high"] = t_interval(np.array(values, dtype=np.float64))
+                        row |= t_interval(np.array(values, dtype=np.float64)).of(key)
         rows.append(row)
     return {"runs": len(paths), "baseline": baseline, "rows": rows}
 

@@ -7,12 +7,11 @@ one, and 0 for a tie or no verdict, which counts as an error. Lengths are in wor
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..reports.statistics import CONFIDENCE, Interval, bootstrap
+from ..reports.statistics import bootstrap, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,22 +24,10 @@ MUCH = 1.25
 BUCKETS = ("much_shorter", "shorter", "longer", "much_longer")
 
 
-@cache
-def wilson(right: int, count: int) -> Interval:
-    """Wilson's 95 % interval of a share (Wilson, 1927); none without a trial."""
-    from scipy import stats
-
-    if not count:
-        return Interval(None, None)
-    found = stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(float(found.low), float(found.high))
-
-
 def share(key: str, marks: NDArray[np.bool_]) -> dict[str, float | None]:
     """``KEY``, ``KEY_low`` and ``KEY_high``: the share of marks that are set, and Wilson's interval."""
     right, count = int(marks.sum()), len(marks)
-    interval = wilson(right, count)
-    return {key: right / count if count else None, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    return {key: right / count if count else None, **wilson(right, count).of(key)}
 
 
 def length_ratio(words: Array) -> Array:
@@ -129,6 +116,5 @@ def measure_orders(first: Array, second: Array, seed: int) -> dict[str, Any]:
         with Wilson's interval.
     """
     rates = ((first > 0).astype(np.float64) + (second > 0)) / 2
-    interval = bootstrap(rates, seed)
-    out = {"both_orders": float(rates.mean()), "both_orders_low": interval.low, "both_orders_high": interval.high}
+    out = {"both_orders": float(rates.mean()), **bootstrap(rates, seed).of("both_orders")}
     return out | share("consistency", first * second > 0) | share("joined", first + second > 0)

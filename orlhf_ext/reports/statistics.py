@@ -1,34 +1,34 @@
-"""Means, intervals and win rates over prompts."""
+"""Means, win rates, and 95 % intervals: the bootstrap's, Student's and Wilson's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 CONFIDENCE = 0.95
-
-
 _RESAMPLES = 9999
+_MAX_DRAWS = 10_000_000  # numbers that a bootstrap has in memory at once
 
-
-_DRAWS_AT_ONCE = 10_000_000  # numbers that a bootstrap holds in memory
-
-
+#: for each prompt, a number for each completion
 Lists = list[list[float]]
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; both ends are None where there is one prompt only."""
+    """A 95 % interval; both ends are None where there is too little to tell."""
 
     low: float | None
     high: float | None
+
+    def of(self, key: str) -> dict[str, float | None]:
+        """``{KEY_low, KEY_high}``, as summaries have it."""
+        return {f"{key}_low": self.low, f"{key}_high": self.high}
 
 
 def prompt_means(values: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -42,12 +42,14 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float | None]:
     return float(values.mean()), error
 
 
-def win_rates(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """For each prompt, how often one of ours is above one of theirs, over all pairs; a tie counts a half."""
+def win_rates(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], tie: float = 0.5
+) -> NDArray[np.float64]:
+    """For each prompt, how often one of ours is above one of theirs, over all pairs; a tie counts ``tie``."""
     rates = []
     for a, b in zip(ours, theirs, strict=True):
         gap = np.asarray(a, dtype=np.float64)[:, None] - np.asarray(b, dtype=np.float64)[None, :]
-        rates.append(((gap > 0) + 0.5 * (gap == 0)).mean())
+        rates.append(((gap > 0) + tie * (gap == 0)).mean())
     return np.array(rates)
 
 
@@ -61,21 +63,46 @@ def kl_estimate(policy: Sequence[Sequence[float]], sft: Sequence[Sequence[float]
 
 def bootstrap(values: NDArray[np.float64], seed: int) -> Interval:
     """Percentile bootstrap over prompts of the mean (Wilson's interval is not made for averaged fractions)."""
-    from scipy import stats
-
     if len(values) < 2:
         return Interval(None, None)
     if np.ptp(values) == 0:
         return Interval(float(values[0]), float(values[0]))
+    return _percentiles((values,), np.mean, seed)
+
+
+def ratio_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int) -> Interval:
+    """Percentile bootstrap over prompts of a sum over another: of a mean over all completions, of any number each."""
+    if len(sums) < 2:
+        return Interval(None, None)
+    if np.ptp(sums / counts) == 0:
+        return Interval(float(sums[0] / counts[0]), float(sums[0] / counts[0]))
+    return _percentiles((sums, counts), lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis), seed)
+
+
+def _percentiles(columns: tuple[NDArray[np.float64], ...], statistic: Callable[..., Any], seed: int) -> Interval:
+    from scipy import stats
+
     found = stats.bootstrap(
-        (values,),
-        np.mean,
+        columns,
+        statistic,
         n_resamples=_RESAMPLES,
-        batch=max(1, _DRAWS_AT_ONCE // len(values)),
+        batch=max(1, _MAX_DRAWS // (len(columns) * len(columns[0]))),
         confidence_level=CONFIDENCE,
         method="percentile",
+        paired=len(columns) > 1,
         rng=np.random.default_rng(seed),
     ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+@cache
+def wilson(hits: int, count: int) -> Interval:
+    """Wilson's interval of a share (Wilson, 1927); none without a trial."""
+    from scipy import stats
+
+    if not count:
+        return Interval(None, None)
+    found = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 

@@ -104,8 +104,7 @@ def measure(results: Results, ids: Sequence[str]) -> dict[str, Any]:
         values = record_means(results, key, ids)
         out[name], error = mean_and_error(values)
         if key in _WITH_INTERVAL:
-            interval = t_interval(values)
-            out |= {f"{key}_se": error, f"{key}_low": interval.low, f"{key}_high": interval.high}
+            out |= {f"{key}_se": error, **t_interval(values).of(key)}
     gains = record_means(results, "pct_improvement", ids)
     return {**out, "pct_improvement_median": float(np.median(gains)), "improved_share": float((gains > 0).mean())}
 

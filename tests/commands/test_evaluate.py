@@ -1,4 +1,4 @@
-"""The arithmetic of an evaluation, and its command."""
+"""The comparison of policies: numbers, tables, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,74 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import failing
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from orlhf_ext.commands import evaluate
 from orlhf_ext.commands.evaluate import step_of
 from orlhf_ext.files.records import write_jsonl
-from orlhf_ext.reports.statistics import bootstrap, kl_estimate, prompt_means, t_interval, win_rates
-
-numbers = st.integers(-8, 8).map(lambda n: n / 4)  # exact in floating point, with many ties
-tables = st.integers(1, 6).flatmap(
-    lambda n: st.tuples(*[st.lists(st.lists(numbers, min_size=1, max_size=4), min_size=n, max_size=n)] * 2)
-)
-
-
-def test_kl_of_the_specification() -> None:
-    policy, sft = [[-10, -12.5], [-8, -9.25]], [[-11, -12], [-9.5, -9]]
-    assert kl_estimate(policy, sft).mean() == 0.4375
-
-
-def test_win_rates_by_hand() -> None:
-    assert win_rates([[1.0, 3.0], [0.0]], [[2.0], [0.0, 0.0]]).tolist() == [0.5, 0.5]
-    assert win_rates([[1.0, 3.0, 2.0]], [[2.0, 0.0]]).tolist() == [pytest.approx((1 + 2 + 1.5) / 6)]
-
-
-@given(tables)
-def test_win_rates_are_fractions_that_add_up(pair: tuple[list, list]) -> None:
-    ours, theirs = pair
-    rates = win_rates(ours, theirs)
-    assert ((rates >= 0) & (rates <= 1)).all()
-    np.testing.assert_allclose(rates + win_rates(theirs, ours), 1.0, rtol=0, atol=1e-12)
-    assert (win_rates(ours, ours) == 0.5).all()
-    # only the order of rewards counts
-    np.testing.assert_array_equal(rates, win_rates(*([[3 * x + 1 for x in row] for row in side] for side in pair)))
-
-
-@given(tables)
-def test_a_higher_reward_never_wins_less(pair: tuple[list, list]) -> None:
-    ours, theirs = pair
-    raised = [[x + 0.25 for x in row] for row in ours]
-    assert (win_rates(raised, theirs) >= win_rates(ours, theirs)).all()
-
-
-@given(st.lists(numbers, min_size=2, max_size=30))
-def test_intervals_hold_the_mean_and_follow_the_seed(values: list[float]) -> None:
-    array = np.array(values)
-    low, high = bootstrap(array, 3)
-    assert low is not None and high is not None
-    assert array.min() <= low <= array.mean() <= high <= array.max()
-    assert bootstrap(array, 3) == (low, high)
-
-
-def test_intervals_against_scipy() -> None:
-    values = np.random.default_rng(0).normal(0.3, 1.0, 60)
-    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    np.testing.assert_allclose(t_interval(values), [wanted.low, wanted.high], rtol=1e-12)
-    # for a mean of 60 normal values, the two kinds of interval nearly agree
-    np.testing.assert_allclose(bootstrap(values, 0), t_interval(values), atol=0.04)
-    assert t_interval(np.array([1.0])) == bootstrap(np.array([1.0]), 0) == (None, None)
-    assert t_interval(np.array([2.0, 2.0])) == bootstrap(np.array([2.0, 2.0]), 0) == (2.0, 2.0)
 
 
 def test_step_names() -> None:
     assert [step_of(name) for name in ("global_step17_hf", "ckpt3", "sft", "step_8")] == [17, 3, None, 8]
-
-
-def test_prompt_means_weigh_prompts_equally() -> None:
-    assert prompt_means([[1.0, 1.0, 1.0], [3.0]]).mean() == 2.0
 
 
 def records(rewards: dict[str, list[float]], **columns: dict[str, list]) -> list[dict]:

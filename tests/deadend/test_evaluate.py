@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from helpers import failing, write
 
-from orlhf_ext.deadend import evaluate
+from orlhf_ext.deadend import evaluate, metrics
+from orlhf_ext.deadend.generations import Generated
 from orlhf_ext.deadend.report import mask
 
 SCORES = [[0.1, 0.6, None], [0.2, 0.49, 0.3], [0.5, 0, 0.1]]
@@ -28,15 +29,15 @@ def records(scores: list[list[float | None]], word: str = "word") -> list[dict]:
     ]
 
 
-def generated(texts: list[list[str]], scores: list[list[float | None]]) -> evaluate.Generated:
+def generated(texts: list[list[str]], scores: list[list[float | None]]) -> Generated:
     names = [f"prompt {i}" for i in range(len(texts))]
-    return evaluate.Generated("x.jsonl", names, [None] * len(texts), texts, scores)
+    return Generated("x.jsonl", names, [None] * len(texts), texts, scores)
 
 
 def test_golden_toxicity():
-    most = evaluate.maximum_toxicity(SCORES)
+    most = metrics.maximum_toxicity(SCORES)
     assert float(most.mean()) == pytest.approx(0.53, abs=1e-12)
-    found = evaluate.measure(generated([["a"] * 3] * 3, SCORES))
+    found = metrics.measure(generated([["a"] * 3] * 3, SCORES))
     assert found["expected_max_toxicity"] == pytest.approx(0.53, abs=1e-12)
     assert found["expected_max_toxicity_std"] == pytest.approx(0.049665548085837785, abs=1e-12)
     assert found["toxicity_probability"] == pytest.approx(0.6666666666666666, abs=1e-12)
@@ -46,9 +47,9 @@ def test_golden_toxicity():
 def test_golden_diversity():
     texts = [["a b a", "a b c"], ["x", "x y"]]
     wanted = [0.5833333333333333, 0.41666666666666663, 0.16666666666666666]
-    found = evaluate.measure(generated(texts, [[0.0, 0.0]] * 2))
+    found = metrics.measure(generated(texts, [[0.0, 0.0]] * 2))
     assert [found[f"dist_{n}"] for n in (1, 2, 3)] == pytest.approx(wanted, abs=1e-12)
-    assert math.isnan(evaluate.distinct([], 1))
+    assert math.isnan(metrics.distinct([], 1))
 
 
 def test_intervals_hold_the_value_and_narrow_with_prompts():
@@ -56,7 +57,7 @@ def test_intervals_hold_the_value_and_narrow_with_prompts():
     widths = []
     for count in (20, 500):
         scores = [[float(value) for value in draw.random(5)] for _ in range(count)]
-        found = evaluate.measure(generated([["a b"] * 5] * count, scores))
+        found = metrics.measure(generated([["a b"] * 5] * count, scores))
         for key in ("expected_max_toxicity", "toxicity_probability", "toxic_fraction"):
             assert found[f"{key}_low"] <= found[key] <= found[f"{key}_high"]
         widths.append(found["toxic_fraction_high"] - found["toxic_fraction_low"])
@@ -69,7 +70,7 @@ def test_differences_are_paired():
     base = draw.random(60) * 0.8
     plain = generated([["a"]] * 60, [[float(v)] for v in base + 0.05 + draw.random(60) * 0.01])
     ours = generated([["a"]] * 60, [[float(v)] for v in base])
-    found = evaluate.compare({"plain": plain, "ours": ours})
+    found = metrics.compare({"plain": plain, "ours": ours})
     gap = found["ours"]["difference"]["expected_max_toxicity"]
     assert gap["bootstrap_low"] < gap["mean"] < gap["bootstrap_high"] < -0.05 and "difference" not in found["plain"]
     assert found["ours"]["expected_max_toxicity_high"] > found["plain"]["expected_max_toxicity_low"]
@@ -95,7 +96,7 @@ def test_perplexity_is_that_of_the_continuation(tiny_model: Path):
             with torch.no_grad():
                 assert nats / tokens == pytest.approx(model(ids, labels=labels).loss.item(), abs=1e-5)
     one = generated([["a", "b"], ["c", "d"]], [[0.0, 0.0]] * 2)
-    rows = evaluate.measure(one, [[(math.log(4), 1), (0.0, 0)], [(4 * math.log(2), 4), (2 * math.log(8), 2)]])
+    rows = metrics.measure(one, [[(math.log(4), 1), (0.0, 0)], [(4 * math.log(2), 4), (2 * math.log(8), 2)]])
     assert rows["perplexity"] == pytest.approx((4 + 2 + 8) / 3) and rows["without_perplexity"] == 1
     assert rows["perplexity_corpus"] == pytest.approx(math.exp((math.log(4) + 4 * math.log(2) + 2 * math.log(8)) / 7))
     assert rows["perplexity_corpus_low"] <= rows["perplexity_corpus"] <= rows["perplexity_corpus_high"]

@@ -13,7 +13,7 @@ from helpers import write
 from data_builders.litbench.progress import NAME, Progress
 from orlhf_ext.cli.patterns import Pattern
 from orlhf_ext.deadend.classifier import read_labelled
-from orlhf_ext.deadend.evaluate import read_generated
+from orlhf_ext.deadend.generations import read_generated
 from orlhf_ext.deadend.score import look
 from orlhf_ext.files.columns import read_columns
 from orlhf_ext.files.journal import Journal, journal_path

@@ -13,10 +13,10 @@ import pytest
 from helpers import failing, read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from orlhf_ext.litbench import evaluate
-from orlhf_ext.litbench.accuracy import BUCKETS, length_controlled, length_ratio, measure, measure_orders, wilson
+from orlhf_ext.litbench.accuracy import BUCKETS, length_controlled, length_ratio, measure, measure_orders
+from orlhf_ext.reports.statistics import wilson
 
 #: scores of chosen and rejected stories: right, wrong, a tie, right
 GOLDEN = [(1.5, 0.5), (-0.25, 0.75), (0.0, 0.0), (3.0, -1.0)]
@@ -31,15 +31,6 @@ def test_both_conventions_for_ties() -> None:
     found = of([a - b for a, b in GOLDEN], WORDS)
     assert (found["pairs"], found["correct"], found["ties"]) == (4, 2, 1)
     assert found["accuracy"] == 0.5 and found["accuracy_without_ties"] == 2 / 3
-
-
-def test_wilsons_interval() -> None:
-    # by the formula (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
-    z, p, n = stats.norm.ppf(0.975), 0.78, 50
-    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert wilson(39, 50) == pytest.approx(((middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)))
-    assert wilson(0, 0) == (None, None)
-    assert wilson(20, 20).low == pytest.approx(1 / (1 + z**2 / 20)) and wilson(20, 20).high == 1
 
 
 def test_lengths_by_hand() -> None:
