@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: several processes wi
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Ignored in a background job of a script, and then in all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The first example pays for imports, and the machine may be busy.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+# What is imported stays to the end: each time that the garbage collector goes through it takes a third of a second.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on the garbage collector goes through what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -34,13 +34,16 @@ run() {
     python -m pytest -m "$@" || status=$?
     ((status == 0 || status == 5)) || exit "$status"
 }
-# The fast tests share the machine's cores; the others start processes of their own.
-shared=(-n auto --maxprocesses 4)
+# The fast tests share the machine's cores. Of the others, which start processes of their own, two files run at a time,
+# unless they would share a GPU's memory.
+shared=(-n auto --maxprocesses 4 --dist worksteal)
+pairs=(-n 2 --dist loadfile)
+! has_gpu || pairs=()
 case $level in
     fast) run "not slow and not recipe and not launcher" "${shared[@]}" "$@" ;;
     *)
         run "not slow and not recipe and not launcher" "${shared[@]}" "$@"
-        run "(launcher or recipe) and not slow" "$@"
+        run "(launcher or recipe) and not slow" "${pairs[@]}" "$@"
         [[ $level == normal ]] || run slow "$@"
         ;;
 esac

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ ROOMS = [
 ]
 
 
+@functools.cache
 def _modules() -> dict[str, Path]:
     paths = [path for package in ("orlhf_ext", "data_builders") for path in (ROOT / package).rglob("*.py")]
     names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
@@ -52,6 +54,7 @@ def _imports(name: str, path: Path, modules: dict[str, Path]) -> Iterator[str]:
                     yield inner if inner in modules else origin
 
 
+@functools.cache
 def _graph() -> dict[str, set[str]]:
     modules = _modules()
     return {name: set(_imports(name, path, modules)) - {name} for name, path in modules.items()}

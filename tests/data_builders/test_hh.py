@@ -436,6 +436,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path):
     assert large - small < 50_000
 
 
+@pytest.mark.launcher
 def test_no_real_row_is_dropped_for_its_length_when_it_may_be_cut(tmp_path: Path, shared_data: Path, tiny_model: Path):
     source = shared_data / "hh-rlhf" / "harmless-base"
     if not source.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 import shutil
@@ -32,11 +33,18 @@ def records(count: int) -> list[dict]:
     return made
 
 
+@pytest.fixture(scope="module")
+def actor(tiny_model):
+    """The tiny model as OpenRLHF loads it, to be copied."""
+    from openrlhf.models import Actor
+
+    return Actor(str(tiny_model), attn_implementation="sdpa")
+
+
 @pytest.fixture
-def make(strategy, tiny_model, tmp_path):
+def make(strategy, actor, tiny_model, tmp_path):
     """A function that makes a data set and a trainer over it; arguments are changed and put back."""
     from datasets import Dataset
-    from openrlhf.models import Actor
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer
 
@@ -55,10 +63,9 @@ def make(strategy, tiny_model, tmp_path):
             setattr(getattr(strategy.args, section), name, value)
         dataset = KwiseDataset(Dataset.from_list(rows or records(5)), tokenizer, 96, strategy, is_dpo=True)
         loader = DataLoader(dataset, batch_size=1, collate_fn=dataset.collate_fn)
-        actors = [Actor(str(tiny_model), attn_implementation="sdpa") for _ in range(2)]
         trainer = KwiseTrainer(
-            model=actors[0],
-            ref_model=actors[1],
+            model=copy.deepcopy(actor),
+            ref_model=copy.deepcopy(actor),
             strategy=strategy,
             tokenizer=tokenizer,
             optim=None,
