@@ -21,7 +21,6 @@ from ..cli.flags import FINITE, PART
 from ..extensions import Extension
 from ..files.sources import read_source
 from ..models.folder import check_context
-from . import settings
 from .rows import parse_row
 
 _INPUT_TEMPLATE = "User: {}\nAssistant: "  # OpenRLHF's default, which this data set does not read
@@ -71,7 +70,7 @@ class DeadEnd(Extension):
         )
 
     def check(self, args: SimpleNamespace) -> None:
-        """Refuse what has no effect or cannot be trained on before a model is loaded, and note what is trained.
+        """Refuse what has no effect or cannot be trained on before a model is loaded.
 
         Raises:
             UserError: one sentence that names the flag, or the file and line.
@@ -83,8 +82,6 @@ class DeadEnd(Extension):
             check_context(folder, args.data.max_len, "--data.max_len")
         if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
             _check_data(args)
-        own = args.deadend
-        settings.training = {name: getattr(own, name) for name in ("gamma", "q_min", "q_max", "append_eos")}
 
 
 def _check_numbers(own: SimpleNamespace) -> None:

@@ -8,8 +8,11 @@ import torch
 from openrlhf.models.actor import Actor
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from . import settings
+from ..extensions import run
 from .model import open_model
+
+#: flags of training that decoding has to know, see `settings.QSettings`
+_SAVED = ("gamma", "q_min", "q_max", "append_eos")
 
 
 class QActor(Actor):
@@ -29,7 +32,9 @@ class QActor(Actor):
             sharded = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
             self._sharding = HfDeepSpeedConfig(ds_config) if sharded else None  # transformers asks whether it lives
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[param_dtype]
-            model = open_model(model, dtype, attn_implementation, settings.training)
+            flags = run.arguments.deadend if run.arguments else None  # OpenRLHF passes no arguments on
+            settings = {name: getattr(flags, name) for name in _SAVED if hasattr(flags, name)}
+            model = open_model(model, dtype, attn_implementation, settings)
         super().__init__(model)
         self.is_vlm = self.packing_samples = False
         self.model.config.use_cache = False

@@ -75,8 +75,3 @@ def read_settings(folder: Path, flag: str) -> QSettings:
             "train_sft --ext.use dead-end wrote"
         )
     return from_config(value, f"{flag} {folder}")
-
-
-#: settings of the Q_D that the run in this process trains, by name, but for ``vocab_size``. The extension's check sets
-#: them in each process: OpenRLHF makes its model without passing the run's arguments on.
-training: dict[str, Any] = {}

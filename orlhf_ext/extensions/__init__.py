@@ -71,10 +71,17 @@ class Extension:
         """Add flags named ``--NAME.flag``; they reach every class as ``strategy.args.NAME.flag``."""
 
     def check(self, args: SimpleNamespace) -> None:
-        """Look at the launcher's nested arguments and our own before any model is loaded.
+        """Look at the launcher's nested arguments and our own before any model is loaded, and change nothing.
 
         Raises:
             UserError: the combination makes no sense; one sentence that names the flag and the way out.
+        """
+
+    def configure(self, args: SimpleNamespace) -> None:
+        """Write into the arguments what its classes need beside its flags, once every extension has checked them.
+
+        Plain values only (numbers, texts, lists, dicts): the arguments travel to every Ray actor and rank. A class
+        reads them as ``strategy.args``, or, if OpenRLHF makes it without them, from `orlhf_ext.extensions.run`.
         """
 
     def gpu_parts(self, args: SimpleNamespace) -> Mapping[str, Sequence[float]]:

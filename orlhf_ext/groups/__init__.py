@@ -91,7 +91,7 @@ class GroupRM(Extension):
         )
 
     def check(self, args: SimpleNamespace) -> None:
-        """Refuse what cannot be trained before a model is loaded, and note what is.
+        """Refuse what cannot be trained before a model is loaded.
 
         Raises:
             UserError: one sentence that names the flag, or the file and line.
@@ -117,7 +117,11 @@ class GroupRM(Extension):
             ids=own,
         )
         _check_checkpoint(args, settings)
-        training.current = training.Training(settings, groups.train_backbone, names, ids)
+        self._training = training.Training(settings, groups.train_backbone, names, ids)
+
+    def configure(self, args: SimpleNamespace) -> None:
+        """Write down the groups that `check` found in the pairs: the model has a score for each."""
+        training.put(self._training, args)
 
 
 class GroupReward(Extension):

@@ -24,8 +24,9 @@ class GroupDataset(RewardDataset):
     extras: list[dict[str, Any]]
 
     def __init__(self, dataset: Any, tokenizer: Any, max_length: int, strategy: Any, *args: Any, **words: Any) -> None:
-        assert training.current is not None  # the extension's check has set it
-        self.training = training.current
+        found = training.from_args(strategy.args)
+        assert found is not None  # `GroupRM.configure` wrote it
+        self.training = found
         if self.training.only is not None:
             dataset = dataset.filter(self._is_trained)
         super().__init__(dataset, tokenizer, max_length, strategy, *args, **words)

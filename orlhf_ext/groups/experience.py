@@ -8,23 +8,19 @@ import torch
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from .aggregate import worst_group
-from .batch_min import find
 
 if TYPE_CHECKING:
     from openrlhf.trainer.ppo_utils.experience import Experience
 
 
-class BatchMin(RemoteExperienceMaker):
+class WorstGroup(RemoteExperienceMaker):
     """Puts the worst group's rewards in place before anything is made of rewards."""
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Length penalties, baselines and advantages follow as ever."""
-        found = find(self.args)
-        weights = {
-            reward.name: weight for reward, weight in zip(found.rewards.rewards, found.rewards.weights, strict=True)
-        }
-        take_worst_group(experiences, found.name, weights)
+        own = self.args.ext.batch_min
+        take_worst_group(experiences, own["groups"], own["weights"])
         return super().compute_advantages_and_returns(experiences)
 
 

@@ -18,6 +18,7 @@ import openrlhf.models.model as upstream
 import torch
 from torch import nn
 
+from ..extensions import run
 from ..models.batches import Row, pad_left
 from ..models.group_heads import initialise, make_head
 from ..models.head_settings import KEY, HeadSettings, from_config
@@ -46,9 +47,9 @@ def reward_model_class(
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             if not hasattr(config, KEY):
-                if training.current is None:
+                if (now := training.from_args(run.arguments)) is None:
                     return
-                setattr(config, KEY, training.current.settings.as_config())
+                setattr(config, KEY, now.settings.as_config())
             self.group_settings = from_config(getattr(config, KEY), "the reward model")
             setattr(self, value_head_prefix, make_head(config.hidden_size, self.group_settings))
             self.post_init()
@@ -131,7 +132,7 @@ def get_llm_for_sequence_regression(model_name_or_path: str, model_type: str, **
 
     LoRA's adapters go into the backbone alone, so that the head is trained, and what is saved is a whole model.
     """
-    now = training.current if model_type == "reward" else None
+    now = training.from_args(run.arguments) if model_type == "reward" else None
     lora_rank = 0
     if now is not None:  # head and adapters are made here
         words["init_value_head"] = False

@@ -115,7 +115,7 @@ class Groups(Reward):
     aggregate: Annotated[
         Aggregate,
         "min (of each response), mean, weighted, softmin, index, or batch-min (the group with the least mean over the "
-        "batch; with --ext.use batch-min)",
+        "batch)",
     ] = "min"
     tau: Annotated[float, "softmin: towards 0 it is min, towards infinity mean", POSITIVE] = 1.0
     weights: Annotated[tuple[float, ...], "weighted: one for each group, in the order of the groups", FINITE] = ()
@@ -151,20 +151,20 @@ class Groups(Reward):
         if self.kind == "gold" and not self._make_traits().holds_models:
             self.gpus = 0.0
 
+    @property
+    def needs_extensions(self) -> tuple[str, ...]:
+        """``batch-min`` for the aggregate of that name."""
+        return (BATCH_MIN,) if self.aggregate == BATCH_MIN else ()
+
     def check(self, args: SimpleNamespace) -> None:
         """Refuse what cannot work, before anything is started.
 
         Raises:
             UserError: a label cannot be read, or its prompt is of another style than the model's; models, groups file
-                and arguments do not fit each other; ``batch-min`` without its extension, or where a batch is not all
-                that was sampled.
+                and arguments do not fit each other.
         """
         names, style = self._check_sources()
         self._numbers(names)
-        if self.aggregate == BATCH_MIN:
-            from .batch_min import check_run
-
-            check_run(args)
         data = args.data
         if data.label_key != "label":
             raise UserError("reward 'groups' reads the column 'label'; give --data.label_key label")

@@ -1,4 +1,4 @@
-"""What the run in this process trains: OpenRLHF makes its model without passing the run's arguments on."""
+"""What a run of ``train_rm`` trains, and the ids of groups in its pairs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from ..cli.errors import UserError, suggest
-from ..models.head_settings import HeadSettings
+from ..models.head_settings import HeadSettings, from_config
 
 _SHOWN = 10  # names in a message
 
@@ -53,8 +54,23 @@ class Training:
         return self._places.get(group_name(record, self._known, self._ids, where))
 
 
-#: set by the extension's check, in each process of a run
-current: Training | None = None
+def put(training: Training, args: SimpleNamespace) -> None:
+    """Write what is trained into a run's arguments, as plain values."""
+    args.groups.training = {
+        "settings": training.settings.as_config(),
+        "train_backbone": training.train_backbone,
+        "names": list(training.names),
+        "ids": None if training.ids is None else dict(training.ids),
+    }
+
+
+def from_args(args: SimpleNamespace | None) -> Training | None:
+    """What `put` wrote into a run's arguments; None where no model of groups is trained."""
+    found = getattr(getattr(args, "groups", None), "training", None)
+    if found is None:
+        return None
+    settings = from_config(found["settings"], "--ext.use group-rm")
+    return Training(settings, found["train_backbone"], tuple(found["names"]), found["ids"])
 
 
 def id_text(value: Any) -> str | None:

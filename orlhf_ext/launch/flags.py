@@ -62,6 +62,21 @@ def switched_on(rest: list[str]) -> list[Extension]:
     return [*extensions, Rewards(choose(rewards))] if rewards else extensions
 
 
+def with_needed(extensions: list[Extension], own: dict[str, Any]) -> list[Extension]:
+    """The extensions, and those that the run's rewards need.
+
+    Args:
+        extensions: from `switched_on`.
+        own: the values of their flags.
+
+    Raises:
+        UserError: a reward refuses its arguments.
+    """
+    needed = [extension(name) for item in extensions if isinstance(item, Rewards) for name in item.needed(own)]
+    on = {type(item) for item in extensions}
+    return extensions + [item for item in needed if type(item) not in on]
+
+
 def refuse_strays(rest: list[str], parser: argparse.ArgumentParser, extensions: list[Extension]) -> None:
     """Flags of ours that nobody took: a typo, or an extension that was not switched on."""
     on = {prefix for item in extensions for prefix in item.prefixes}

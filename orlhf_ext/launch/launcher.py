@@ -19,7 +19,7 @@ from .. import backends, openrlhf_fixes
 from ..backends import machine, resources
 from ..cli.errors import UserError, command, suggest
 from ..cli.user_code import frames, place, told, user_code
-from ..extensions import Extension, inject
+from ..extensions import Extension, inject, run
 from ..extensions.seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
 from ..openrlhf_fixes.chat_data import check_chats
 from . import ray_setup
@@ -124,6 +124,10 @@ def _join_namespaces(
                 with user_code(f"extension {item.name!r} cannot check the run:"):
                     item.check(nested)
                     parts |= item.gpu_parts(nested)
+            for item in extensions:
+                with user_code(f"extension {item.name!r} cannot configure the run:"):
+                    item.configure(nested)
+            run.arguments = nested
             if on_ray:
                 _start_ray(swaps, nested, parts, rest)
             arguments.append(nested)

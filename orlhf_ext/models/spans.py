@@ -19,18 +19,6 @@ class Span(NamedTuple):
         return len(self.ids) - self.start
 
 
-def find_groups(spans: Sequence[Span]) -> list[int]:
-    """Groups for sequences that come without keys: two are of one group if they have at least half of a context in
-    common, as the plans of one prompt do and two prompts with the same preamble do not."""
-    order = sorted(range(len(spans)), key=lambda row: spans[row].ids)
-    groups = [0] * len(spans)
-    for place, row in enumerate(order[1:], 1):
-        before = order[place - 1]
-        same = 2 * shared_length([spans[before], spans[row]]) >= min(spans[before].start, spans[row].start)
-        groups[row] = groups[before] if same else place
-    return groups
-
-
 def shared_length(spans: Sequence[Span]) -> int:
     """How many tokens all sequences begin with and none scores or needs to predict its first scored one; 0 for one
     sequence alone."""

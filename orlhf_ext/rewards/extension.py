@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from ..backends.resources import check_part, cluster_address
 from ..cli.errors import UserError
@@ -16,7 +17,8 @@ from ..cli.user_code import user_code
 from ..extensions import Extension
 from ..files.outputs import check_folder
 from ..files.sources import read_source
-from .selection import Chosen, add_flags, from_args
+from .combine import RewardSet
+from .selection import Chosen, add_flags, build, from_args
 
 _AGENT = Path(__file__).with_name("agent.py")
 
@@ -39,6 +41,7 @@ class Rewards(Extension):
 
     def __init__(self, chosen: Sequence[Chosen] = ()) -> None:
         self.chosen = list(chosen)
+        self._rewards: RewardSet | None = None
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -76,8 +79,28 @@ class Rewards(Extension):
         )
         add_flags(parser, self.chosen)
 
+    def needed(self, flags: Mapping[str, Any]) -> list[str]:
+        """The names of the extensions that the rewards need.
+
+        Args:
+            flags: of all extensions, ``"NAME.ARGUMENT"`` -> value.
+
+        Raises:
+            UserError: as `selection.build`.
+        """
+        self._rewards = build(self.chosen, flags, flags["ext.reward_combine"], flags["ext.reward_args"])
+        found: list[str] = []
+        for reward in self._rewards.rewards:
+            with user_code(f"reward {reward.name!r} cannot say which extensions it needs:"):
+                found += reward.needs_extensions
+        return list(dict.fromkeys(found))
+
+    def _made(self, args: SimpleNamespace) -> RewardSet:
+        self._rewards = self._rewards or from_args(args)
+        return self._rewards
+
     def check(self, args: SimpleNamespace) -> None:
-        """Refuse what cannot work, and let rollouts come without a reward of OpenRLHF's own.
+        """Refuse what cannot work.
 
         Raises:
             UserError: another source of rewards is given; a reward refuses its arguments or the run.
@@ -100,7 +123,7 @@ class Rewards(Extension):
                 "--ext.eval_on_start, --ext.eval_top_p and --ext.eval_top_k have no effect with --train.async_enable, "
                 "whose evaluation is OpenRLHF's own; leave them out"
             )
-        rewards = from_args(args).rewards
+        rewards = self._made(args).rewards
         if blind := next((reward for reward in rewards if not reward.reads_images), None):
             _refuse_images(blind.name, args)
         for reward in rewards:
@@ -117,13 +140,15 @@ class Rewards(Extension):
             check_part(reward.name, reward.gpus)
             with user_code(f"reward {reward.name!r} cannot check the run:"):
                 reward.check(copy.deepcopy(args))
+
+    def configure(self, args: SimpleNamespace) -> None:
+        """Let rollouts come without a reward of OpenRLHF's own."""
         args.train.agent_func_path = str(_AGENT)
 
     def gpu_parts(self, args: SimpleNamespace) -> dict[str, list[float]]:
         """What the copies of each reward with a model take."""
-        return {
-            reward.name: [reward.gpus] * args.ext.reward_actors for reward in from_args(args).rewards if reward.gpus
-        }
+        rewards = self._made(args).rewards
+        return {reward.name: [reward.gpus] * args.ext.reward_actors for reward in rewards if reward.gpus}
 
 
 def _refuse_images(name: str, args: SimpleNamespace) -> None:

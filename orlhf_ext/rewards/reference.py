@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..extensions.ray_classes import unwrap
 from ..models.batches import cut_batches
 from ..models.likelihood import span_logprobs
 from ..models.logprobs import token_logprobs
-from ..models.spans import Span, find_groups, rows_of_groups, shared_length
+from ..models.spans import Span, rows_of_groups, shared_length
 
 
 class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
@@ -27,7 +27,7 @@ class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
         """Where this process computes."""
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def score_spans(self, spans: list[Span], groups: list[int]) -> list[list[float]]:
+    def score_spans(self, spans: list[Span], groups: list[Hashable]) -> list[list[float]]:
         """Log-probabilities of the scored tokens of each span, where this process holds all weights: what the spans of
         a group begin with is computed once."""
         model = self.model.model.module  # transformers' own, in DeepSpeed's engine, in OpenRLHF's Actor
@@ -87,7 +87,12 @@ class GroupScorer:
         """Where the actors compute; the controller, in which this is, may run where there is no GPU."""
         return ray.get(self._group._actor_handlers[0].device_type.remote())
 
-    def __call__(self, token_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> list[list[float]]:
+    def __call__(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        masks: Sequence[Sequence[int]],
+        groups: Sequence[Hashable] | None = None,
+    ) -> list[list[float]]:
         """Natural log-probabilities of the tokens whose mask is 1, in order.
 
         Raises:
@@ -96,7 +101,8 @@ class GroupScorer:
         spans = [to_span(ids, mask) for ids, mask in zip(token_ids, masks, strict=True)]
         if not spans:
             return []
-        found = self._in_step(spans) if self._spread else self._apart(spans)
+        keys = range(len(spans)) if groups is None else groups
+        found = self._in_step(spans) if self._spread else self._apart(spans, keys)
         if self._args.train.colocate_all or self._args.train.colocate_actor_ref:
             ray.get(self._group.async_run_method("empty_cache"))
         return [
@@ -104,9 +110,8 @@ class GroupScorer:
             for values, span, mask in zip(found, spans, masks, strict=True)
         ]
 
-    def _apart(self, spans: list[Span]) -> list[list[float]]:
+    def _apart(self, spans: list[Span], groups: Sequence[Hashable]) -> list[list[float]]:
         """Each rank has groups of its own, and as many forward passes as they take."""
-        groups = find_groups(spans)
         shares = share_out(spans, groups, self._ranks)
         work: dict[str, list[Any]] = {"spans": [[spans[i] for i in rows] for rows in shares]}
         work["groups"] = [[groups[i] for i in rows] for rows in shares]
@@ -144,7 +149,7 @@ def to_span(ids: Sequence[int], mask: Sequence[int]) -> Span:
     return Span(list(ids[:end]), list(mask).index(1))
 
 
-def share_out(spans: Sequence[Span], groups: Sequence[int], ranks: int) -> list[list[int]]:
+def share_out(spans: Sequence[Span], groups: Sequence[Hashable], ranks: int) -> list[list[int]]:
     """The rows of each rank: groups stay whole, and the tokens to compute are spread evenly, largest groups first."""
     costs = []
     for rows in rows_of_groups(groups):

@@ -124,4 +124,4 @@ class VRCLI(Settings, Reward):
 
     def _nlls(self, spans: Any, groups: Any) -> list[float]:
         masks = [[0] * span.start + [1] * span.scored for span in spans]
-        return [mean_nll(values) for values in self._score_reference([span.ids for span in spans], masks)]
+        return [mean_nll(values) for values in self._score_reference([span.ids for span in spans], masks, groups)]

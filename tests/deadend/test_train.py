@@ -19,8 +19,9 @@ import pytest
 from helpers import ROOT, failing, read, scalars, write
 
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.deadend import DeadEnd, settings
+from orlhf_ext.deadend import DeadEnd
 from orlhf_ext.deadend.rows import parse_row
+from orlhf_ext.extensions import run
 
 OWN: dict[str, Any] = {
     "gamma": 1.0, "polyak": 0.1, "q_min": -1.0, "q_max": 0.0, "loss_norm": "tokens", "append_eos": False,
@@ -100,7 +101,6 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
 def test_flags_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     train = write(tmp_path / "train.jsonl", [{"text": "a b", "reward": [-1.0]}, *values(7, 1)])
     check(train, train, gamma=0.5)
-    assert settings.training == {"gamma": 0.5, "q_min": -1.0, "q_max": 0.0, "append_eos": False}
     with pytest.raises(UserError, match=said):
         check(train, train, **changes)
 
@@ -180,7 +180,7 @@ def test_rows_of_a_data_set(tiny_model: Path, strategy: Any) -> None:
 
 
 @pytest.mark.parametrize("norm", ["tokens", "actions"])
-def test_the_loss_of_a_step(tiny_model: Path, strategy: Any, norm: str) -> None:
+def test_the_loss_of_a_step(tiny_model: Path, strategy: Any, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Micro batches of different lengths, summed as DeepSpeed sums them, make the loss over all their texts."""
     import torch
     from datasets import Dataset
@@ -196,8 +196,10 @@ def test_the_loss_of_a_step(tiny_model: Path, strategy: Any, norm: str) -> None:
     strategy.args.deadend = SimpleNamespace(**{**OWN, "loss_norm": norm, "gamma": 0.9})
     tokenizer = load_tokenizer(tiny_model)
     data = QDataset(Dataset.from_list(values(12, 5)), tokenizer, 64, strategy)
-    settings.training = {"gamma": 0.9}
+    monkeypatch.setattr(run, "arguments", strategy.args)
     actor = QActor(str(tiny_model), attn_implementation="sdpa")
+    saved = {"gamma": 0.9, "q_min": -1.0, "q_max": 0.0, "append_eos": False}
+    assert saved.items() <= actor.model.config.dead_end.items()
     actor.eval()
     trainer = QTrainer(actor, strategy, None, None, None, None)
     assert isinstance(trainer.loss_fn, SFTLoss)

@@ -19,7 +19,7 @@ from orlhf_ext.files.columns import read_columns
 from orlhf_ext.files.journal import Journal, journal_path
 from orlhf_ext.files.records import load_json, parse_object, read_records
 from orlhf_ext.files.sources import count_rows
-from orlhf_ext.groups import GroupRM
+from orlhf_ext.groups import GroupRM, training
 from orlhf_ext.groups.config import read_groups
 from orlhf_ext.groups.em import read_pairs
 from orlhf_ext.models.texts import read_prompts, read_samples
@@ -140,25 +140,25 @@ def test_damaged_progress(fault, tmp_path: Path, line: bytes) -> None:
 # ---- ids of groups and annotators
 
 
-def check_groups(path: Path, **changes: Any) -> list[str]:
-    """The names of the groups of a file, in the order of the head's scores."""
+def check_groups(path: Path, **changes: Any) -> training.Training:
+    """What a run on a file of pairs trains."""
     space = SimpleNamespace
     flags = {"head": "shared", "k": None, "squash": "tanh", "weighting": "proportional", "centering": 0.0}
     flags |= {"train_backbone": False, "only": None, "names": None, "style": None, "eos": "append", "aggregate": "min"}
-    GroupRM().check(
-        space(
-            groups=space(**{**flags, "cache_features": None, **changes}),
-            ds=space(packing_samples=False, load_in_4bit=False, lora=space(rank=0)),
-            model=space(model_name_or_path="base", loss_type="sigmoid"),
-            data=space(dataset=str(path)),
-            train=space(batch_size=1),
-            eval=space(dataset=None),
-        )  # type: ignore[arg-type]
+    args = space(
+        groups=space(**{**flags, "cache_features": None, **changes}),
+        ds=space(packing_samples=False, load_in_4bit=False, lora=space(rank=0)),
+        model=space(model_name_or_path="base", loss_type="sigmoid"),
+        data=space(dataset=str(path)),
+        train=space(batch_size=1),
+        eval=space(dataset=None),
     )
-    from orlhf_ext.groups import training
-
-    assert training.current is not None
-    return list(training.current.settings.names)
+    made = GroupRM()
+    made.check(args)  # type: ignore[arg-type]
+    made.configure(args)  # type: ignore[arg-type]
+    found = training.from_args(args)  # type: ignore[arg-type]
+    assert found is not None
+    return found
 
 
 def pairs(ids: list[Any], **more: Any) -> list[dict[str, Any]]:
@@ -178,14 +178,10 @@ def pairs(ids: list[Any], **more: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_any_id_is_a_group(tmp_path: Path, ids: list[Any], names: list[str]) -> None:
-    from orlhf_ext.groups import training
-
-    path = write(tmp_path / "x.jsonl", pairs(ids))
-    assert check_groups(path) == names == check_groups(write(tmp_path / "y.jsonl", pairs(ids[::-1])))
-    now = training.current
-    assert now is not None and [now.group_of(row) for row in pairs(ids)] == [
-        names.index(training.id_text(one) or "") for one in ids
-    ]
+    now = check_groups(write(tmp_path / "x.jsonl", pairs(ids)))
+    again = check_groups(write(tmp_path / "y.jsonl", pairs(ids[::-1])))
+    assert now.settings.names == names == again.settings.names
+    assert [now.group_of(row) for row in pairs(ids)] == [names.index(training.id_text(one) or "") for one in ids]
     assert now.settings.as_config()["ids"] == names
 
 

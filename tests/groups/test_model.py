@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from orlhf_ext import backends
 from orlhf_ext.cli.errors import UserError
+from orlhf_ext.extensions import run
 from orlhf_ext.groups import training
 from orlhf_ext.models.batches import Row
 from orlhf_ext.models.folder import load_tokenizer
@@ -23,12 +25,11 @@ INDEPENDENT = HeadSettings(["minority", "majority"], head="independent", k=None)
 TEXTS = [[5, 6, 7, 8, 9, 1], [9, 8, 7, 1], [40, 41, 42, 43, 44, 45, 46, 1]]
 
 
-@pytest.fixture(autouse=True)
-def no_training() -> Iterator[None]:
-    """Every test says by itself what is trained."""
-    training.current = None
-    yield
-    training.current = None
+def run_of(settings: HeadSettings, train_backbone: bool = False) -> SimpleNamespace:
+    """The arguments of a run that trains such a model."""
+    args = SimpleNamespace(groups=SimpleNamespace())
+    training.put(training.Training(settings, train_backbone, tuple(settings.names)), args)
+    return args
 
 
 def make(folder: Path, settings: HeadSettings = SHARED, **words: Any) -> Any:
@@ -36,12 +37,11 @@ def make(folder: Path, settings: HeadSettings = SHARED, **words: Any) -> Any:
     backends.install()
     from orlhf_ext.groups.model import get_llm_for_sequence_regression
 
-    training.current = training.Training(settings, words.pop("train_backbone", False), tuple(settings.names))
     torch.manual_seed(3)
-    model = get_llm_for_sequence_regression(
-        str(folder), "reward", attn_implementation="sdpa", init_value_head=True, **words
-    )
-    training.current = None
+    with mock.patch.object(run, "arguments", run_of(settings, words.pop("train_backbone", False))):
+        model = get_llm_for_sequence_regression(
+            str(folder), "reward", attn_implementation="sdpa", init_value_head=True, **words
+        )
     head = getattr(model, model.value_head_prefix)
     with torch.no_grad():
         for parameter in head.parameters():
@@ -177,12 +177,14 @@ def test_adapters_are_merged_when_saved(base: str, request: pytest.FixtureReques
     assert torch.allclose(found, wanted, atol=0.1 * (before - wanted).abs().max())  # bf16
 
 
-def test_a_model_that_has_groups_goes_on_with_its_head(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_has_groups_goes_on_with_its_head(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from orlhf_ext.groups.model import get_llm_for_sequence_regression
 
     model = make(tiny_model)
     folder = save(model, tiny_model, tmp_path / "first")
-    training.current = training.Training(SHARED, names=tuple(SHARED.names))
+    monkeypatch.setattr(run, "arguments", run_of(SHARED))
     again = get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="sdpa", init_value_head=True)
     assert torch.equal(again.score.weight, model.score.weight)
     assert torch.equal(again.score.proj.weight, model.score.proj.weight)

@@ -283,7 +283,6 @@ def check(args: SimpleNamespace) -> None:
         ([LABEL], {"groups__traits": [*TRAITS, "x=./gone"]}, "--groups.traits x: ./gone is no folder"),
         ([LABEL], {"groups__aggregate": "index", "groups__index": "minorty"}, "is no group; did you mean 'minority'"),
         ([LABEL], {"groups__aggregate": "weighted", "groups__weights": ["1"]}, "gives 1 numbers for 2 groups"),
-        ([LABEL], {"groups__aggregate": "batch-min"}, "add --ext.use batch-min"),
     ],
 )
 def test_what_a_run_with_gold_rewards_refuses(
@@ -341,20 +340,17 @@ def test_a_prompt_of_another_style_stops_a_run(group_model: Path) -> None:
         run(Groups("group_rm", model=str(group_model)), batch_of(RESPONSES, write_label(Label("b", "legacy"))))
 
 
-def test_batch_min_and_its_extension_need_each_other(config: str, tmp_path: Path) -> None:
+def test_batch_min_needs_its_reward_and_a_whole_batch(config: str, tmp_path: Path) -> None:
     made = extension("batch-min")
     gold = {"kind": "gold", "config": config, "traits": TRAITS, "aggregate": "batch-min"}
     on: dict[str, Any] = {"ext__use": ["batch-min"]}
     args = arguments_of(tmp_path, [LABEL], gold, **on)
     made.check(args)
-    check(args)
+    made.configure(args)
+    assert args.ext.batch_min == {"groups": "groups", "weights": {"groups": 1.0}}
     for more, said in (
         ({"algo__dynamic_filtering_enable": True}, "--algo.dynamic_filtering_enable filters"),
         ({"train__async_enable": True}, "--train.async_enable trains on samples of earlier"),
-    ):
-        with pytest.raises(UserError, match=said):
-            check(arguments_of(tmp_path, [LABEL], gold, **on, **more))
-    for more, said in (
         ({"ext__reward": []}, "needs one reward of groups"),
         ({"ext__reward": ["length"], "ext__reward_args": '{"length": {"target": 5}}'}, "needs one reward of groups"),
         ({"groups__aggregate": "min"}, "add --ext.reward groups --groups.aggregate batch-min"),
@@ -362,6 +358,22 @@ def test_batch_min_and_its_extension_need_each_other(config: str, tmp_path: Path
     ):
         with pytest.raises(UserError, match=said):
             made.check(arguments_of(tmp_path, [LABEL], gold, **on, **more))
+
+
+@pytest.mark.parametrize(
+    "words", [("groups.aggregate", "batch-min"), ("ext.reward_args", '{"groups": {"aggregate": "batch-min"}}')]
+)
+def test_batch_min_is_switched_on_by_its_reward(config: str, words: tuple[str, str]) -> None:
+    from orlhf_ext.groups.batch_min import BatchMin
+    from orlhf_ext.launch.flags import switched_on, with_needed
+
+    gold = {"groups.kind": "gold", "groups.config": config, "groups.traits": list(TRAITS)}
+    flags: dict[str, Any] = {"ext.reward_combine": "sum", "ext.reward_args": None, **gold}
+    for more in ([], ["--ext.use", "batch-min"]):
+        rest = ["--ext.reward", "groups", *more]
+        on = with_needed(switched_on(rest), {**flags, words[0]: words[1]})
+        assert [type(item) for item in on].count(BatchMin) == 1
+    assert not any(isinstance(item, BatchMin) for item in with_needed(switched_on(["--ext.reward", "groups"]), flags))
 
 
 def test_the_worst_group_is_that_of_the_whole_batch() -> None:

@@ -52,8 +52,8 @@ def group_scores(batch: list[dict[str, Any]], name: str, what: str = "reward") -
 def test_batch_min_trains_on_the_worst_group_of_each_batch(tiny_model: Path, folder: Path) -> None:
     """With ``reinforce`` and no penalty inside of rewards, a return is the reward that was trained on."""
     words = flags(tiny_model, algo__advantage__estimator="reinforce", data__max_samples=16)
-    output = launch(folder, *GOLD, "--groups.aggregate", "batch-min", "--ext.use", "batch-min", *words)
-    assert "RemoteExperienceMaker is now orlhf_ext.groups.experience:BatchMin (extension batch-min)" in output
+    output = launch(folder, *GOLD, "--groups.aggregate", "batch-min", *words)
+    assert "RemoteExperienceMaker is now orlhf_ext.groups.experience:WorstGroup (extension batch-min)" in output
     found, batches = scalars(folder), rollouts(folder)
     assert [len(batch) for batch in batches] == [32] * 2
     for step, batch in enumerate(batches):

@@ -47,7 +47,8 @@ def pairs(count: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
 # ---- what is refused
 
 
-def check(train: Path, eval: Path | None = None, model: str = "base", **changes: Any) -> None:
+def check(train: Path, eval: Path | None = None, model: str = "base", **changes: Any) -> training.Training:
+    """What is trained, as the classes of a run read it from its arguments."""
     space = SimpleNamespace
     ds = {"packing_samples": False, "load_in_4bit": False, "lora_rank": 0, "loss_type": "sigmoid"}
     ds |= {name: changes.pop(name) for name in list(changes) if name in ds}
@@ -61,7 +62,13 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
         train=space(batch_size=changes.pop("batch_size", 2)),
         eval=space(dataset=str(eval) if eval else None),
     )
-    GroupRM().check(args)  # type: ignore[arg-type]
+    made = GroupRM()
+    made.check(args)  # type: ignore[arg-type]
+    made.configure(args)  # type: ignore[arg-type]
+    json.dumps(args.groups.training)  # plain values, which travel to other processes
+    found = training.from_args(args)  # type: ignore[arg-type]
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -113,16 +120,15 @@ def test_pairs_that_cannot_be_trained_on(tmp_path: Path, change: dict[str, Any],
 
 def test_what_is_trained_is_noted(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", pairs(8, 1))
-    check(train, only="majority", squash="identity")
-    now = training.current
-    assert now is not None and now.settings.names == ["majority"] and now.only == "majority"
+    now = check(train, only="majority", squash="identity")
+    assert now.settings.names == ["majority"] and now.only == "majority"
     assert (now.settings.head, now.settings.k, now.settings.squash) == ("independent", None, "identity")
     assert [now.group_of(row) for row in pairs(5, 1)] == [None, 0, 0, 0, None]
     bare = [{"group_id": row["group_id"], "chosen": "a", "rejected": "b"} for row in pairs(8, 1)]
-    check(write(tmp_path / "bare.jsonl", bare))
-    assert training.current is not None and training.current.names == ("0", "1") and training.current.settings.k == 16
-    check(write(tmp_path / "bare.jsonl", bare), names=["rare", "common"])
-    assert training.current.settings.style == "hh" and training.current.names == ("rare", "common")
+    now = check(write(tmp_path / "bare.jsonl", bare))
+    assert now.names == ("0", "1") and now.settings.k == 16
+    now = check(write(tmp_path / "bare.jsonl", bare), names=["rare", "common"])
+    assert now.settings.style == "hh" and now.names == ("rare", "common")
     with pytest.raises(UserError, match="has no pairs with a group_id; make them with build_data hh-groups"):
         check(write(tmp_path / "none.jsonl", [{"chosen": "a", "rejected": "b"}]))
     with pytest.raises(UserError, match="has no pair of group 'minority'; raise its proportion, take another seed"):

@@ -231,6 +231,6 @@ def test_a_grid_and_upstreams_settings(tmp_path: Path):
         PROFILE="smoke", OUT=str(tmp_path / "chat"), METHOD="sharedrep", STYLE="chat", AGGREGATE="batch-min",
         GROUPS_FILE="recipes/groups/words.yaml", SHARE_PROMPTS="1",
     )  # fmt: skip
-    assert "RemoteExperienceMaker is now orlhf_ext.groups.experience:BatchMin" in chat
+    assert "RemoteExperienceMaker is now orlhf_ext.groups.experience:WorstGroup" in chat
     summary = read(tmp_path / "chat" / "summary.json")
     assert set(summary["metrics"]) == {"sft", "gold", "sharedrep"} and summary["style"] == "chat"

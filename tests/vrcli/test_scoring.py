@@ -20,7 +20,7 @@ from orlhf_ext.models import likelihood
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.likelihood import make_scorer, score, span_logprobs
 from orlhf_ext.models.logprobs import load_model
-from orlhf_ext.models.spans import Span, find_groups, shared_length
+from orlhf_ext.models.spans import Span, shared_length
 from orlhf_ext.vrcli.improvement import MARKERS, improvement, map_reward
 from orlhf_ext.vrcli.labels import Baseline, Label, read_label
 from orlhf_ext.vrcli.plans import Noise, measure_noise, result_rows, score_plans
@@ -150,16 +150,6 @@ def test_what_sequences_share(pairs: list[tuple[list[int], int]]) -> None:
     assert all(span.ids[:length] == spans[0].ids[:length] and length < span.start for span in spans)
     longer = length + 1
     assert any(span.ids[:longer] != spans[0].ids[:longer] or longer >= span.start for span in spans)
-
-
-def test_groups_are_found_by_what_is_shared() -> None:
-    """The plans of a prompt, and not prompts that have a preamble in common."""
-    first, second = spans_of(*PLANS, common=100), spans_of(*PLANS, common=100, seed=1)
-    preamble = list(range(3, 43))
-    spans = [Span(preamble + span.ids, span.start + 40) for pair in zip(first, second, strict=True) for span in pair]
-    found = find_groups(spans)
-    assert len(set(found)) == 2 and found == [found[0], found[1]] * 5
-    assert find_groups([]) == [] and len(set(find_groups(spans_of(*MIXED)))) == 5
 
 
 @pytest.mark.parametrize("start", [0, 5, 6])
