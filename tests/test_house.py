@@ -87,7 +87,6 @@ def test_the_finder_of_circles_finds_one() -> None:
     assert _circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-@pytest.mark.xfail(strict=True, reason="groups.batch_min")
 def test_files_import_one_another_in_no_circle() -> None:
     assert _circle(_graph()) == []
 
