@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 from ..cli.errors import UserError
+from ..extensions import extension
 from ..files.sources import looks_local
 from ..models.folder import load_tokenizer, read_config
 
@@ -22,10 +23,10 @@ ROLES: dict[str, dict[str, Role]] = {
     "serve_rm": {"reward": "reward"},
 }
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
-#: key in config.json -> what such a model is, the namespace of the extensions that read it, and their names
+#: key in config.json -> what such a model is, and the extensions that read it
 _OURS = {
-    "dead_end": ("a value function", "deadend", "dead-end"),
-    "group_reward": ("a reward model of groups", "groups", "group-rm (train_rm) or group-reward (train_ppo_ray)"),
+    "dead_end": ("a value function", {"dead-end": "train_sft"}),
+    "group_reward": ("a reward model of groups", {"group-rm": "train_rm", "group-reward": "train_ppo_ray"}),
 }
 
 
@@ -63,9 +64,10 @@ def check_model(flag: str, path: str, role: Role, args: SimpleNamespace, q_model
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f"{flag} {path} holds no weights (*.safetensors); was its training or its copy cut short?")
     config = read_config(folder)
-    for key, (what, namespace, extension) in _OURS.items():
-        if key in config and not hasattr(args, namespace):
-            raise UserError(f"{flag} {path} is {what}; add --ext.use {extension}, or give another model")
+    for key, (what, readers) in _OURS.items():
+        if key in config and not _switched_on(args) & set(readers):
+            names = " or ".join(f"{name} ({launcher})" for name, launcher in readers.items())
+            raise UserError(f"{flag} {path} is {what}; add --ext.use {names}, or give another model")
     if not any(folder.glob("*.safetensors")):
         return  # in a format whose headers are not looked at
     from ..models import weights
@@ -80,6 +82,10 @@ def check_model(flag: str, path: str, role: Role, args: SimpleNamespace, q_model
         weights.check_reward(folder, flag, head, fresh)
     if role in ("policy", "start") and "vision_config" not in config:
         load_tokenizer(folder, flag)
+
+
+def _switched_on(args: SimpleNamespace) -> set[str]:
+    return {extension(spec).name for spec in getattr(getattr(args, "ext", None), "use", ())}
 
 
 def _check_q(folder: Path, flag: str, saved: bool) -> None:

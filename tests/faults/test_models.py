@@ -209,6 +209,21 @@ def test_models_of_another_kind(
     fault.call(check_models, launcher, SimpleNamespace(**given), says=says)
 
 
+def test_an_extensions_model_is_read_with_it(fault: Any, tiny_model: Path, reward_model: Path, tmp_path: Path) -> None:
+    from orlhf_ext.launch.models import check_models
+    from orlhf_ext.models.head_settings import HeadSettings
+
+    settings = HeadSettings(["a"], head="independent", k=None).as_config()
+    groups = planted(reward_model, tmp_path / "groups", _json("config.json", group_reward=settings))
+    given = {"actor": SimpleNamespace(model_name_or_path=str(tiny_model))}
+    given["reward"] = SimpleNamespace(model_name_or_path=str(groups))
+    given["ds"] = SimpleNamespace(value_head_prefix="value")
+    check_models("train_ppo_ray", SimpleNamespace(**given, ext=SimpleNamespace(use=["group-reward"])))
+    for use in ([], ["batch-min"], ["orlhf_ext.exo:EXO"]):
+        args = SimpleNamespace(**given, ext=SimpleNamespace(use=use))
+        fault.call(check_models, "train_ppo_ray", args, says="is a reward model of groups; add --ext.use group-rm")
+
+
 @pytest.mark.parametrize(
     "text", ['{"temperature": 0.6, "top_p": 0.9}', '{"temperature": "warm"}', "[]", "{", '{"eos_token_id": "</s>"}']
 )
