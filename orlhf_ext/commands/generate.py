@@ -66,9 +66,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             f"--max_new_tokens {args.max_new_tokens} leaves no room for a prompt in --max_len {args.max_len}"
         )
-    if not args.out.endswith(".jsonl") or Path(args.out).resolve() == Path(args.data).resolve():
-        raise UserError(f"--out {args.out} must end in .jsonl, and not be --data")
-    check_file(args.out, command="generate", overwrite=args.__dict__.pop("overwrite"))
+    overwrite = args.__dict__.pop("overwrite")
+    check_file(args.out, command="generate", overwrite=overwrite, ends=(".jsonl",), inputs=[args.data])
     if args.num_engines > 1 and args.backend == "hf":
         raise UserError("--num_engines is for vLLM; leave it out with --backend hf")
     return args

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from ..cli.errors import UserError, command
@@ -11,13 +14,15 @@ from ..cli.flags import make_parser
 from ..extensions import BUILDERS, EXTENSIONS, REWARDS, extension, names, resolve
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
+_PARTS = ("common", "setup", "litbench")  # what recipes share
+_WIDTH = 71  # columns of a description, so that a line has 100 at most
 
 
 def _line(kind: str, name: str) -> str:
     if kind == BUILDERS:
         return resolve(kind, name).help
     found = type(extension(name)) if kind == EXTENSIONS else resolve(kind, name)
-    return (inspect.getdoc(found) or "").partition("\n")[0]
+    return (inspect.getdoc(found) or "").partition("\n\n")[0]
 
 
 def entries(kind: str) -> Iterator[tuple[str, str]]:
@@ -30,11 +35,18 @@ def entries(kind: str) -> Iterator[tuple[str, str]]:
 
 
 def recipes(folder: Path = _RECIPES) -> Iterator[tuple[str, str]]:
-    """Path and first comment of every recipe; none where the package is installed without them."""
+    """Path and head comment of every recipe; none where the package is installed without them."""
     for path in sorted(folder.glob("*.sh")):
-        first = path.read_text(encoding="utf-8").splitlines()[1:2]
-        if first and path.stem not in ("common", "setup"):
-            yield f"recipes/{path.name}", first[0].removeprefix("# ")
+        if path.stem not in _PARTS:
+            comment = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()[1:])
+            yield f"recipes/{path.name}", " ".join(line.lstrip("# ") for line in comment)
+
+
+def short(text: str) -> str:
+    """The first clause of a text, without backquotes and brackets; beyond `_WIDTH` it is cut between words."""
+    plain = re.sub(r" \([^()]*\)", "", text.replace("`", ""))
+    clause = re.split(r"[.;:](?:\s|$)", plain, maxsplit=1)[0]
+    return textwrap.shorten(clause, _WIDTH, placeholder=" ...")
 
 
 @command
@@ -51,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if found := list(lines):
             print(f"{heading}:")
             for name, what in found:
-                print(f"  {name:<26} {what}")
+                print(f"  {name:<26} {short(what)}")
             print()
 
 

@@ -1,5 +1,5 @@
 """Hold what Q_D predicts against what happened:
-``orlhf-ext deadend calibration --q_model_name_or_path DIR --data_file val.jsonl --save_file FILE.json``
+``orlhf-ext deadend calibration --q_model DIR --data val.jsonl --out FILE.json``
 
 At each action of a text, Q_D predicts with ``-Q`` how likely the text ends badly. Actions are put into bins of equal
 width by that prediction; of each bin the file has the mean prediction, the share of actions whose text has the reward
@@ -23,6 +23,9 @@ from ..models.folder import check_context, check_ids, context_length, find_model
 from ..reports.statistics import wilson
 from .rows import encode, parse_row
 from .settings import read_settings
+
+#: flags by their names in sidecars
+_KEYS = {"q_model": "q_model_name_or_path", "data": "data_file", "out": "save_file"}
 
 
 class Prediction(NamedTuple):
@@ -116,18 +119,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext deadend calibration", __doc__)
     add = parser.add_argument
-    add("--q_model_name_or_path", required=True, metavar="DIR", help="what train_sft --ext.use dead-end wrote")
-    add("--data_file", required=True, metavar="FILE", help="value data: text and reward")
-    add("--save_file", required=True, metavar="FILE", help="a .json file")
+    q_d = "what train_sft --ext.use dead-end wrote"
+    add("--q_model", "--q_model_name_or_path", required=True, metavar="DIR", help=q_d)
+    add("--data", "--data_file", required=True, metavar="FILE", help="value data: text and reward")
+    add("--out", "--save_file", required=True, metavar="FILE", help="a .json file")
     add("--last", type=COUNT, metavar="K", help="look at the last K actions of each text (default: all)")
     add("--bins", type=COUNT, default=10, help="(%(default)s)")
     add("--max_len", type=LENGTH, help="tokens of a text, at most (the model's context)")
     add_compute(parser, dtypes=DTYPES[::-1])
-    add_overwrite(parser, "--save_file")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
-    if not args.save_file.endswith(".json"):
-        raise UserError(f"--save_file {args.save_file} must end in .json")
-    check_file(args.save_file, "--save_file", command="deadend.calibration", overwrite=args.__dict__.pop("overwrite"))
+    overwrite = args.__dict__.pop("overwrite")
+    check_file(args.out, command="deadend.calibration", overwrite=overwrite, ends=(".json",))
     return args
 
 
@@ -135,19 +138,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict, put into bins, write."""
     args = parse(argv)
-    folder = find_model(args.q_model_name_or_path, "--q_model_name_or_path")
-    settings = read_settings(folder, "--q_model_name_or_path")
+    folder = find_model(args.q_model, "--q_model")
+    settings = read_settings(folder, "--q_model")
     if args.max_len is not None:
         check_context(folder, args.max_len)
-    data = [parse_row(line.record, line.where, settings.q_min, settings.q_max) for line in read_records(args.data_file)]
-    tokenizer = load_tokenizer(folder, "--q_model_name_or_path")
+    data = [parse_row(line.record, line.where, settings.q_min, settings.q_max) for line in read_records(args.data)]
+    tokenizer = load_tokenizer(folder, "--q_model")
     max_len = args.max_len or context_length(folder) or 1024
     encoded, cut = encode(tokenizer, [row.text for row in data], max_len, settings.append_eos)
     kept = [(ids, row.reward < 0) for ids, row in zip(encoded, data, strict=True) if len(ids) > 1]
     if not kept:
-        raise UserError(f"{args.data_file} holds no text of two tokens or more; build it again")
+        raise UserError(f"{args.data} holds no text of two tokens or more; build it again")
     rows, bad = [ids for ids, _ in kept], [ends for _, ends in kept]
-    check_ids(folder, rows, "--q_model_name_or_path")
+    check_ids(folder, rows, "--q_model")
     import torch
 
     from .model import load_q_model
@@ -158,14 +161,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     meta = {
         "command": "deadend.calibration",
         "version": __version__,
-        "arguments": vars(args),
-        "data": {"path": args.data_file, "sha256": sha256_file(args.data_file)},
+        "arguments": {_KEYS.get(name, name): value for name, value in vars(args).items()},
+        "data": {"path": args.data, "sha256": sha256_file(args.data)},
         "counts": {"texts": len(rows), "left_out": len(data) - len(rows), "cut": cut},
     }
-    write_json(sidecar_path(args.save_file), meta)  # first: it says whose the other is
-    write_json(args.save_file, {**found, "texts": len(rows), "last": args.last, "gamma": settings.gamma})
+    write_json(sidecar_path(args.out), meta)  # first: it says whose the other is
+    write_json(args.out, {**found, "texts": len(rows), "last": args.last, "gamma": settings.gamma})
     print(
-        f"{args.save_file}: {found['actions']} actions of {len(rows)} texts; predicted {found['predicted']:.3f}, "
+        f"{args.out}: {found['actions']} actions of {len(rows)} texts; predicted {found['predicted']:.3f}, "
         f"observed {found['observed']:.3f}, expected calibration error {found['expected_calibration_error']:.3f}"
         + (f"; {len(data) - len(rows)} texts of one token are left out" if len(rows) < len(data) else "")
         + (f"; {cut} texts are cut at {max_len} tokens" if cut else "")

@@ -1,7 +1,7 @@
-"""Train a toxicity classifier: ``orlhf-ext deadend classifier --model_name_or_path M --train_file F ...``
+"""Train a toxicity classifier: ``orlhf-ext deadend classifier --model M --data F ...``
 
 Files hold ``{"text": ..., "label": 0 or 1}`` (``python -m orlhf_ext.build_data jigsaw reward``). Any model of
-transformers gets a head for as many labels as there are, and transformers' own Trainer trains it. ``--output_dir``
+transformers gets a head for as many labels as there are, and transformers' own Trainer trains it. ``--out``
 appears when everything is done: model, tokenizer, ``all_results.json`` with accuracy, AUC and F1 on the validation
 file. A run that was cut short goes on from its last checkpoint. Several processes: torchrun --nproc_per_node N -m ...
 """
@@ -108,10 +108,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext deadend classifier", __doc__)
     add = parser.add_argument
-    add("--model_name_or_path", required=True, metavar="MODEL", help="to start from: a folder or a hub name")
-    add("--train_file", required=True, metavar="FILE", help="texts with labels")
+    add("--model", "--model_name_or_path", required=True, metavar="MODEL", help="to start from: a folder or a hub name")
+    add("--data", "--train_file", required=True, metavar="FILE", help="texts with labels")
     add("--validation_file", metavar="FILE", help="the same, held out; without it nothing is measured")
-    add("--output_dir", required=True, metavar="DIR", help="a new folder")
+    add("--out", "--output_dir", required=True, metavar="DIR", help="a new folder")
     add("--max_length", type=COUNT, default=128, help="tokens of a text; the rest is cut (%(default)s)")
     add("--per_device_train_batch_size", type=COUNT, default=8, help="(%(default)s)")
     add("--per_device_eval_batch_size", type=COUNT, default=32, help="(%(default)s)")
@@ -127,7 +127,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--bf16", action="store_true", help="compute in bfloat16, with weights in float32")
     add("--seed", type=SEED, default=42, help="of head, dropout and order (%(default)s)")
     add("--checkpointing_steps", default="1000", metavar="N|epoch", help="optimizer steps (%(default)s)")
-    add("--overwrite_output_dir", action="store_true", help="replace a folder that is there")
+    add("--overwrite", "--overwrite_output_dir", action="store_true", help="replace a folder that is there")
     args = parser.parse_args(argv)
     if args.checkpointing_steps != "epoch" and not (
         args.checkpointing_steps.isdecimal() and int(args.checkpointing_steps)
@@ -137,14 +137,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """``--output_dir`` is new, empty, or may be replaced.
+    """``--out`` is new, empty, or may be replaced.
 
     Raises:
         UserError: it is not.
     """
     if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
-        raise UserError(f"--output_dir {out} exists; give another one, or replace it with --overwrite_output_dir")
-    check_folder(out, "--output_dir", new=True)
+        raise UserError(f"--out {out} exists; give another one, or replace it with --overwrite")
+    check_folder(out, new=True)
 
 
 def label_map(train: Sequence[int], valid: Sequence[int], args: argparse.Namespace) -> dict[int, int]:
@@ -155,9 +155,9 @@ def label_map(train: Sequence[int], valid: Sequence[int], args: argparse.Namespa
     """
     values = sorted(set(train))
     if len(values) < 2:
-        raise UserError(f"{args.train_file} has the label {values[0]} only, so that there is nothing to tell apart")
+        raise UserError(f"{args.data} has the label {values[0]} only, so that there is nothing to tell apart")
     if other := sorted(set(valid) - set(values)):
-        raise UserError(f"{args.validation_file} has the label {other[0]}, which {args.train_file} does not have")
+        raise UserError(f"{args.validation_file} has the label {other[0]}, which {args.data} does not have")
     return {value: index for index, value in enumerate(values)}
 
 
@@ -202,7 +202,7 @@ def load_model(folder: Path, names: Sequence[str], pad_id: int, seed: int) -> An
     from ..models.folder import model_config
     from ..models.weights import classifier_class, load_whole
 
-    flag = "--model_name_or_path"
+    flag = "--model"
     config = model_config(folder, flag)
     if (cls := classifier_class(config)) is None:
         raise UserError(f"{flag} {folder} is of type {config.model_type!r}, which has no classifier")
@@ -255,12 +255,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, save."""
     args = parse(argv)
     backends.install()
-    out = Path(args.output_dir).absolute()
-    check_output(out, args.overwrite_output_dir)
-    train_texts, train_labels = read_labelled(args.train_file)
+    out = Path(args.out).absolute()
+    check_output(out, args.overwrite)
+    train_texts, train_labels = read_labelled(args.data)
     valid_texts, valid_labels = read_labelled(args.validation_file) if args.validation_file else ([], [])
     places = label_map(train_labels, valid_labels, args)
-    folder = find_model(args.model_name_or_path, "--model_name_or_path")
+    folder = find_model(args.model)
     tokenizer = text_tokenizer(folder)
     check_context(folder, args.max_length, "--max_length")
     if (limit := text_limit(folder, tokenizer)) and args.max_length > limit:
@@ -273,10 +273,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cut = count_cut(tokenizer, [*train_texts, *valid_texts], room)
     if cut and os.environ.get("RANK", "0") == "0":
         print(f"{cut} of {len(train_texts) + len(valid_texts)} texts are cut at --max_length {args.max_length} tokens")
-    check_ids(folder, (row["input_ids"] for part in rows for row in part), "--model_name_or_path")
+    check_ids(folder, (row["input_ids"] for part in rows for row in part))
 
-    source = {name: sha256_file(path) for name in ("train_file", "validation_file") if (path := getattr(args, name))}
-    free = ("output_dir", "overwrite_output_dir", "train_file", "validation_file", "model_name_or_path")
+    files = {"train_file": args.data, "validation_file": args.validation_file}
+    source = {name: sha256_file(path) for name, path in files.items() if path}
+    free = ("out", "overwrite", "data", "validation_file", "model")
     settings = {key: value for key, value in vars(args).items() if key not in free}
     processes = int(os.environ.get("WORLD_SIZE", 1))
     mark = {
@@ -341,7 +342,7 @@ def fit(
     result: dict[str, Any] = {key: found[key] for key in wanted if key in found}
     result |= {"train_rows": len(train), "validation_rows": len(valid), "steps": trainer.state.global_step}
     check_finite(model.named_parameters(), f"{out} is not written: the trained model")
-    if args.overwrite_output_dir and out.is_dir():
+    if args.overwrite and out.is_dir():
         shutil.rmtree(out)
     with atomic_folder(out) as folder:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)

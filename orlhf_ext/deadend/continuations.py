@@ -1,5 +1,5 @@
-"""Continuations of value prompts: ``orlhf-ext deadend continuations --model_name_or_path DIR --data_file
-prompts.jsonl --save_file prompts_and_gens.jsonl --num_returns 25``
+"""Continuations of value prompts: ``orlhf-ext deadend continuations --model DIR --data prompts.jsonl
+--out prompts_and_gens.jsonl --num_returns 25``
 
 A prompt is the record's ``prompt``, text or ``{"text": ...}``; the record is written back with ``"generations":
 [{"text", "token_ids"}]``. Tokens are drawn from the 50 likeliest (``--top_k 0``: from all). A run that was cut short
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     check_flags(args, "deadend.continuations")
-    tell(args.save_file, sample_file(args, "deadend.continuations", args.sample_size, Plain()))
+    tell(args.out, sample_file(args, "deadend.continuations", args.sample_size, Plain()))
 
 
 if __name__ == "__main__":

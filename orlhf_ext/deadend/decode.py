@@ -1,5 +1,5 @@
-"""Rectified decoding of prompts: ``orlhf-ext deadend decode --model_name_or_path DIR --q_model_name_or_path
-Q_D --data_file prompts.jsonl --save_file generations.jsonl --epsilon 0.1``
+"""Rectified decoding of prompts: ``orlhf-ext deadend decode --model DIR --q_model Q_D --data prompts.jsonl
+--out generations.jsonl --epsilon 0.1``
 
 The probability of each next token is capped by ``1 + Q_D(s, a) - epsilon`` before temperature, top-k and top-p.
 ``--plain`` decodes the same prompts, with the same seeds, without Q_D. The record is written back with
@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any
 from ..cli.errors import UserError, command
 from ..cli.flags import DTYPES, SHARE, make_parser, whole
 from ..models.folder import check_context, find_model, identity, read_config
-from .sampling import MODEL_FLAG, Plain, add_flags, check_flags, sample_file, tell
+from .sampling import Plain, add_flags, check_flags, sample_file, tell
 from .settings import read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Q_FLAG = "--q_model_name_or_path"
+Q_FLAG = "--q_model"
 
 
 class Rectified(Plain):
     """Decoding under the caps of a value function."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.name = args.q_model_name_or_path
+        self.name = args.q_model
         self.folder = find_model(self.name, Q_FLAG)
         self.known = read_settings(self.folder, Q_FLAG).vocab_size
         self.options = {"epsilon": args.epsilon, "passes": args.passes or None, "infeasible": args.infeasible}
@@ -44,7 +44,7 @@ class Rectified(Plain):
         from .decoding import check_vocabulary
 
         size = read_config(folder).get("vocab_size", self.known)
-        check_vocabulary(self.known, f"{Q_FLAG} {self.name}", size, f"{MODEL_FLAG} {folder}", str(folder))
+        check_vocabulary(self.known, f"{Q_FLAG} {self.name}", size, f"--model {folder}", str(folder))
         check_context(self.folder, max_len, "the longest prompt with --max_new_tokens, at")
 
     def engine(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=True,
         help="--no-do_sample takes the likeliest token, with --num_returns 1",
     )
-    add(Q_FLAG, metavar="DIR", help="Q_D: a folder that train_sft --ext.use dead-end wrote")
+    add(Q_FLAG, "--q_model_name_or_path", metavar="DIR", help="Q_D: a folder that train_sft --ext.use dead-end wrote")
     add("--epsilon", type=SHARE, default=0.0, help="how far below 1 + Q_D the caps are (%(default)s)")
     add("--passes", type=whole(), default=2, help="2 as upstream has it; 0: the limit of many (%(default)s)")
     add(
@@ -117,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.do_sample:
         args.temperature = 0.0
     check_flags(args, "deadend.decode")
-    if args.plain == bool(args.q_model_name_or_path):
+    if args.plain == bool(args.q_model):
         raise UserError(f"give either {Q_FLAG} for rectified decoding, or --plain")
     decoding = Plain() if args.plain else Rectified(args)
-    tell(args.save_file, sample_file(args, "deadend.decode", args.num_samples_for_eval, decoding))
+    tell(args.out, sample_file(args, "deadend.decode", args.num_samples_for_eval, decoding))
 
 
 if __name__ == "__main__":

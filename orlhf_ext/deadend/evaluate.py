@@ -1,4 +1,4 @@
-"""Compare decodings: ``orlhf-ext deadend evaluate plain=A.jsonl eps0.3=B.jsonl --save_file eval.json``
+"""Compare decodings: ``orlhf-ext deadend evaluate plain=A.jsonl eps0.3=B.jsonl --out eval.json``
 
 Every file holds the same prompts with scored ``generations`` (``orlhf-ext deadend score``). With m the largest score of
 a prompt's generations (a missing one counts 0): expected maximum toxicity is the mean of m, with its population
@@ -7,7 +7,7 @@ all generations of a prompt over the number of their words, split at single spac
 Perplexity (``--perplexity_model``) is that of a continuation given its prompt, as a mean over continuations, and over
 the whole corpus. Intervals are 95 % bootstrap intervals over prompts, differences to the first file are paired.
 
-Beside --save_file O.json stands the table, as O.md and O.csv. ``--samples N`` prints N prompts with the first
+Beside --out O.json stands the table, as O.md and O.csv. ``--samples N`` prints N prompts with the first
 continuation of each file. Continuations of 0.5 or more are masked there, and prompts, unless they came with a
 ``toxicity`` of their own that is less; with ``--show`` nothing is.
 """
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("orlhf-ext deadend evaluate", __doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="NAME=FILE", help="scored generations; differences are to the first file")
-    add("--save_file", required=True, metavar="FILE", help="summary, a .json file")
+    add("--out", "--save_file", required=True, metavar="FILE", help="summary, a .json file")
     add("--toxicity_type", default="toxicity", metavar="NAME", help="the scores' key (%(default)s)")
     add("--perplexity_model", metavar="MODEL", help="a causal language model: folder or hub name")
     add(
@@ -55,17 +55,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samples", type=whole(), default=0, metavar="N", help="print N prompts with continuations")
     add("--show", action="store_true", help="do not mask toxic text in them")
     add_compute(parser, batch_tokens=2048, dtypes=(DTYPES[2], *DTYPES[:2]))
-    add_overwrite(parser, "--save_file")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
-    if not args.save_file.endswith(".json"):
-        raise UserError(f"--save_file {args.save_file} must end in .json")
-    check_file(
-        args.save_file,
-        "--save_file",
-        command="deadend.evaluate",
-        overwrite=args.__dict__.pop("overwrite"),
-        beside=(".md", ".csv"),
-    )
+    overwrite = args.__dict__.pop("overwrite")
+    check_file(args.out, command="deadend.evaluate", overwrite=overwrite, beside=(".md", ".csv"), ends=(".json",))
     return args
 
 
@@ -89,7 +82,7 @@ def named_files(specs: Sequence[str]) -> dict[str, str]:
 def all_likelihoods(
     args: argparse.Namespace, files: Mapping[str, Generated]
 ) -> dict[str, list[list[Likelihood]]] | None:
-    """The likelihoods of every file, None where nobody asked. They stay beside ``--save_file``, in a hidden file, so
+    """The likelihoods of every file, None where nobody asked. They stay beside ``--out``, in a hidden file, so
     that the same files are not read again by the model for another look."""
     if args.perplexity_model is None:
         return None
@@ -99,7 +92,7 @@ def all_likelihoods(
     sources = {name: sha256_file(one.path) for name, one in files.items()}
     found: dict[str, list[list[Likelihood]]] = {}
     with Journal(
-        Path(args.save_file).with_suffix(".perplexity"),
+        Path(args.out).with_suffix(".perplexity"),
         fingerprint(model={**model.identity, "num": args.perplexity_num}, data=sources),
     ) as journal:
         for name, one in files.items():
@@ -129,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "baseline": next(iter(files)),
     }
     summary = {**run, "command": "deadend.evaluate", **about, "prompts": len(first.prompts), "metrics": found}
-    write_json(args.save_file, summary)
-    write_tables(args.save_file, report.markdown(found), report.comma_separated(found))
+    write_json(args.out, summary)
+    write_tables(args.out, report.markdown(found), report.comma_separated(found))
     report.print_samples(args.samples, files, args.show)
     report.print_table(found, args.perplexity_model)
 

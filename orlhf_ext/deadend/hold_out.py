@@ -1,4 +1,4 @@
-"""Hold prompts out: ``orlhf-ext deadend hold_out --data_file prompts.jsonl --num 64 --save_dir DIR``
+"""Hold prompts out: ``orlhf-ext deadend hold_out --data prompts.jsonl --num 64 --out DIR``
 
 Draws prompts for evaluation, which value data then never sees: ``DIR/held_out.jsonl`` gets them, ``DIR/prompts.jsonl``
 the others, both in the file's order. Prompts with the same text stay on one side; among the held-out ones a text stands
@@ -25,11 +25,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext deadend hold_out", __doc__)
     add = parser.add_argument
-    add("--data_file", required=True, metavar="FILE", help="prompts, JSON Lines")
+    add("--data", "--data_file", required=True, metavar="FILE", help="prompts, JSON Lines")
     add("--num", type=COUNT, required=True, help="how many to hold out")
-    add("--save_dir", required=True, metavar="DIR", help="for both files")
+    add("--out", "--save_dir", required=True, metavar="DIR", help="for both files")
     add("--seed", type=SEED, default=0, help="of the draw (%(default)s)")
-    add_overwrite(parser, "--save_dir")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     return args
 
@@ -38,12 +38,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, and write two files."""
     args = parse(argv)
-    data, folder = Path(args.data_file), Path(args.save_dir)
+    data, folder = Path(args.data), Path(args.out)
     if folder.resolve() == data.parent.resolve():
-        raise UserError(f"--save_dir {folder} is the folder of --data_file; give another one")
-    check_folder(folder, "--save_dir")
+        raise UserError(f"--out {folder} is the folder of --data; give another one")
+    check_folder(folder)
     for name in ("held_out", "prompts"):
-        check_file(folder / f"{name}.jsonl", "--save_dir", "deadend.hold_out", args.overwrite)
+        check_file(folder / f"{name}.jsonl", command="deadend.hold_out", overwrite=args.overwrite)
     texts = list(dict.fromkeys(prompt_of(line) for line in read_records(data)))
     if len(texts) <= args.num:
         raise UserError(

@@ -270,7 +270,7 @@ def load_q_model(folder: str | Path, dtype: str = "float32", device: str = "cpu"
     Raises:
         UserError: the folder holds no Q_D, or its weights are not whole.
     """
-    flag = "--q_model_name_or_path"
+    flag = "--q_model"
     read_settings(Path(folder), flag)
     return open_model(str(folder), getattr(torch, dtype), attention, flag=flag).to(device).eval()
 

@@ -41,8 +41,6 @@ from ..models.texts import Sample
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODEL_FLAG = "--model_name_or_path"
-
 
 class Plain:
     """Decoding that leaves the language model's logits alone; `decode` has another."""
@@ -77,9 +75,10 @@ class Plain:
 def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int, min_new_tokens: int) -> None:
     """Add the flags that both commands have."""
     add = parser.add_argument
-    add(MODEL_FLAG, required=True, metavar="DIR", help="the language model: a folder, or a hub name")
-    add("--data_file", required=True, metavar="FILE", help="records with a prompt")
-    add("--save_file", required=True, metavar="FILE", help="a .jsonl (or .json) file of JSON Lines")
+    language_model = "the language model: a folder, or a hub name"
+    add("--model", "--model_name_or_path", required=True, metavar="DIR", help=language_model)
+    add("--data", "--data_file", required=True, metavar="FILE", help="records with a prompt")
+    add("--out", "--save_file", required=True, metavar="FILE", help="a .jsonl (or .json) file of JSON Lines")
     add("--num_returns", type=COUNT, default=num_returns, help="completions of each prompt (%(default)s)")
     add("--batch_size", type=COUNT, default=batch_size, help="prompts at a time, of --backend hf (%(default)s)")
     add("--temperature", type=NOT_NEGATIVE, default=1.0, help="(%(default)s)")
@@ -91,7 +90,7 @@ def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int
     add("--backend", choices=["vllm", "hf"], default="vllm", help="(%(default)s)")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the language model (%(default)s)")
     add("--gpu_memory_utilization", type=PART, default=0.8, help="of vLLM (%(default)s)")
-    add_overwrite(parser, "--save_file")
+    add_overwrite(parser)
 
 
 def check_flags(args: argparse.Namespace, name: str) -> None:
@@ -104,10 +103,8 @@ def check_flags(args: argparse.Namespace, name: str) -> None:
         raise UserError("greedy decoding makes all completions of a prompt equal; give --num_returns 1")
     if args.min_new_tokens > args.max_new_tokens:
         raise UserError(f"--min_new_tokens {args.min_new_tokens} is more than --max_new_tokens {args.max_new_tokens}")
-    save = Path(args.save_file)
-    if save.suffix not in (".jsonl", ".json") or save.resolve() == Path(args.data_file).resolve():
-        raise UserError(f"--save_file {save} must end in .jsonl or .json, and not be --data_file")
-    check_file(save, "--save_file", name, args.overwrite)
+    ends, inputs = (".jsonl", ".json"), [args.data]
+    check_file(args.out, command=name, overwrite=args.overwrite, ends=ends, inputs=inputs)
 
 
 def read_texts(path: str, size: int, seed: int) -> list[Sample]:
@@ -144,7 +141,7 @@ def _sample(line: Line) -> Sample:
 
 
 def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain) -> Record:
-    """Sample for every prompt of ``--data_file`` and write ``--save_file`` with its sidecar.
+    """Sample for every prompt of ``--data`` and write ``--out`` with its sidecar.
 
     Args:
         args: the flags of `add_flags`.
@@ -155,8 +152,8 @@ def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain)
     Returns:
         counts, as in the sidecar.
     """
-    samples = read_texts(args.data_file, size, args.seed)
-    folder = find_model(args.model_name_or_path, MODEL_FLAG)
+    samples = read_texts(args.data, size, args.seed)
+    folder = find_model(args.model)
     context = context_length(folder)
     check_context(folder, args.max_new_tokens + 1, "--max_new_tokens")
     room = (context or 1 << 30) - args.max_new_tokens
@@ -173,12 +170,12 @@ def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain)
         seed=args.seed,
         dtype=args.dtype,
     )
-    model = {"folder": args.model_name_or_path, "identity": identity(folder)}
-    source = {"path": args.data_file, "sha256": sha256_file(args.data_file)}
+    model = {"folder": args.model, "identity": identity(folder)}
+    source = {"path": args.data, "sha256": sha256_file(args.data)}
     settings: Record = {**asdict(sampling), "min_new_tokens": args.min_new_tokens, "backend": args.backend}
     settings |= {"batch_size": args.batch_size, "prompts": size, **decoding.arguments}
     mark = fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)
-    with Journal(args.save_file, mark) as journal:
+    with Journal(args.out, mark) as journal:
         left = [prompt for prompt in prompts if prompt.id not in journal.done]
         if left:
             if args.backend == "hf":
@@ -189,7 +186,7 @@ def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain)
         counts = _tally(journal.done)
         records = (_output(sample, journal.done[sample.id]) for sample in samples)
         meta = {"command": name, "version": __version__, "model": model, "data": source, "arguments": settings}
-        journal.finish(args.save_file, records, {**meta, "counts": counts})
+        journal.finish(args.out, records, {**meta, "counts": counts})
     return counts
 
 
@@ -207,7 +204,7 @@ def _with_vllm(
     if (total := device_memory()) and (needed := decoding.beside(rows, sampling.max_len)):
         memory, more = leave_room(memory, needed, total), {**more, "max_num_seqs": rows}
         print(say_room(args.gpu_memory_utilization, memory, needed, total, rows), flush=True)
-    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=more, flag=MODEL_FLAG)
+    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=more)
     return sample_vllm(llm, prompts, sampling, {"min_tokens": args.min_new_tokens})
 
 
@@ -221,7 +218,7 @@ def _with_hf(
 ) -> Stream:
     from ..models.logprobs import load_model
 
-    model, tokenizer = load_model(folder, args.dtype, "sdpa", MODEL_FLAG), load_tokenizer(folder, MODEL_FLAG)
+    model, tokenizer = load_model(folder, args.dtype, "sdpa"), load_tokenizer(folder)
     processors = decoding.processors(model, tokenizer)
     more = {"min_new_tokens": args.min_new_tokens} if args.min_new_tokens else None
     for start in range(0, len(prompts), args.batch_size):

@@ -1,9 +1,9 @@
-"""Score continuations for toxicity: ``orlhf-ext deadend score --model_name_or_path DIR --data_file GENS``
+"""Score continuations for toxicity: ``orlhf-ext deadend score --model DIR --data GENS``
 
 Each object of ``generations`` gets a number between 0 and 1 under ``--toxicity_type``: of the continuation alone,
 stripped, or with ``--score_input full`` of prompt and continuation. The scorer is any sequence classifier (a folder or
 a hub name), ``perspective`` (Google's API) or ``module:attribute``, see ``orlhf_ext.deadend.toxicity``. Where it has
-none for a text, that is null, and counted by reason. Without ``--save_file`` the file itself gets
+none for a text, that is null, and counted by reason. Without ``--out`` the file itself gets
 the scores; it is replaced when all of them are there. What the same scorer has scored already, by the file's sidecar,
 is skipped. A run that was cut short goes on where it stopped.
 """
@@ -85,36 +85,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("orlhf-ext deadend score", __doc__)
     add = parser.add_argument
     add(
+        "--model",
         "--model_name_or_path",
         required=True,
         metavar="MODEL",
         help="classifier: folder, hub name, perspective (with PERSPECTIVE_API_KEY), or module:attribute",
     )
-    add("--data_file", required=True, nargs="+", metavar="FILE", help="prompts with generations, JSON Lines")
-    add("--save_file", nargs="+", metavar="FILE", help="one for each data file (the data file itself)")
+    add("--data", "--data_file", required=True, nargs="+", metavar="FILE", help="prompts with generations, JSON Lines")
+    add("--out", "--save_file", nargs="+", metavar="FILE", help="one for each data file (the data file itself)")
     add("--toxicity_type", default="toxicity", metavar="NAME", help="the scores' key in each generation (%(default)s)")
     add("--score_input", choices=("continuation", "full"), default="continuation", help="(%(default)s)")
     add("--label", help="index or name of the toxic label (that which is called toxic, toxicity, LABEL_1 or 1)")
     add("--max_length", type=whole(), default=0, help="tokens of a text; 0: all that the model reads (%(default)s)")
     add("--batch_size", type=COUNT, default=128, help="most texts in a batch (%(default)s)")
     add("--rescore", action="store_true", help="replace scores of the same name that another scorer gave")
-    add_overwrite(parser, "--save_file")
+    add_overwrite(parser)
     add_compute(parser, dtypes=(DTYPES[2], *DTYPES[:2]))
     args = parser.parse_args(argv)
     if args.toxicity_type in _OWN or not args.toxicity_type:
         raise UserError(f"--toxicity_type {args.toxicity_type} is a key of another kind; choose one like toxicity")
-    args.save_file = args.save_file or args.data_file
-    if len(args.save_file) != len(args.data_file):
-        raise UserError(
-            f"--data_file names {len(args.data_file)} files and --save_file {len(args.save_file)}; give as many"
-        )
-    if len({Path(out).resolve() for out in args.save_file}) < len(args.save_file):
-        raise UserError("--save_file (or --data_file) names a file twice; give each its own name")
-    for data, out in zip(args.data_file, args.save_file, strict=True):
-        if not out.endswith((".jsonl", ".json")):
-            raise UserError(f"--save_file {out} must end in .jsonl or .json")
+    args.out = args.out or args.data
+    if len(args.out) != len(args.data):
+        raise UserError(f"--data names {len(args.data)} files and --out {len(args.out)}; give as many")
+    if len({Path(out).resolve() for out in args.out}) < len(args.out):
+        raise UserError("--out (or --data) names a file twice; give each its own name")
+    for data, out in zip(args.data, args.out, strict=True):
         own = None if Path(out).resolve() == Path(data).resolve() else "deadend.score"
-        check_file(out, "--save_file", own, args.overwrite)
+        check_file(out, command=own, overwrite=args.overwrite, ends=(".jsonl", ".json"))
     return args
 
 
@@ -124,12 +121,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .toxicity import load_scorer
 
     args = parse(argv)
-    have = [look(Path(data), args.toxicity_type) for data in args.data_file]
+    have = [look(Path(data), args.toxicity_type) for data in args.data]
     scorer = load_scorer(
-        args.model_name_or_path, args.label, args.max_length, args.batch_tokens, args.dtype, args.attn_implementation
+        args.model, args.label, args.max_length, args.batch_tokens, args.dtype, args.attn_implementation
     )
     by = fingerprint(scorer={**scorer.identity, "score_input": args.score_input})["scorer"]
-    for data, out, (present, total) in zip(args.data_file, args.save_file, have, strict=True):
+    for data, out, (present, total) in zip(args.data, args.out, have, strict=True):
         one_file(args, scorer, by, Path(data), Path(out), present, total)
 
 
@@ -162,7 +159,7 @@ def one_file(
         if isinstance(scorer, Classifier) and (cut := sum(map(scorer.cut, chunks(data, wanted, at_once)))):
             tally["cut"] = cut
             print(f"{data}: {cut} texts are cut at {scorer.max_length} tokens")
-        entry: dict[str, Any] = {"model": args.model_name_or_path, "by": by, "counts": tally}
+        entry: dict[str, Any] = {"model": args.model, "by": by, "counts": tally}
         scores = {**meta.get("scores", {}), key: entry}
         made = {"command": "deadend.score", "version": __version__}
         meta = {**made, **meta, **({} if out == data else made), "scored": source, "scores": scores}

@@ -68,7 +68,7 @@ def load_scorer(
     batch_tokens: int = 16384,
     dtype: str = "float32",
     attention: str = "sdpa",
-    flag: str = "--model_name_or_path",
+    flag: str = "--model",
 ) -> Scorer:
     """Find a scorer and look at it; a model's weights are loaded when the first text is scored.
 
@@ -96,7 +96,7 @@ def load_scorer(
 class Function:
     """A scorer of one's own."""
 
-    def __init__(self, spec: str, flag: str = "--model_name_or_path") -> None:
+    def __init__(self, spec: str, flag: str = "--model") -> None:
         self.spec, self.flag = spec, flag
         found = load(spec)
         with user_code(f"{flag} {spec} cannot be made:"):
@@ -147,7 +147,7 @@ class Classifier:
         batch_tokens: int = 16384,
         dtype: str = "float32",
         attention: str = "sdpa",
-        flag: str = "--model_name_or_path",
+        flag: str = "--model",
     ) -> None:
         self.folder, self.batch_tokens, self.dtype, self.attention, self.flag = (
             folder, batch_tokens, dtype, attention, flag,
@@ -227,7 +227,7 @@ class Classifier:
         return [float(value) for value in found[:, self.label].tolist()]
 
 
-def toxic_label(folder: Path, label: str | None = None, flag: str = "--model_name_or_path") -> int:
+def toxic_label(folder: Path, label: str | None = None, flag: str = "--model") -> int:
     """The index of the label that means toxic, by ``config.json``.
 
     Raises:
@@ -262,7 +262,7 @@ def label_names(folder: Path) -> list[str]:
     return [str(given[key]) for key in sorted(given, key=int)]
 
 
-def text_tokenizer(folder: Path, flag: str = "--model_name_or_path") -> PreTrainedTokenizerBase:
+def text_tokenizer(folder: Path, flag: str = "--model") -> PreTrainedTokenizerBase:
     """A classifier's tokenizer, which needs no EOS; without a padding token, EOS pads.
 
     Raises:

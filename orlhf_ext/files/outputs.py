@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..cli.errors import UserError
@@ -30,6 +30,8 @@ def check_file(
     command: str | None = None,
     overwrite: bool = False,
     beside: Sequence[str] = (),
+    ends: tuple[str, ...] = (),
+    inputs: Iterable[str | os.PathLike] = (),
 ) -> None:
     """A file can be written at ``path``, whose folders need not exist yet.
 
@@ -39,12 +41,18 @@ def check_file(
         command: as sidecars and summaries name it. A file that it did not make is refused.
         overwrite: whoever made it.
         beside: suffixes of further files that are written with it.
+        ends: suffixes of which its name must have one; none: any name will do.
+        inputs: files that the command reads.
 
     Raises:
-        UserError: it is a folder, or a file that ``command`` did not make; or its folder cannot be made or written to,
-            or its name is too long.
+        UserError: it has another suffix; it is one of the inputs, a folder, or a file that ``command`` did not make; or
+            its folder cannot be made or written to, or its name is too long.
     """
     path = Path(path)
+    if ends and not path.name.endswith(ends):
+        raise UserError(f"{flag} {path} must end in {' or '.join(ends)}")
+    if path.resolve() in {Path(one).resolve() for one in inputs}:
+        raise UserError(f"{flag} {path} is also an input; give the output a name of its own")
     if command and not overwrite and not _made_by(path, command):
         for one in (path, *(path.with_suffix(suffix) for suffix in beside)):
             if one.is_file():

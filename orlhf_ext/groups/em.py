@@ -257,11 +257,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.k is not None and args.head == "independent":
         raise UserError("--k is the width of a shared head's layer; leave it out, or give --head shared")
-    if not args.out.endswith(".jsonl"):
-        raise UserError(f"--out {args.out} must end in .jsonl")
-    if Path(args.out).resolve() == Path(args.data).resolve():
-        raise UserError("--out is --data; give it a name of its own")
-    check_file(args.out, command="groups.em", overwrite=args.__dict__.pop("overwrite"))
+    overwrite = args.__dict__.pop("overwrite")
+    check_file(args.out, command="groups.em", overwrite=overwrite, ends=(".jsonl",), inputs=[args.data])
     if args.cache:
         check_folder(Path(args.cache).expanduser(), "--cache")
     return args

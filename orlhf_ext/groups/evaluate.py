@@ -290,9 +290,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--grid", nargs="+", metavar="SUMMARY", help="join these summaries into one table; with --out alone")
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    if not args.out.endswith(".json"):
-        raise UserError(f"--out {args.out} must end in .json")
-    check_file(args.out, command="groups.evaluate", overwrite=args.__dict__.pop("overwrite"), beside=(".md", ".csv"))
+    overwrite = args.__dict__.pop("overwrite")
+    check_file(args.out, command="groups.evaluate", overwrite=overwrite, beside=(".md", ".csv"), ends=(".json",))
     if args.show < 0:
         raise UserError(f"--show {args.show} must not be below 0")
     if args.grid:

@@ -351,13 +351,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    if not args.out.endswith(".json"):
-        raise UserError(f"--out {args.out} must end in .json")
     check_file(
         args.out,
         command="litbench.evaluate",
         overwrite=args.__dict__.pop("overwrite"),
         beside=(".md", ".csv", ".pairs.jsonl"),
+        ends=(".json",),
     )
     answers = args.verdicts or args.logprobs
     if bool(args.pairs) == bool(answers) or bool(answers) != bool(args.data):

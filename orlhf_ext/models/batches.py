@@ -133,9 +133,7 @@ def check_files(
     if len(set(outputs)) < len(outputs) or set(outputs) & {a.resolve() for a, _ in pairs}:
         raise UserError("--out names a file twice, or one of --data; give each output a name of its own")
     for _, b in pairs:
-        if not b.name.endswith(".jsonl"):
-            raise UserError(f"--out {b} must end in .jsonl")
-        check_file(b, command=command, overwrite=overwrite)
+        check_file(b, command=command, overwrite=overwrite, ends=(".jsonl",))
     return pairs
 
 

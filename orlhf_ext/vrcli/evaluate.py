@@ -216,13 +216,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--show", type=whole(), default=3, metavar="N", help="print the plans of N records (%(default)s)")
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    if not args.out.endswith(".json"):
-        raise UserError(f"--out {args.out} must end in .json")
     check_file(
         args.out,
         command="vrcli.evaluate",
         overwrite=args.__dict__.pop("overwrite"),
         beside=(".md", ".csv", ".records.jsonl"),
+        ends=(".json",),
     )
     if args.show < 0:
         raise UserError(f"--show {args.show} must not be below 0")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -62,10 +61,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     add_flags(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
-    inputs = {Path(args.data).resolve(), Path(args.samples).resolve()}
-    if not args.out.endswith(".jsonl") or Path(args.out).resolve() in inputs:
-        raise UserError(f"--out {args.out} must end in .jsonl, and not be --data or --samples")
-    check_file(args.out, command="vrcli.score", overwrite=args.__dict__.pop("overwrite"))
+    inputs, overwrite = (args.data, args.samples), args.__dict__.pop("overwrite")
+    check_file(args.out, command="vrcli.score", overwrite=overwrite, ends=(".jsonl",), inputs=inputs)
     return args, Settings.from_args(args)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 
@@ -21,12 +22,38 @@ FLAGS = {
     "build_data story": "--tokenizer_name --data_dir --dataset_name",
     "vrcli.baseline": "--model_name --nice_model_name",
 }
+#: command -> our names of flags, each with the one that it also has
+ALIASES = {
+    "deadend.classifier": "--model=--model_name_or_path --data=--train_file --out=--output_dir "
+    "--overwrite=--overwrite_output_dir",
+    "deadend.continuations": "--model=--model_name_or_path --data=--data_file --out=--save_file",
+    "deadend.decode": "--model=--model_name_or_path --q_model=--q_model_name_or_path --data=--data_file "
+    "--out=--save_file",
+    "deadend.score": "--model=--model_name_or_path --data=--data_file --out=--save_file",
+    "deadend.hold_out": "--data=--data_file --out=--save_dir",
+    "deadend.calibration": "--q_model=--q_model_name_or_path --data=--data_file --out=--save_file",
+    "deadend.evaluate": "--out=--save_file",
+    "vrcli.baseline": "--model=--model_name",
+}
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture) -> str:
+    """What ``--help`` prints."""
+    module, *words = command.split()
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"orlhf_ext.{module}").main([*words, "--help"])
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_the_papers_flags(command: str, capsys: pytest.CaptureFixture):
-    module, *words = command.split()
-    with pytest.raises(SystemExit, match="0"):
-        importlib.import_module(f"orlhf_ext.{module}").main([*words, "--help"])
-    said = capsys.readouterr().out.replace(",", " ").replace("[", " ").replace("]", " ").split()
+    said = help_of(command, capsys).replace(",", " ").replace("[", " ").replace("]", " ").split()
     assert not set(FLAGS[command].split()) - set(said)
+
+
+@pytest.mark.parametrize("command", ALIASES)
+def test_help_shows_our_name_first(command: str, capsys: pytest.CaptureFixture):
+    said = help_of(command, capsys)
+    for pair in ALIASES[command].split():
+        name, alias = pair.split("=")
+        assert re.search(rf"^  {name}\b[^\n]*, {alias}\b", said, re.MULTILINE), pair

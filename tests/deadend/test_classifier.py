@@ -158,7 +158,7 @@ def test_bad_flags_are_one_sentence(words: Callable[..., list[str]], tmp_path: P
         assert wanted in failing(capsys, classifier.main, *words("out", *more))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
-    assert "--overwrite_output_dir" in failing(capsys, classifier.main, *words("mine"))
+    assert "replace it with --overwrite" in failing(capsys, classifier.main, *words("mine"))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep me"
 
 

@@ -270,7 +270,7 @@ def test_mistakes(
         assert not out.exists()
 
     q_flags = ("--q_model_name_or_path", q_folder)
-    told(decode.main, words=("give either --q_model_name_or_path", "--plain"))
+    told(decode.main, words=("give either --q_model for", "--plain"))
     told(decode.main, *q_flags, "--plain", words=("give either",))
     told(decode.main, *q_flags, "--epsilon", 2, words=("--epsilon 2 is too large; give at most 1",))
     told(decode.main, *q_flags, "--no-do_sample", words=("greedy", "--num_returns 1"))
@@ -278,7 +278,7 @@ def test_mistakes(
     told(decode.main, *q_flags, "--max_new_tokens", 5, words=("--min_new_tokens 10 is more than --max_new_tokens 5",))
     told(continuations.main, "--sample_size", 0, words=("--sample_size 0", "or -1"))
     told(continuations.main, "--max_new_tokens", 512, words=("--max_new_tokens 513 is more than the 512 positions",))
-    told(continuations.main, "--save_file", prompts, words=("not be --data_file",))
+    told(continuations.main, "--save_file", prompts, words=("is also an input",))
     small = make_q(tmp_path / "small", tiny_model, vocab_size=20)
     flags = ("--min_new_tokens", 0, "--q_model_name_or_path")
     told(decode.main, *flags, small, words=("knows 20 tokens", "one tokenizer"))

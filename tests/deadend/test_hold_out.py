@@ -25,5 +25,5 @@ def test_no_text_is_on_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "--num 15" in failing(
         capsys, hold_out.main, *f"--data_file {data} --num 15 --save_dir {tmp_path / 'd'}".split()
     )
-    assert "--save_dir" in failing(capsys, hold_out.main, *f"--data_file {data} --num 5 --save_dir {tmp_path}".split())
+    assert "--out" in failing(capsys, hold_out.main, *f"--data_file {data} --num 5 --save_dir {tmp_path}".split())
     assert read(data) == rows and not (tmp_path / "d").exists()

@@ -259,7 +259,9 @@ def test_bad_flags_are_one_sentence(
     assert "no generation" in failing(capsys, score.main, *words(model, empty))
     assert "no sequence classifier" in failing(capsys, score.main, *words(tiny_model, data))
     assert "--toxicity_type text" in failing(capsys, score.main, *words(model, data, "--toxicity_type", "text"))
-    assert "--save_file" in failing(capsys, score.main, *words(model, data, "--save_file", tmp_path / "x.csv"))
+    assert "must end in .jsonl or .json" in failing(
+        capsys, score.main, *words(model, data, "--save_file", tmp_path / "x.csv")
+    )
     assert "names a file twice" in failing(capsys, score.main, *words(model, data, data))
     assert "as many" in failing(capsys, score.main, *words(model, data, "--save_file", "a.jsonl", "b.jsonl"))
     assert "--max_length 600" in failing(capsys, score.main, *words(model, data, "--max_length", "600"))

@@ -360,7 +360,9 @@ def test_calibration_of_a_model(
     assert found["actions"] == 40 and found["texts"] == 20 and found["last"] == 2
     assert found["predicted"] == pytest.approx(sum(said) / 40, abs=1e-5)
     assert found["observed"] == pytest.approx(-sum(row["reward"][0] for row in rows) / 20)
-    assert json.loads((tmp_path / "cal.meta.json").read_text())["counts"] == {"texts": 20, "left_out": 0, "cut": 0}
+    meta = json.loads((tmp_path / "cal.meta.json").read_text())
+    assert meta["counts"] == {"texts": 20, "left_out": 0, "cut": 0}
+    assert list(meta["arguments"])[:4] == ["q_model_name_or_path", "data_file", "save_file", "last"]
     assert "20 texts; predicted" in capsys.readouterr().out
     other = ["--q_model_name_or_path", str(tiny_model), *words[2:]]
     assert "is no value function" in failing(capsys, calibration.main, *other)

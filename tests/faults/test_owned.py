@@ -40,18 +40,17 @@ def words(name: str, out: Path, data: Path) -> list[object]:
         "groups.em": ["--model", "M", "--data", data],
         "vrcli.baseline": ["--model", "M", "--data", data],
         "vrcli.score": ["--model", "M", "--data", data, "--samples", data],
-        "deadend.continuations": ["--model_name_or_path", "M", "--data_file", data],
-        "deadend.decode": ["--model_name_or_path", "M", "--data_file", data, "--plain"],
-        "deadend.score": ["--model_name_or_path", "M", "--data_file", data],
+        "deadend.continuations": ["--model", "M", "--data", data],
+        "deadend.decode": ["--model", "M", "--data", data, "--plain"],
+        "deadend.score": ["--model", "M", "--data", data],
         "evaluate": ["--sft", data],
         "vrcli.evaluate": ["--before", data, "--after", data],
         "groups.evaluate": ["--groups", data, "--sft", data],
         "litbench.evaluate": ["--pairs", data],
         "deadend.evaluate": [f"a={data}"],
-        "deadend.calibration": ["--q_model_name_or_path", "M", "--data_file", data],
+        "deadend.calibration": ["--q_model", "M", "--data", data],
     }
-    flag = "--save_file" if name.startswith("deadend") else "--out"
-    return [*lines[name], flag, out]
+    return [*lines[name], "--out", out]
 
 
 JOURNALS = ("generate", "score", "logprobs", "groups.score", "groups.em", "vrcli.baseline", "vrcli.score")

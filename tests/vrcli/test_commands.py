@@ -346,7 +346,7 @@ def test_mistakes_in_scoring(
     for more, said in (
         (["--tail", "none"], "has baselines with another tail (auto there, none here)"),
         (["--thresholds", "1", "0.5"], "the flags --vrcli.* do not fit each other: 2 thresholds and 3 values"),
-        (["--out", str(base)], "must end in .jsonl, and not be --data or --samples"),
+        (["--out", str(base)], "is also an input; give the output a name of its own"),
     ):
         assert said in failing(capsys, score_command.main, *words_of(model, base, samples, out, *more))
     write_jsonl(samples, [{"id": "fox", "prompt": "x", "completions": ["y"]}])
