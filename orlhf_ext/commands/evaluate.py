@@ -20,6 +20,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import SEED, make_parser, whole
 from ..files.outputs import add_overwrite, check_file
 from ..models.texts import Sample, numbers, read_samples
+from ..reports.examples import print_examples
 from ..reports.statistics import (
     Lists,
     bootstrap,
@@ -29,11 +30,25 @@ from ..reports.statistics import (
     prompt_means,
     win_rates,
 )
-from ..reports.summaries import write_summary
-from ..reports.tables import comma_separated, markdown, print_examples, print_table
+from ..reports.summaries import read_run, write_summary
+from ..reports.tables import Column, Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+COLUMNS = (
+    Column("reward_mean", "reward", "{:z.3f}", error="reward_se"),
+    Column("win_rate_vs_sft", "wins vs SFT", "{:.1%}"),
+    Column("win_rate_vs_chosen", "wins vs chosen", "{:.1%}"),
+    Column("length_mean", "tokens", "{:.1f}"),
+    Column("kl", "KL (nats)", "{:z.2f}"),
+)
+#: what CSV has of each row, beside its name
+_NUMBERS = (
+    *("step", *(column.key for column in COLUMNS), "reward_se", "kl_se"),
+    *(f"{key}_{end}" for key in ("win_rate_vs_sft", "win_rate_vs_chosen") for end in ("low", "high")),
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +177,25 @@ def compare(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None =
     return metrics
 
 
+def table_of(metrics: Mapping[str, Any]) -> Table:
+    """The table of `compare`'s metrics, SFT first."""
+    rows = [{**metrics["sft"], "name": "SFT"}, *metrics.get("checkpoints", [])]
+    rows += [{**metrics["chosen"], "name": "chosen"}] if "chosen" in metrics else []
+    rows = [{"model": row["name"], **{key: row.get(key) for key in _NUMBERS}} for row in rows]
+    return Table([Column("model", "model")], COLUMNS, rows)
+
+
+def print_table(metrics: Mapping[str, Any], table: Table) -> None:
+    """The table on the terminal, and the paired difference under it."""
+    notes = []
+    if "policy" in metrics and (gap := metrics["policy"]["reward_diff"])["low"] is not None:
+        notes.append(
+            f"reward of {metrics['checkpoints'][-1]['name']} minus SFT, paired over prompts: "
+            f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        )
+    table.show(f"{metrics['prompts']} held-out prompts; ± standard error, [95 % interval]", notes)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext evaluate", __doc__)
@@ -209,14 +243,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(sample.completions) != 2:
             raise UserError(f"{sample.name} has {len(sample.completions)} completions, and --chosen takes scored pairs")
     metrics = compare(sft, policies, chosen, args.seed)
-    write_summary(args, "evaluate", metrics, markdown(metrics), comma_separated(metrics))
+    table = table_of(metrics)
+    summary = {**read_run(args.run), "command": "evaluate", "metrics": metrics}
+    write_summary(args.out, summary, table.markdown(), table.csv())
     if policies:
         name, last = list(policies.items())[-1]
         print_examples(args.show, sft.samples, name, last.samples)
         lacking = [row["name"] for row in metrics["checkpoints"] if row["kl"] is None]
         if lacking:
             print(f"no KL for {', '.join(lacking)}: add {keys[0]} and {keys[1]} to the samples (orlhf-ext logprobs)")
-    print_table(metrics)
+    print_table(metrics, table)
 
 
 if __name__ == "__main__":

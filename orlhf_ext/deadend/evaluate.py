@@ -23,10 +23,9 @@ from ..cli.errors import UserError, command
 from ..cli.flags import DTYPES, SEED, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import sha256_file, write_json
+from ..files.records import sha256_file
 from ..models.batches import fingerprint
-from ..reports.summaries import read_run
-from ..reports.tables import write_tables
+from ..reports.summaries import read_run, write_summary
 from . import report
 from .generations import Generated, in_order, read_generated
 from .metrics import compare
@@ -122,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "baseline": next(iter(files)),
     }
     summary = {**run, "command": "deadend.evaluate", **about, "prompts": len(first.prompts), "metrics": found}
-    write_json(args.out, summary)
-    write_tables(args.out, report.markdown(found), report.comma_separated(found))
+    table = report.table_of(found)
+    write_summary(args.out, summary, table.markdown(), table.csv())
     report.print_samples(args.samples, files, args.show)
     report.print_table(found, args.perplexity_model)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import numpy as np
 from ..cli.errors import UserError, command
 from ..cli.flags import INNER, SEED, make_parser, whole
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import Record, load_json, write_json
+from ..files.records import Record, load_json
 from ..models.texts import Sample, read_samples
+from ..reports.examples import print_examples
 from ..reports.statistics import Interval, Lists, bootstrap, mean_and_error, prompt_means, t_interval, win_rates
-from ..reports.summaries import read_run
-from ..reports.tables import csv_table, markdown_table, print_examples, write_tables
+from ..reports.summaries import read_run, write_summary
+from ..reports.tables import Column, Table
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
 
 OVERLAP = 0.9  # of each file's prompts
@@ -203,74 +205,22 @@ def rates(baseline: str) -> list[str]:
     return [f"win_rate_vs_{name}" for name in dict.fromkeys((baseline, "sft"))]
 
 
-def _cells(row: Mapping[str, Any], baseline: str, gap: str = " ") -> list[str]:
-    """A row's numbers, with their errors and, behind ``gap``, their intervals."""
-
-    def interval(key: str, form: str) -> str:
-        ends = [row.get(f"{key}_{end}") for end in ("low", "high")]
-        return "" if None in ends else f"{gap}[{form.format(ends[0])}, {form.format(ends[1])}]"
-
-    error = "" if row.get("gold_se") is None else f" ± {row['gold_se']:.3f}"
-    cells = [f"{row['gold_mean']:z.3f}{error}{interval('gold', '{:z.3f}')}"]
+def table_of(rows: Sequence[Record], baseline: str, names: Sequence[str]) -> Table:
+    """The table of rows that ``names`` tell apart; the worst of a method's groups is marked."""
+    columns = [Column("gold_mean", "gold score", "{:z.3f}", error="gold_se", interval="gold")]
     for key in rates(baseline):
-        if key not in row:
-            cells.append("")
-            continue
-        strict = row.get(f"{key}_strict")
-        more = "" if strict is None else f"{gap}strict {strict:.1%}"
-        cells.append(f"{row[key]:.1%}{interval(key, '{:.1%}')}{more}")
-    return cells
+        title = key.replace("win_rate_vs_", "wins vs ").replace("sft", "SFT")
+        columns.append(Column(key, title, "{:.1%}", more=partial(_strict, f"{key}_strict")))
+    *first, last = names
+    return Table([*(Column(name, name) for name in first), Column(last, last, more=_worst)], columns, rows)
 
 
-def _names(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """What a row is of; the worst of a method's groups is marked."""
-    names = ["" if row[key] is None else str(row[key]) for key in keys]
-    return [*names[:-1], f"{names[-1]} (worst)" if row.get("worst") else names[-1]]
+def _strict(key: str, row: Mapping[str, Any], gap: str) -> str:
+    return "" if row.get(key) is None else f"{gap}strict {row[key]:.1%}"
 
 
-def _head(baseline: str, keys: Sequence[str]) -> list[str]:
-    titles = [name.replace("win_rate_vs_", "wins vs ").replace("sft", "SFT") for name in rates(baseline)]
-    return [*keys, "gold score", *titles]
-
-
-def markdown(rows: Sequence[Mapping[str, Any]], baseline: str, keys: Sequence[str]) -> str:
-    """The table in Markdown."""
-    cells = [[*_names(row, keys), *_cells(row, baseline)] for row in rows]
-    return markdown_table(_head(baseline, keys), cells, names=len(keys))
-
-
-def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table as CSV, every number of it."""
-    return csv_table(
-        [
-            {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
-            for row in rows
-        ]
-    )
-
-
-def write(out: str, summary: Mapping[str, Any], rows: Sequence[Record], baseline: str, keys: Sequence[str]) -> None:
-    """Write the summary, and the table beside it, in Markdown and as CSV."""
-    write_json(out, {**summary, "command": "groups.evaluate"})
-    write_tables(out, markdown(rows, baseline, keys), comma_separated(rows))
-
-
-def print_table(title: str, rows: Sequence[Mapping[str, Any]], baseline: str, keys: Sequence[str]) -> None:
-    """The table on the terminal; a name stands where it changes."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns are enough
-    for number, name in enumerate(_head(baseline, keys)):
-        table.add_column(name, justify="left" if number < len(keys) else "right", overflow="fold")
-    before: list[str] = []
-    for row in rows:
-        names = _names(row, keys)
-        start = next((i for i, name in enumerate(names) if before[i : i + 1] != [name]), 0)
-        table.add_row(*[""] * start, *names[start:], *_cells(row, baseline, gap="\n"))
-        before = names
-    Console(highlight=False, markup=False).print(table)
+def _worst(row: Mapping[str, Any], gap: str) -> str:
+    return " (worst)" if row.get("worst") else ""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -292,8 +242,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     overwrite = args.__dict__.pop("overwrite")
     check_file(args.out, command="groups.evaluate", overwrite=overwrite, beside=(".md", ".csv"), ends=(".json",))
-    if args.show < 0:
-        raise UserError(f"--show {args.show} must not be below 0")
     if args.grid:
         if args.groups or args.sft or args.policy or args.run:
             raise UserError("--grid joins summaries that are there already; give it --out alone")
@@ -331,9 +279,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.grid:
         grid = join_summaries(args.grid)
-        keys = ["proportion", "k", "method", "group"]
-        write(args.out, grid, grid["rows"], grid["baseline"], keys)
-        print_table(f"{grid['runs']} runs; means over seeds, [95 % interval]", grid["rows"], grid["baseline"], keys)
+        table = table_of(grid["rows"], grid["baseline"], ["proportion", "k", "method", "group"])
+        write_summary(args.out, {**grid, "command": "groups.evaluate"}, table.markdown(), table.csv())
+        table.show(f"{grid['runs']} runs; means over seeds, [95 % interval]")
         return
     files = named_files(args)
     groups = read_groups(args.groups, args.proportion)
@@ -352,11 +300,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, found in metrics.items()
         for group in names
     ]
-    write(args.out, summary, rows, args.baseline, ["method", "group"])
+    table = table_of(rows, args.baseline, ["method", "group"])
+    write_summary(args.out, {**summary, "command": "groups.evaluate"}, table.markdown(), table.csv())
     last = list(methods)[-1]
     print_examples(args.show, {key: methods["sft"].samples[key] for key in ids}, last, methods[last].samples)
-    title = f"{len(ids)} held-out prompts; ± standard error, [95 % interval]; ties ½, strict 0"
-    print_table(title, rows, args.baseline, ["method", "group"])
+    table.show(f"{len(ids)} held-out prompts; ± standard error, [95 % interval]; ties ½, strict 0")
 
 
 if __name__ == "__main__":

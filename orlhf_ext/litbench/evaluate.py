@@ -27,8 +27,8 @@ from ..files.outputs import add_overwrite, check_file
 from ..files.records import Line, Record, read_object, read_records, write_jsonl
 from ..files.sidecars import sidecar_path
 from ..models.texts import Sample, numbers, read_samples, reply_text
-from ..reports.summaries import write_summary
-from ..reports.tables import csv_table, markdown_table
+from ..reports.summaries import read_run, write_summary
+from ..reports.tables import Column, Table
 from .accuracy import BUCKETS, MUCH, length_ratio, measure, measure_orders, share
 from .verdict import parse_verdict
 
@@ -44,22 +44,28 @@ JUDGES = {
     "logprob": "log-prob",
     "longer_story": "longer story wins",
 }
-PERCENT = "{:.1%}"
-#: the table's rows: key of `measure`, title, form
-ROWS = {
-    "accuracy": ("accuracy", PERCENT),
+
+
+def percent(value: float) -> str:
+    """Percent with one decimal, without their sign."""
+    return f"{value:.1%}".removesuffix("%")
+
+
+#: key of `measure` -> title and form in the table
+NUMBERS: dict[str, tuple[str, str | Callable[[float], str]]] = {
+    "accuracy": ("accuracy", percent),
     "ties": ("ties, no verdict", "{:d} pairs"),
-    "accuracy_without_ties": ("without these", PERCENT),
-    "length_controlled": ("length-controlled", PERCENT),
-    **{f"accuracy_{name}": (name.replace("_", " "), PERCENT) for name in BUCKETS},
-    "picks_longer": ("picks the longer", PERCENT),
+    "accuracy_without_ties": ("without these", percent),
+    "length_controlled": ("length-controlled", percent),
+    **{f"accuracy_{name}": (name.replace("_", " "), percent) for name in BUCKETS},
+    "picks_longer": ("picks the longer", percent),
     "length_correlation": ("length correlation", "{:z.2f}"),
-    "parse_rate": ("verdicts parsed", PERCENT),
-    "share_a": ("A preferred", PERCENT),
-    "both_orders": ("both orders", PERCENT),
-    "consistency": ("consistent", PERCENT),
-    "joined": ("orders joined", PERCENT),
-    "share_a_both_orders": ("A in both orders", PERCENT),
+    "parse_rate": ("verdicts parsed", percent),
+    "share_a": ("A preferred", percent),
+    "both_orders": ("both orders", percent),
+    "consistency": ("consistent", percent),
+    "joined": ("orders joined", percent),
+    "share_a_both_orders": ("A in both orders", percent),
 }
 
 
@@ -280,61 +286,23 @@ def origin(path: str) -> str | None:
     return None
 
 
-def table_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table's head and rows: a column for each judge, a row for each number that one of them has."""
-    judges = {name: metrics[name] for name in JUDGES if name in metrics}
-    rows = []
-    for key, (title, form) in ROWS.items():
-        if all(judge.get(key) is None for judge in judges.values()):
-            continue
+def table_of(metrics: Mapping[str, Any]) -> Table:
+    """The table of all judges."""
+    columns = []
+    for key, (title, form) in NUMBERS.items():
         if (bucket := key.removeprefix("accuracy_")) in BUCKETS:
             title += f" ({metrics['longer_story'][f'pairs_{bucket}']})"
-        rows.append([title, *(_cell(judge, key, form) for judge in judges.values())])
-    return ["", *(JUDGES[name] for name in judges)], rows
-
-
-def _cell(judge: Mapping[str, Any], key: str, form: str) -> str:
-    """A number, with its interval; percent without their sign."""
-    values = [judge.get(name) for name in (key, f"{key}_low", f"{key}_high")]
-    value, low, high = ["" if one is None else form.format(one).removesuffix("%") for one in values]
-    return f"{value} [{low}, {high}]" if low and high else value
+        columns.append(Column(key, title, form))
+    rows = [{"judge": name, **metrics[name]} for name in JUDGES if name in metrics]
+    return Table([Column("judge", "", JUDGES.__getitem__)], columns, rows)
 
 
 def caption(metrics: Mapping[str, Any]) -> str:
-    """What stands above the table."""
+    """What the table is of."""
     return f"{metrics['pairs']} test pairs ({metrics['test_source'] or 'of unknown origin'}); in %, [95 % interval]"
 
 
-def note() -> str:
-    """What stands under it."""
-    return f"shorter, longer: the chosen story, in words; much: by a ratio of {MUCH} or more"
-
-
-def markdown(metrics: Mapping[str, Any]) -> str:
-    """The table in Markdown."""
-    return f"{caption(metrics)}\n\n{markdown_table(*table_rows(metrics))}\n{note()}\n"
-
-
-def comma_separated(metrics: Mapping[str, Any]) -> str:
-    """The table as CSV: a row for each judge, every number of it."""
-    return csv_table([{"judge": name, **metrics[name]} for name in JUDGES if name in metrics])
-
-
-def print_table(metrics: Mapping[str, Any]) -> None:
-    """The table on the terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    head, rows = table_rows(metrics)
-    table = Table(title=caption(metrics), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns are enough
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print(note())
+NOTE = f"shorter, longer: the chosen story, in words; much: by a ratio of {MUCH} or more"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -370,9 +338,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     metrics, rows = evaluate_scores(args.pairs) if args.pairs else evaluate_answers(args)
     metrics = {"pairs": len(rows), "test_source": origin(args.pairs or args.data), **metrics}
-    write_summary(args, "litbench.evaluate", metrics, markdown(metrics), comma_separated(metrics))
+    table, title = table_of(metrics), caption(metrics)
+    summary = {**read_run(args.run), "command": "litbench.evaluate", "metrics": metrics}
+    write_summary(args.out, summary, f"{title}\n\n{table.markdown(across=True)}\n{NOTE}\n", table.csv())
     write_jsonl(Path(args.out).with_suffix(".pairs.jsonl"), rows)
-    print_table(metrics)
+    table.show(title, [NOTE], across=True, gap=" ")
 
 
 if __name__ == "__main__":

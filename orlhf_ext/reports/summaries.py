@@ -1,28 +1,28 @@
-"""A command's summary: a JSON file, and its table beside it."""
+"""A command's summary: a JSON file, with its table in Markdown and as CSV beside it."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
-from ..files.records import load_json, write_json
-from .tables import write_tables
+from ..files.records import atomic_write, load_json, write_json
 
 
-def write_summary(args: argparse.Namespace, command: str, metrics: Mapping[str, Any], table: str, numbers: str) -> None:
-    """Write ``--out`` with the keys of ``--run``, and the table beside it, in Markdown and as CSV."""
-    write_json(args.out, {**read_run(args.run), "command": command, "metrics": metrics})
-    write_tables(args.out, table, numbers)
+def write_summary(path: str | Path, summary: Mapping[str, Any], markdown: str, csv: str) -> None:
+    """Write ``O.json``, and its table as ``O.md`` and ``O.csv``."""
+    write_json(path, summary)
+    for suffix, text in ((".md", markdown), (".csv", csv)):
+        with atomic_write(Path(path).with_suffix(suffix)) as stream:
+            stream.write(text)
 
 
 def read_run(path: str | None) -> dict[str, Any]:
     """The keys of a JSON object in a file; none without a file.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: it cannot be read, or is not a JSON object.
     """
     if path is None:
         return {}

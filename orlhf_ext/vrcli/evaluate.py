@@ -19,20 +19,21 @@ from ..cli.errors import UserError, command
 from ..cli.flags import SEED, make_parser, whole
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Record, read_records, write_jsonl
+from ..reports.examples import plain, spread
 from ..reports.statistics import mean_and_error, paired_difference, t_interval
-from ..reports.summaries import write_summary
-from ..reports.tables import csv_table, markdown_table, plain
+from ..reports.summaries import read_run, write_summary
+from ..reports.tables import Column, Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: key of a result -> name, title and form of its mean over records
+#: key of a result -> its mean over records
 COLUMNS = {
-    "pct_improvement": ("pct_improvement_mean", "improvement %", "{:+.3f}"),
-    "reward": ("reward_mean", "reward", "{:.3f}"),
-    "marker": ("marker_share", "with marker", "{:.1%}"),
-    "empty": ("empty_share", "empty", "{:.1%}"),
-    "plan_tokens": ("plan_tokens_mean", "plan tokens", "{:.1f}"),
+    "pct_improvement": Column("pct_improvement_mean", "improvement %", "{:+.3f}", interval="pct_improvement"),
+    "reward": Column("reward_mean", "reward", "{:.3f}", interval="reward"),
+    "marker": Column("marker_share", "with marker", "{:.1%}"),
+    "empty": Column("empty_share", "empty", "{:.1%}"),
+    "plan_tokens": Column("plan_tokens_mean", "plan tokens", "{:.1f}"),
 }
 _WITH_INTERVAL = ("pct_improvement", "reward")
 
@@ -100,9 +101,9 @@ def measure(results: Results, ids: Sequence[str]) -> dict[str, Any]:
         records whose mean improvement is above 0; ``samples``.
     """
     out: dict[str, Any] = {"samples": sum(len(results[identifier]) for identifier in ids)}
-    for key, (name, *_) in COLUMNS.items():
+    for key, column in COLUMNS.items():
         values = record_means(results, key, ids)
-        out[name], error = mean_and_error(values)
+        out[column.key], error = mean_and_error(values)
         if key in _WITH_INTERVAL:
             out |= {f"{key}_se": error, **t_interval(values).of(key)}
     gains = record_means(results, "pct_improvement", ids)
@@ -142,53 +143,24 @@ def plot_records(before: Results, after: Results) -> list[Record]:
     ]
 
 
-def _cells(row: Mapping[str, Any], gap: str = " ") -> list[str]:
-    """A mean, with its interval behind ``gap``."""
-    cells = []
-    for key, (name, _, form) in COLUMNS.items():
-        cell = form.format(row[name])
-        if row.get(f"{key}_low") is not None:
-            cell += f"{gap}[{form.format(row[f'{key}_low'])}, {form.format(row[f'{key}_high'])}]"
-        cells.append(cell)
-    return cells
-
-
-def markdown(metrics: Mapping[str, Any]) -> str:
-    """The table in Markdown."""
-    head = ["", *(title for _, title, _ in COLUMNS.values())]
-    return markdown_table(head, [[when, *_cells(metrics[when])] for when in ("before", "after")])
-
-
-def comma_separated(metrics: Mapping[str, Any]) -> str:
-    """The table as CSV, every number of it."""
-    return csv_table([{"when": when, **metrics[when]} for when in ("before", "after")])
+def table_of(metrics: Mapping[str, Any]) -> Table:
+    """The table of `compare`'s metrics."""
+    rows = [{"when": when, **metrics[when]} for when in ("before", "after")]
+    return Table([Column("when", "")], list(COLUMNS.values()), rows)
 
 
 def print_table(metrics: Mapping[str, Any]) -> None:
-    """The table on the terminal, and what became of the improvement under it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"{metrics['records']} held-out records; [95 % interval]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.add_column("", no_wrap=True)
-    for _, title, _ in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for when in ("before", "after"):
-        table.add_row(when, *_cells(metrics[when], gap="\n"))
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+    """The table on the terminal, and the change of the improvement under it."""
     gap = metrics["change"]["pct_improvement"]
     if gap["low"] is None:
-        console.print(f"improvement after minus before: {gap['mean']:+.3f} points (one record, no interval)")
-        return
-    above = "lies above" if metrics["after_above_before"] else "does not lie above"
-    console.print(
-        f"improvement after minus before, paired over records: {gap['mean']:+.3f} points "
-        f"[{gap['low']:+.3f}, {gap['high']:+.3f}]; the interval after training {above} the one before"
-    )
+        note = f"improvement after minus before: {gap['mean']:+.3f} points (one record, no interval)"
+    else:
+        above = "lies above" if metrics["after_above_before"] else "does not lie above"
+        note = (
+            f"improvement after minus before, paired over records: {gap['mean']:+.3f} points "
+            f"[{gap['low']:+.3f}, {gap['high']:+.3f}]; the interval after training {above} the one before"
+        )
+    table_of(metrics).show(f"{metrics['records']} held-out records; [95 % interval]", [note])
 
 
 def print_plans(count: int, before: Results, after: Results) -> None:
@@ -196,8 +168,7 @@ def print_plans(count: int, before: Results, after: Results) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    ids = list(before)
-    for identifier in ids[:: max(1, len(ids) // count)][:count] if count else []:
+    for identifier in spread(list(before), count):
         console.rule(f"record {plain(identifier)}")
         for when, row in (("before", before[identifier][0]), ("after", after[identifier][0])):
             worth = f"improvement {row['pct_improvement']:+.3f} %, reward {row['reward']:.3f}"
@@ -223,8 +194,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         beside=(".md", ".csv", ".records.jsonl"),
         ends=(".json",),
     )
-    if args.show < 0:
-        raise UserError(f"--show {args.show} must not be below 0")
     return args
 
 
@@ -235,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     before, after = read_results(args.before), read_results(args.after)
     check_pair(before, after, (args.before, args.after))
     metrics = compare(before, after, args.seed)
-    write_summary(args, "vrcli.evaluate", metrics, markdown(metrics), comma_separated(metrics))
+    table = table_of(metrics)
+    summary = {**read_run(args.run), "command": "vrcli.evaluate", "metrics": metrics}
+    write_summary(args.out, summary, table.markdown(), table.csv())
     write_jsonl(Path(args.out).with_suffix(".records.jsonl"), plot_records(before, after))
     print_plans(args.show, before, after)
     print_table(metrics)
