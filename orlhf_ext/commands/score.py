@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import cache
+from functools import partial
 from typing import Any
 
 from .. import __version__
@@ -27,9 +27,9 @@ from ..cli.flags import DTYPES, LENGTH, add_compute, make_parser
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
 from ..files.records import sha256_file
-from ..models.batches import Compute, check_files, fingerprint, run_batches, with_column
-from ..models.folder import check_context, check_ids, find_model, identity, load_tokenizer
-from ..models.reward_models import check_reward_model, encode_rows, load_scorer
+from ..models.batches import check_files, fingerprint, run_batches, with_column
+from ..models.folder import check_context, check_ids, identity
+from ..models.reward_models import RewardModel, encode_rows
 from ..models.texts import Sample, read_samples
 
 
@@ -54,18 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     pairs = check_files(args.data, args.out, "score", args.__dict__.pop("overwrite"))
     samples = {data: read_samples(data, args.no_prompt) for data, _ in pairs}
-    folder = find_model(args.model)
-    check_reward_model(folder)
+    reader = RewardModel(args.model)
+    folder, tokenizer = reader.folder, reader.tokenizer
     check_context(folder, args.max_len)
-    tokenizer = load_tokenizer(folder)
     names = ("max_len", "apply_chat_template", "no_prompt", "batch_tokens", "dtype", "attn_implementation")
     settings = {name: getattr(args, name) for name in names}
     model = {"folder": args.model, "identity": identity(folder)}
-
-    @cache
-    def load() -> Compute:
-        return load_scorer(folder, int(tokenizer.pad_token_id), args.dtype, args.attn_implementation)
-
+    load = partial(reader.load, args.dtype, args.attn_implementation)
     for data, out in pairs:
         source = {"path": str(data), "sha256": sha256_file(data)}
         with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:

@@ -11,6 +11,7 @@ from openrlhf.models.utils import log_probs_from_logits
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 
 from ..cli.errors import UserError
+from ..models.logprobs import scored_positions
 from ..reports.tally import Tally, log_evaluation
 from . import reference_cache
 from .dataset import Rows
@@ -121,8 +122,8 @@ class KwiseTrainer(DPOTrainer):
     ) -> tuple[torch.Tensor, Any]:
         """Summed log-probability of each row's response ``(rows,)``, and the model's output.
 
-        Only the positions that predict a response token reach the output layer: a hook hands it those hidden states
-        alone, which saves most of the largest tensors of the step, and leaves what a model does to its logits to it.
+        Only the positions that predict a response token reach the output layer, which saves most of the largest
+        tensors of the step.
         """
         head = None if self.packing_samples else _output_layer(self.strategy._unwrap_model(model))
         if head is None:
@@ -137,11 +138,8 @@ class KwiseTrainer(DPOTrainer):
         place = torch.arange(ids.shape[1], device=ids.device)
         targets = (place >= mask.new_tensor(prompt_lengths)[:, None]) & mask.bool()
         predicts = targets.roll(-1, dims=1)  # nothing wraps: the first column is prompt in every row
-        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][predicts][None], *inputs[1:]))
-        try:
+        with scored_positions(head, predicts):
             output = model(ids, attention_mask=mask, return_output=True)
-        finally:
-            hook.remove()
         logps = log_probs_from_logits(output["logits"], ids[targets][None])[0]
         # Summed from a table: index_add would add in another order at every call on a GPU.
         return logps.new_zeros(ids.shape).masked_scatter(targets, logps).sum(-1), output

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from openrlhf.datasets.reward_dataset import RewardDataset
 
+from ..models.texts import Whole
 from ..openrlhf_fixes.chat_data import tell_cuts
 from . import training
-from .render import Encoded, encode, whole_text
+from .render import encode, whole_text
 
 
 class GroupDataset(RewardDataset):
@@ -55,7 +56,7 @@ class GroupDataset(RewardDataset):
         found["extra"] = {"margin": float(found["extra"]), "group": self.training.group_of(data)}
         return found
 
-    def encode(self, index: int) -> list[Encoded]:
+    def encode(self, index: int) -> list[Whole]:
         """The ids of a pair: chosen, rejected."""
         prompt = self.prompts[index]
         texts = [(prompt, self.chosens[index]), (prompt, self.rejects[index])]
@@ -64,7 +65,7 @@ class GroupDataset(RewardDataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict]:
         """Ids and mask, ``(1, length)`` each, of chosen and rejected, and what the pair is."""
         tensors = []
-        for text in self.encode(index) if self.features is None else [Encoded([0], False, False)] * 2:
+        for text in self.encode(index) if self.features is None else [Whole([0], 0)] * 2:
             ids = torch.tensor([text.ids])  # with hidden states at hand nobody reads them
             tensors += [ids, torch.ones_like(ids)]
         chosen, chosen_mask, rejected, rejected_mask = tensors

@@ -267,13 +267,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> tuple[torch.Tensor, int]:
     """``(pairs, 2, d)`` float32, and how many texts are cut."""
     from .. import backends
-    from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
+    from ..models.folder import check_ids, find_model, length_limit, load_tokenizer
 
     folder = find_model(args.model)
-    check_context(folder, args.max_len)
-    max_len = args.max_len or context_length(folder)
-    if not max_len:
-        raise UserError(f"--model {folder} does not say how many positions it has; give --max_len")
+    max_len = length_limit(folder, args.max_len, "--max_len")
     tokenizer = load_tokenizer(folder)
     texts = [(line.record["prompt"], line.record[side]) for line in lines for side in ("chosen", "rejected")]
     encoded = encode(tokenizer, texts, args.eos, max_len)
@@ -281,14 +278,13 @@ def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> tuple[to
         if not one.ids:
             raise UserError(f"{lines[number // 2].where} has an empty text; remove it, or give --eos append")
     check_ids(folder, (one.ids for one in encoded))
-    if cut := sum(one.cut for one in encoded):
+    if cut := sum(one.lost > 0 for one in encoded):
         print(f"{args.data}: {cut} texts are cut on the left at {max_len} tokens")
     backends.install()
     from . import features
 
-    dtype = {"bfloat16": "bf16", "float16": "fp16"}[args.dtype]
     ids = [one.ids for one in encoded]
-    how = (args.cache, dtype, args.attn_implementation, args.batch_tokens)
+    how = (args.cache, args.dtype, args.attn_implementation, args.batch_tokens)
     hidden = features.of_texts(folder, ids, int(tokenizer.pad_token_id), *how)  # type: ignore[arg-type]
     bad = (~hidden.isfinite()).any(1).nonzero()
     if len(bad):

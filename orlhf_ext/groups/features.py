@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..files.records import atomic_write
 from ..models.batches import cut_batches, pad_left
 from ..models.folder import find_model, identity
-from ..models.weights import check_finite, check_reward, quiet
+from ..models.weights import PRECISIONS, load_reward
 from .dataset import GroupDataset
 
 FORMAT = 1
@@ -174,7 +174,7 @@ def of_texts(
     texts: Sequence[list[int]],
     pad_id: int,
     cache: str | None = None,
-    dtype: str = "bf16",
+    dtype: str = "bfloat16",
     attention: str = "sdpa",
     budget: int = BATCH_TOKENS,
 ) -> torch.Tensor:
@@ -185,25 +185,21 @@ def of_texts(
         texts: token ids.
         pad_id: of the padding, which nothing depends on.
         cache: where hidden states are kept, shared with trainings of the same numeric type and attention.
-        dtype: ``bf16`` or ``fp16``.
+        dtype: ``bfloat16`` or ``float16``.
         attention: as in transformers.
         budget: padded tokens in a batch.
     """
     from . import model as models  # it loads DeepSpeed
 
     keys = [key_of(ids) for ids in texts]
-    path = cache_file(cache, folder, dtype, attention) if cache else None
+    path = cache_file(cache, folder, PRECISIONS[dtype], attention) if cache else None
     known, hidden = read(path) if path else ([], torch.empty(0))
     states = dict(zip(known, hidden, strict=True)) if known else {}
     missing = {key: list(ids) for key, ids in zip(keys, texts, strict=True) if key not in states}
     if missing:
-        check_reward(folder, "--model", fresh=True)
-        with quiet():  # it would tell of a new head, which is not used
-            backbone = models.get_llm_for_sequence_regression(
-                str(folder), "reward", param_dtype=dtype, attn_implementation=attention
-            )
-        check_finite(backbone.state_dict().items(), f"--model {folder}")
-        backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        make = models.get_llm_for_sequence_regression
+        # the head, which may be new, is not used
+        backbone = load_reward(make, folder, "--model", dtype, attention, fresh=True)
         order, wanted = list(missing), list(missing.values())
         batches = cut_batches([len(ids) for ids in wanted], budget)
         for batch in tqdm(batches, desc="Hidden states"):

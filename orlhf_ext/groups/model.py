@@ -8,9 +8,8 @@ alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -19,17 +18,13 @@ import torch
 from torch import nn
 
 from ..extensions import run
-from ..models.batches import Row, pad_left
 from ..models.group_heads import initialise, make_head
 from ..models.head_settings import KEY, HeadSettings, from_config
-from ..models.weights import load_reward
 from . import training
 from .aggregate import aggregate, standardise
 
 _stock_class = upstream._get_reward_model
 _stock = upstream.get_llm_for_sequence_regression
-
-AllScores = Callable[[list[Row]], list[list[float]]]
 
 
 def reward_model_class(
@@ -187,19 +182,3 @@ def merge_adapters(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[s
             update = update.T
         merged[f"{name}.weight"] = (base.float() + update).to(base.dtype)
     return {name.replace(".base_layer.", "."): weight for name, weight in merged.items()}
-
-
-def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str, flag: str = "--model") -> AllScores:
-    """Load a reward model of groups; the function that comes back maps rows to raw scores, ``(B, U)``.
-
-    Raises:
-        UserError: its weights are not whole and finite.
-    """
-    model = load_reward(get_llm_for_sequence_regression, folder, flag, dtype, attention)
-
-    @torch.inference_mode()
-    def score(rows: list[Row]) -> list[list[float]]:
-        ids, mask = pad_left([row.ids for row in rows], pad_id, model.device)
-        return model(ids, mask, all_groups=True).float().tolist()
-
-    return score

@@ -8,11 +8,10 @@ are kept in a reward model's config.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..models.head_settings import STYLES, Eos, Style
-from ..models.texts import encode as tokens
-from ..models.texts import with_end_text
+from ..models.texts import Whole, encode_whole, with_end_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,16 +19,6 @@ if TYPE_CHECKING:
 
 _HH = {"user": "Human", "assistant": "Assistant"}
 _INDENT = "    "
-
-
-class Encoded(NamedTuple):
-    """A prompt with its completion as token ids."""
-
-    ids: list[int]
-    #: whether it was cut, on the left
-    cut: bool
-    #: whether nothing of the prompt is left
-    prompt_lost: bool
 
 
 def prompt_text(
@@ -64,7 +53,11 @@ def answer_text(answer: str, style: Style) -> str:
 
 
 def whole_text(prompt: str, completion: str, eos: Eos, eos_token: str) -> str:
-    """Prompt, completion and end, as a reward model reads them. White space at the end of a completion goes."""
+    """Prompt, completion and end, as a reward model of groups reads them.
+
+    White space at the end of a completion goes. Unlike `texts.whole_text`, a prompt before an empty completion keeps
+    the newlines that it ends with, because its style wrote them.
+    """
     text = prompt + completion.rstrip()
     return with_end_text(text, eos_token) if eos == "append" else text
 
@@ -74,21 +67,10 @@ def encode(
     pairs: Sequence[tuple[str, str]],
     eos: Eos,
     max_len: int,
-) -> list[Encoded]:
+) -> list[Whole]:
     """Token ids of ``(prompt, completion)`` pairs, cut on the left to ``max_len``, so that the answer survives.
 
     With ``append`` the last id is EOS in any case.
     """
-    if not pairs:
-        return []
     texts = [whole_text(prompt, completion, eos, str(tokenizer.eos_token)) for prompt, completion in pairs]
-    found = tokens(tokenizer, texts)
-    bare = tokens(tokenizer, [prompt or " " for prompt, _ in pairs])
-    encoded = []
-    for ids, prompt_ids in zip(found, bare, strict=True):
-        cut = len(ids) - max_len
-        kept = ids[-max_len:]
-        if eos == "append":
-            kept = [*kept[:-1], int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
-        encoded.append(Encoded(kept, cut > 0, cut >= len(prompt_ids)))
-    return encoded
+    return encode_whole(tokenizer, texts, max_len, "left", end=eos == "append")

@@ -8,18 +8,15 @@ reads prompt and response with its own tokenizer, rendered as in its training.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
-from .. import backends
 from ..cli.errors import UserError, suggest
 from ..cli.flags import FINITE, LENGTH, NOT_NEGATIVE, POSITIVE, whole
 from ..files.sources import read_source
-from ..models.batches import Row, cut_batches
-from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer, read_config
+from ..models.folder import find_model, length_limit, read_config
 from ..models.head_settings import KEY, Eos, read_settings
-from ..models.reward_models import check_reward_model, pooled_away, without_end
+from ..models.reward_models import RewardModel
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
 from .aggregate import aggregate, standardise
 from .label import Label, read_label
@@ -46,10 +43,9 @@ Scores = Callable[[RewardBatch], tuple[list[list[float]], list[float]]]
 
 @dataclass(frozen=True)
 class Reader:
-    """A reward model's folder and what it says about itself."""
+    """A reward model and what its folder says about itself."""
 
-    folder: Path
-    flag: str
+    model: RewardModel
     #: its groups, as many as it gives scores
     names: list[str]
     #: how its prompts were rendered; None where it does not say
@@ -65,17 +61,17 @@ def read_group_model(path: str, flag: str = "--groups.model") -> Reader:
     """A reward model with a score for each group.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not one.
     """
-    folder = find_model(path, flag)
-    settings = read_settings(folder, flag)
-    if (scores := check_reward_model(folder, flag)) != settings.num_groups:
+    settings = read_settings(find_model(path, flag), flag)
+    model = RewardModel(path, flag, single=False)
+    if model.scores != settings.num_groups:
         raise UserError(
-            f"{flag} {folder} has {scores} scores among its weights and {settings.num_groups} groups in its "
-            "config.json; copy the model again"
+            f"{flag} {model.folder} has {model.scores} scores among its weights and {settings.num_groups} groups in "
+            "its config.json; copy the model again"
         )
     norm = settings.norm and (settings.norm["mean"], settings.norm["std"])
-    return Reader(folder, flag, settings.names, settings.style, settings.eos, norm, True)  # type: ignore[arg-type]
+    return Reader(model, settings.names, settings.style, settings.eos, norm, True)  # type: ignore[arg-type]
 
 
 def read_member(name: str, path: str, eos: Eos | None) -> Reader:
@@ -94,10 +90,8 @@ def read_member(name: str, path: str, eos: Eos | None) -> Reader:
         if eos is not None and eos != reader.eos:
             raise UserError(f"{flag} {folder} was trained with eos {reader.eos}, not --groups.eos {eos}; leave it out")
         return reader
-    if (labels := check_reward_model(folder, flag)) != 1:
-        raise UserError(f"{flag} {folder} gives {labels} scores for a text; take a model with one")
     norm = ([float(config["mean"])], [float(config["std"])]) if {"mean", "std"} <= set(config) else None
-    return Reader(folder, flag, [name], None, eos or "append", norm, False)
+    return Reader(RewardModel(path, flag), [name], None, eos or "append", norm, False)
 
 
 @dataclass
@@ -258,17 +252,17 @@ class Groups(Reward):
         readers = self._readers()
         names = [name for reader in readers for name in reader.names]
         for reader in readers:
-            _check_length(reader, self.max_len)
+            length_limit(reader.model.folder, self.max_len, "--groups.max_len", reader.model.flag)
         if self.normalize:
             self._statistics(readers)
         if known is not None and sorted(names) != sorted(group.name for group in known):
             raise UserError(
-                f"{readers[0].flag.partition(' ')[0]} gives scores of {_listed(names)}, and --groups.config "
+                f"{readers[0].model.flag.partition(' ')[0]} gives scores of {_listed(names)}, and --groups.config "
                 f"{self.config} has {_listed([group.name for group in known])}; give the file it was trained with"
             )
         styles = {reader.style: reader for reader in readers if reader.style is not None}
         if len(styles) > 1:
-            shown = ", ".join(f"{reader.flag} of {style}" for style, reader in styles.items())
+            shown = ", ".join(f"{reader.model.flag} of {style}" for style, reader in styles.items())
             raise UserError(f"the models were trained on prompts of different styles: {shown}; train them on one")
         return names, next(iter(styles), None)
 
@@ -283,8 +277,8 @@ class Groups(Reward):
         for reader in readers:
             if reader.norm is None or not all(value > 0 for value in reader.norm[1]):
                 raise UserError(
-                    f"{reader.flag} {reader.folder} has no mean and deviation of its scores in its config.json; train "
-                    "it with --eval.dataset, or leave --groups.normalize out"
+                    f"{reader.model.flag} {reader.model.folder} has no mean and deviation of its scores in its "
+                    "config.json; train it with --eval.dataset, or leave --groups.normalize out"
                 )
             means += reader.norm[0]
             deviations += reader.norm[1]
@@ -336,47 +330,22 @@ class Groups(Reward):
 
     def _load(self, reader: Reader) -> Scores:
         """A model with its tokenizer."""
-        tokenizer = load_tokenizer(reader.folder, reader.flag)
-        max_len = _check_length(reader, self.max_len)
-        pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
-        settings: Any = (reader.folder, pad, self.dtype, self.attn_implementation, reader.flag)
-        compute: Any
-        end = None
-        if reader.grouped:
-            backends.install()  # before the module imports OpenRLHF
-            from .model import load_scorer
-
-            compute = load_scorer(*settings)
-        else:
-            from ..models.reward_models import load_scorer as load_plain
-
-            plain = load_plain(*settings)
-            end = pooled_away(reader.folder)
-
-            def compute(rows: list[Row]) -> list[list[float]]:
-                return [[value] for value in plain(rows)]
+        model = reader.model
+        model.load(self.dtype, self.attn_implementation, _make_group_model if reader.grouped else None)
+        max_len = length_limit(model.folder, self.max_len, "--groups.max_len", model.flag)
 
         def scores(batch: RewardBatch) -> tuple[list[list[float]], list[float]]:
-            encoded = encode(tokenizer, [(r.prompt, r.response) for r in batch], reader.eos, max_len)
-            rows = [Row(i, 0, without_end(one.ids, end), 0) for i, one in enumerate(encoded)]
-            check_ids(reader.folder, (row.ids for row in rows), reader.flag)
-            table: list[list[float]] = [[] for _ in rows]
-            for indices in cut_batches([len(row.ids) for row in rows], self.batch_tokens):
-                for i, values in zip(indices, compute([rows[i] for i in indices]), strict=True):
-                    table[i] = values
-            return table, [float(one.cut) for one in encoded]
+            encoded = encode(model.tokenizer, [(r.prompt, r.response) for r in batch], reader.eos, max_len)
+            table = model.score([model.as_pooled(one.ids) for one in encoded], self.batch_tokens)
+            return table, [float(one.lost > 0) for one in encoded]
 
         return scores
 
 
-def _check_length(reader: Reader, max_len: int) -> int:
-    """The tokens that a model reads."""
-    if max_len:
-        check_context(reader.folder, max_len, "--groups.max_len")
-        return max_len
-    if (found := context_length(reader.folder)) is None:
-        raise UserError(f"{reader.flag} {reader.folder} does not say how many positions it has; give --groups.max_len")
-    return found
+def _make_group_model(*args: Any, **words: Any) -> Any:
+    from .model import get_llm_for_sequence_regression  # it imports DeepSpeed
+
+    return get_llm_for_sequence_regression(*args, **words)
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

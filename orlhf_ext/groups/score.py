@@ -21,7 +21,7 @@ from ..cli.flags import DTYPES, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
 from ..files.records import Record, sha256_file
-from ..models.batches import Compute, check_files, fingerprint, run_batches, with_column
+from ..models.batches import check_files, fingerprint, run_batches, with_column
 from ..models.head_settings import EOS
 from ..models.texts import Sample, read_samples
 from .traits import Traits, TraitSpec
@@ -81,12 +81,9 @@ def score_trait(
     encoded = model.encode(texts)
     counts = {"truncated": encoded.truncated, "prompt_lost": encoded.prompt_lost}
 
-    def load() -> Compute:
-        return model.compute
-
     # run_batches uses `done` and `add` alone
     part = cast(Journal, TraitJournal(journal, spec.name))
-    return run_batches(encoded.rows, samples, load, part, traits.batch_tokens, f"{spec.name} score"), counts
+    return run_batches(encoded.rows, samples, model.load, part, traits.batch_tokens, f"{spec.name} score"), counts
 
 
 def with_traits(samples: Sequence[Sample], found: dict[str, list[list[float]]]) -> list[Record]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from ..cli.errors import UserError
-from ..models.batches import Compute, Row, cut_batches
-from ..models.folder import check_context, check_ids, context_length, find_model, identity, load_tokenizer
+from ..models.batches import Compute, Row
+from ..models.folder import check_ids, identity, length_limit
 from ..models.head_settings import Eos
-from ..models.reward_models import check_reward_model, load_scorer, pooled_away, without_end
+from ..models.reward_models import RewardModel
+from ..models.texts import encode as tokens
 from .render import encode
 
 WORDS = 100  # beyond which an answer is not concise at all
@@ -90,7 +90,7 @@ def conciseness(text: str, words: int = WORDS) -> float:
     return max(0.0, 1 - len(text.split()) / words)
 
 
-class Encoded(NamedTuple):
+class TraitRows(NamedTuple):
     """What a model reads of prompts and responses."""
 
     rows: list[Row]
@@ -112,52 +112,48 @@ class ModelTrait:
     flag: str
 
     @cached_property
-    def folder(self) -> Path:
-        """Where the model is.
+    def model(self) -> RewardModel:
+        """Its reader.
 
         Raises:
-            UserError: it is no reward model with one score, or has fewer positions than are asked for.
+            UserError: it is not a reward model with one score, or has fewer positions than are asked for.
         """
-        flag = f"{self.flag} {self.spec.name}:"
-        folder = find_model(self.spec.model, flag)
-        if (labels := check_reward_model(folder, flag)) != 1:
-            raise UserError(f"{flag} {folder} gives {labels} scores for a text; take a model with one label")
-        check_context(folder, self.max_len)
-        if not self.max_len and context_length(folder) is None:
-            raise UserError(f"{flag} {folder} does not say how many positions it has; give --max_len")
-        return folder
+        model = RewardModel(self.spec.model, f"{self.flag} {self.spec.name}:")
+        length_limit(model.folder, self.max_len, "--max_len", model.flag)
+        return model
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's own."""
-        return load_tokenizer(self.folder, f"{self.flag} {self.spec.name}:")
-
-    def encode(self, texts: Sequence[tuple[str, str, int, int]]) -> Encoded:
+    def encode(self, texts: Sequence[tuple[str, str, int, int]]) -> TraitRows:
         """Token ids of ``(prompt, response, sample, completion)``, cut on the left.
 
         Raises:
             UserError: the tokenizer gives ids that the model does not have.
         """
-        max_len = self.max_len or context_length(self.folder) or 0
-        found = encode(self.tokenizer, [(prompt, response) for prompt, response, *_ in texts], self.eos, max_len)
-        end = pooled_away(self.folder)
-        rows = []
-        for (_, _, sample, completion), (whole, _, _) in zip(texts, found, strict=True):
-            ids = whole or [int(self.tokenizer.eos_token_id)]
-            rows.append(Row(sample, completion, without_end(ids, end), 0))
-        check_ids(self.folder, (row.ids for row in rows), f"{self.flag} {self.spec.name}:")
-        return Encoded(rows, sum(one.cut for one in found), sum(one.cut and one.prompt_lost for one in found))
+        model = self.model
+        max_len = length_limit(model.folder, self.max_len, "--max_len", model.flag)
+        found = encode(model.tokenizer, [(prompt, response) for prompt, response, *_ in texts], self.eos, max_len)
+        end = int(model.tokenizer.eos_token_id)  # type: ignore[arg-type]
+        rows = [
+            Row(sample, completion, model.as_pooled(whole.ids or [end]), 0)
+            for (_, _, sample, completion), whole in zip(texts, found, strict=True)
+        ]
+        check_ids(model.folder, (row.ids for row in rows), model.flag)
+        cut = [(prompt or " ", whole.lost) for (prompt, *_), whole in zip(texts, found, strict=True) if whole.lost]
+        prompts = tokens(model.tokenizer, [prompt for prompt, _ in cut])
+        lost = sum(lost >= len(ids) for (_, lost), ids in zip(cut, prompts, strict=True))
+        return TraitRows(rows, len(cut), lost)
 
-    @cached_property
-    def compute(self) -> Compute:
-        """The model, loaded: rows to raw scores."""
-        pad = int(self.tokenizer.pad_token_id)
-        return load_scorer(self.folder, pad, self.dtype, self.attn_implementation, f"{self.flag} {self.spec.name}:")
+    def load(self) -> Compute:
+        """Load the weights, at the first call; what comes back maps rows to raw scores.
+
+        Raises:
+            UserError: as `RewardModel.load`.
+        """
+        return self.model.load(self.dtype, self.attn_implementation)
 
     @cached_property
     def identity(self) -> str:
         """What tells this model from another."""
-        return identity(self.folder)
+        return identity(self.model.folder)
 
 
 @dataclass
@@ -215,7 +211,7 @@ class Traits:
             UserError: one is missing, or does not fit.
         """
         for model in self.models.values():
-            _ = model.folder, model.tokenizer
+            _ = model.model.tokenizer
         if any(spec.kind == "positiveness" for spec in self.parsed):
             _ = self._positiveness
 
@@ -241,8 +237,5 @@ class Traits:
         model = self.models[spec.name]
         texts = [(*pair, i, 0) for i, pair in enumerate(zip(prompts, responses, strict=True))]
         rows = model.encode(texts).rows
-        scores = [0.0] * len(rows)
-        for batch in cut_batches([len(row.ids) for row in rows], self.batch_tokens):
-            for index, value in zip(batch, model.compute([rows[i] for i in batch]), strict=True):
-                scores[index] = value
-        return scores
+        model.load()
+        return [score for (score,) in model.model.score([row.ids for row in rows], self.batch_tokens)]

@@ -170,6 +170,18 @@ def check_context(folder: Path, max_len: int, flag: str = "--max_len") -> None:
         raise UserError(f"{flag} {max_len} is more than the {context} positions of {folder}; lower it")
 
 
+def length_limit(folder: Path, asked: int, flag: str, model_flag: str = "--model") -> int:
+    """How many tokens a model reads: as many as ``flag`` asks for, or all that it has positions for (0).
+
+    Raises:
+        UserError: it has fewer positions, or its config does not say how many.
+    """
+    check_context(folder, asked, flag)
+    if not (found := asked or context_length(folder)):
+        raise UserError(f"{model_flag} {folder} does not say how many positions it has; give {flag}")
+    return found
+
+
 def check_ids(folder: Path, ids: Iterable[Iterable[int]], flag: str = "--model") -> None:
     """No token id beyond the model's vocabulary.
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .batches import cut_batches
-from .logprobs import token_logprobs
+from .logprobs import scored_positions, token_logprobs
 from .spans import Span, mean_nll, rows_of_groups, shared_length
 
 if TYPE_CHECKING:
@@ -127,12 +127,10 @@ class _Shared(DynamicLayer):
 def _compute_prefix(model: PreTrainedModel, ids: list[int]) -> Cache | None:
     """Keys and values of a common beginning; None for a model that keeps anything else (a sliding window, a state)."""
     row = torch.tensor([ids], device=model.device)
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))  # nobody asks for its logits
-    try:
+    first = torch.zeros_like(row, dtype=torch.bool)
+    first[:, 0] = True  # nobody asks for the logits
+    with scored_positions(model.get_output_embeddings(), first):
         found = model(row, attention_mask=torch.ones_like(row), use_cache=True)
-    finally:
-        hook.remove()
     cache = getattr(found, "past_key_values", None)
     layers: list[Any] = list(getattr(cache, "layers", []))
     if not layers or any(type(layer) is not DynamicLayer or not layer.is_initialized for layer in layers):

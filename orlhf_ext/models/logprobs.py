@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from .batches import Compute, Row
 from .texts import Sample, encode, prompt_text, reply_text, whole_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -93,6 +94,24 @@ def _responses(
     return stored
 
 
+@contextlib.contextmanager
+def scored_positions(head: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Meanwhile only some positions reach a model's output layer, which makes its largest tensors.
+
+    A hook hands it those hidden states alone, so that whatever the model does to its logits afterwards (scaling, soft
+    caps) stays its own. Logits are then ``(1, positions, vocabulary)``.
+
+    Args:
+        head: the output layer.
+        positions: ``(rows, length)``, true where logits are needed.
+    """
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions][None], *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def response_logprobs(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, prompt_lengths: Tensor, temperature: float = 1.0
 ) -> Tensor:
@@ -124,8 +143,7 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """``log softmax(z[t-1] / temperature)[y[t]]`` of every token t of the responses, in float32.
 
-    Only the positions that predict a response token reach the output layer: a hook hands it those hidden states alone,
-    so that whatever a model does to its logits afterwards (scaling, soft caps) stays its own.
+    Only the positions that predict a response token reach the output layer.
 
     Args:
         model, ids, mask, prompt_lengths, temperature: as in `response_logprobs`.
@@ -148,12 +166,8 @@ def token_logprobs(
     if prefix is not None:
         mask = torch.cat([mask.new_ones(len(mask), prefix.get_seq_length()), mask], dim=1)
         cache = {"use_cache": True, "past_key_values": prefix}
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][predicts][None],))
-    try:
+    with scored_positions(model.get_output_embeddings(), predicts):
         logits = model(ids, attention_mask=mask, **cache).logits[0]
-    finally:
-        hook.remove()
     labels = ids[targets]
     for start in range(0, len(labels), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)

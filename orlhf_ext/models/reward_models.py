@@ -1,23 +1,24 @@
-"""Reward models as ``train_rm`` writes them: what they read, and their scores."""
+"""Reward models: what they read of texts, and their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import backends
 from ..cli.errors import UserError
-from .batches import Compute, Row, pad_left
-from .folder import read_config, weight_shapes
-from .texts import Sample, Text, encode, whole_text
+from .batches import Compute, Row, cut_batches, pad_left
+from .folder import check_ids, find_model, load_tokenizer, read_config, weight_shapes
+from .texts import Sample, Text, encode, encode_whole, whole_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Encoded(NamedTuple):
+class RewardRows(NamedTuple):
     """The rows of a file, and what the length limit did to them."""
 
     rows: list[Row]
@@ -28,7 +29,7 @@ class Encoded(NamedTuple):
 
     @property
     def truncated(self) -> int:
-        """How many rows were."""
+        """How many rows were cut."""
         return sum(self.cut)
 
 
@@ -38,7 +39,7 @@ def encode_rows(
     max_len: int,
     chat: bool = False,
     no_prompt: bool = False,
-) -> Encoded:
+) -> RewardRows:
     """Token ids as OpenRLHF's `RewardDataset` makes them: text rule, truncation, and EOS as the last id in any case.
 
     With ``no_prompt``, of the completions alone.
@@ -53,72 +54,117 @@ def encode_rows(
         for k, completion in enumerate(sample.completions)
     ]
     prompts = encode(tokenizer, [prompt for _, _, prompt, _ in texts])
-    wholes = encode(tokenizer, [whole for *_, whole in texts])
-    rows: list[Row] = []
-    cut: list[bool] = []
-    unseen = 0
-    keep_right = tokenizer.truncation_side == "left"  # the tokenizer decides in training, too
-    for (i, k, *_), prompt, ids in zip(texts, prompts, wholes, strict=True):
-        cut.append(len(ids) > max_len)
-        if cut[-1]:
-            unseen += len(prompt) >= max_len - 1 and not keep_right
-            ids = ids[-max_len:] if keep_right else ids[:max_len]
-        rows.append(Row(i, k, [*ids[:-1], int(tokenizer.eos_token_id)], len(prompt)))
-    return Encoded(rows, cut, unseen)
+    side = tokenizer.truncation_side  # the tokenizer decides in training, too
+    wholes = encode_whole(tokenizer, [whole for *_, whole in texts], max_len, side, end=True)
+    rows = [Row(i, k, one.ids, len(ids)) for (i, k, *_), ids, one in zip(texts, prompts, wholes, strict=True)]
+    cut = [one.lost > 0 for one in wholes]
+    unseen = sum(row.prompt_length >= max_len - 1 for row, lost in zip(rows, cut, strict=True) if lost)
+    return RewardRows(rows, cut, unseen if side == "right" else 0)
 
 
-def check_reward_model(folder: Path, flag: str = "--model") -> int:
-    """How many scores the value head gives.
+class RewardModel:
+    """The folder of a reward model, as a reader of texts: token ids in, raw scores out.
 
-    It must be among the weights: transformers would make a missing one at random.
+    The folder is ``train_rm``'s, with one score for a text or one for each group, or what transformers saved of a
+    sequence classifier with one label. Neither torch nor the weights are loaded before `load`.
+
+    Args:
+        name: folder or hub name.
+        flag: how the user gave it, for messages.
+        single: whether it must give one score for a text.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not a reward model, or gives several scores where one is asked for.
     """
-    head = str(read_config(folder).get("value_head_prefix", "score"))
-    shape = weight_shapes(folder, flag).get(f"{head}.weight")
-    if shape is None:
-        raise UserError(
-            f"{flag} {folder} is no reward model: its weights have no {head}.weight; give a folder that train_rm wrote "
-            "(with LoRA, train_rm does not save the head: train without it)"
-        )
-    return shape[0]
+
+    def __init__(self, name: str, flag: str = "--model", single: bool = True) -> None:
+        self.flag = flag
+        self.folder = find_model(name, flag)
+        config = read_config(self.folder)
+        head = str(config.get("value_head_prefix", "score"))
+        # It must be among the weights: transformers would make a missing one at random.
+        shape = weight_shapes(self.folder, flag).get(f"{head}.weight")
+        if shape is None:
+            raise UserError(
+                f"{flag} {self.folder} is not a reward model: its weights have no {head}.weight; give a folder that "
+                "train_rm wrote (with LoRA, train_rm does not save the head: train without it)"
+            )
+        #: how many scores it gives for a text
+        self.scores = shape[0]
+        if single and self.scores != 1:
+            raise UserError(f"{flag} {self.folder} gives {self.scores} scores for a text; take a model with one")
+        self.is_classifier = is_classifier(self.folder)
+        # transformers' classifiers pool at the last token that is not this one, which may be EOS
+        self._padding = config.get("pad_token_id") if self.is_classifier else None
+        self._forward: Callable[[Sequence[Sequence[int]]], list[list[float]]] | None = None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its own.
+
+        Raises:
+            UserError: as `load_tokenizer`.
+        """
+        return load_tokenizer(self.folder, self.flag)
+
+    def as_pooled(self, ids: list[int]) -> list[int]:
+        """Without the end that a transformers classifier takes for padding: a causal model's score is then the same."""
+        while len(ids) > 1 and ids[-1] == self._padding:
+            ids = ids[:-1]
+        return ids
+
+    def load(self, dtype: str, attention: str, make: Callable[..., Any] | None = None) -> Compute:
+        """Load the weights, at the first call.
+
+        Args:
+            dtype: ``bfloat16`` or ``float16``.
+            attention: attention implementation.
+            make: builds a model with a score for each group, as OpenRLHF's ``get_llm_for_sequence_regression`` does
+                the models with one score; its ``forward`` takes ``all_groups``.
+
+        Returns:
+            what maps rows to the one score of each, for `run_batches`.
+
+        Raises:
+            UserError: the weights are not whole and finite.
+        """
+        if self._forward is None:
+            backends.install()
+            import torch
+            from openrlhf.models.model import get_llm_for_sequence_regression
+
+            from .weights import load_reward
+
+            pad_id = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+            model = load_reward(make or get_llm_for_sequence_regression, self.folder, self.flag, dtype, attention)
+            words = {"all_groups": True} if make else {}
+
+            @torch.inference_mode()
+            def forward(texts: Sequence[Sequence[int]]) -> list[list[float]]:
+                return model(*pad_left(texts, pad_id, model.device), **words).float().view(len(texts), -1).tolist()
+
+            self._forward = forward
+        return lambda rows: [score for (score,) in self._run([row.ids for row in rows])]
+
+    def _run(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        assert self._forward is not None, "load() first"
+        return self._forward(texts)
+
+    def score(self, texts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[float]]:
+        """Raw scores ``(texts, scores)`` of token ids, in batches of at most ``batch_tokens`` padded tokens.
+
+        Raises:
+            UserError: as `check_ids`.
+        """
+        check_ids(self.folder, texts, self.flag)
+        found: list[list[float]] = [[] for _ in texts]
+        for batch in cut_batches([len(ids) for ids in texts], batch_tokens):
+            for index, scores in zip(batch, self._run([texts[i] for i in batch]), strict=True):
+                found[index] = scores
+        return found
 
 
 def is_classifier(folder: Path) -> bool:
     """Whether a folder is what transformers saved of a sequence classifier, and not train_rm's."""
     names = read_config(folder).get("architectures") or ()
     return any(str(name).endswith("ForSequenceClassification") for name in names)
-
-
-def pooled_away(folder: Path) -> int | None:
-    """transformers' classifiers pool at the last token that is not this one, which may be EOS."""
-    return read_config(folder).get("pad_token_id") if is_classifier(folder) else None
-
-
-def without_end(ids: list[int], end: int | None) -> list[int]:
-    """Without the end that a transformers classifier takes for padding: a causal model's score is then the same."""
-    while len(ids) > 1 and ids[-1] == end:
-        ids = ids[:-1]
-    return ids
-
-
-def load_scorer(folder: Path, pad_id: int, dtype: str, attention: str, flag: str = "--model") -> Compute:
-    """Load a reward model through OpenRLHF; the function that comes back maps rows to raw rewards.
-
-    Raises:
-        UserError: its weights are not whole and finite.
-    """
-    backends.install()
-    import torch
-    from openrlhf.models.model import get_llm_for_sequence_regression
-
-    from .weights import load_reward
-
-    model = load_reward(get_llm_for_sequence_regression, folder, flag, dtype, attention, normalize_reward=False)
-
-    @torch.inference_mode()
-    def score(rows: list[Row]) -> list[float]:
-        return model(*pad_left([row.ids for row in rows], pad_id, model.device)).float().tolist()
-
-    return score

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ..cli.errors import UserError
 from ..files.records import Line, Record, read_records
@@ -211,6 +211,34 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     if not texts:
         return []
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+
+
+class Whole(NamedTuple):
+    """The token ids of a text, and how many the length limit took away."""
+
+    ids: list[int]
+    lost: int
+
+
+def encode_whole(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_len: int, side: str, end: bool
+) -> list[Whole]:
+    """Token ids of prompt and response together, at most ``max_len``, as reward models read them.
+
+    Args:
+        tokenizer: the model's.
+        texts: prompt, response and, with ``end``, EOS (see `with_end_text`).
+        max_len: tokens.
+        side: the side of a longer text that is cut off, ``left`` or ``right``.
+        end: the last id is EOS in any case, as in OpenRLHF's `RewardDataset`.
+    """
+    found = []
+    for ids in encode(tokenizer, texts):
+        kept = ids[-max_len:] if side == "left" else ids[:max_len]
+        if end:
+            kept = [*kept[:-1], int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
+        found.append(Whole(kept, max(0, len(ids) - max_len)))
+    return found
 
 
 def numbers(sample: Sample, key: str) -> list[float]:

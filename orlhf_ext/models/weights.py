@@ -19,6 +19,8 @@ from .folder import check_generation_config, model_config, read_config, weight_f
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: numeric types as torch names them -> as OpenRLHF does
+PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 #: output layers of language models, which a model with another head does not read
 LANGUAGE_HEADS = (r"^lm_head\.", r"^embed_out\.")
 #: masks and frequencies that older versions of transformers saved with GPT-2, GPT-J, GPT-NeoX, Llama and others
@@ -228,25 +230,25 @@ def load_whole(
     return model.eval()
 
 
-def load_reward(make: Callable[..., Any], folder: Path, flag: str, dtype: str, attention: str, **more: Any) -> Any:
+def load_reward(
+    make: Callable[..., Any], folder: Path, flag: str, dtype: str, attention: str, fresh: bool = False
+) -> Any:
     """Load a reward model whose weights are whole and finite; on the GPU if there is one, in evaluation mode.
 
     Args:
         make: OpenRLHF's ``get_llm_for_sequence_regression``, or what stands in for it.
-        folder, flag: as in `check_weights`.
+        folder, flag, fresh: as in `check_reward`.
         dtype: of the weights in memory, ``bfloat16`` or ``float16``.
         attention: attention implementation.
-        more: further arguments of ``make``.
 
     Raises:
         UserError: as `check_reward` and `check_finite`.
     """
     import torch
 
-    check_reward(folder, flag)
-    precision = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    check_reward(folder, flag, fresh=fresh)
     with quiet():
-        model = make(str(folder), "reward", param_dtype=precision, attn_implementation=attention, **more)
+        model = make(str(folder), "reward", param_dtype=PRECISIONS[dtype], attn_implementation=attention)
     check_finite(model.state_dict().items(), f"{flag} {folder}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from ..cli.errors import UserError
 from ..cli.flags import LENGTH, NOT_NEGATIVE, whole
-from ..models.batches import Compute, Row, cut_batches
+from ..models.batches import Row
 from ..models.chats import ChatError, Messages, opening, proven, render_with, split_chat
-from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..models.reward_models import check_reward_model, encode_rows, is_classifier, load_scorer, pooled_away, without_end
-from ..models.texts import Sample, encode
+from ..models.folder import length_limit
+from ..models.reward_models import RewardModel, encode_rows
+from ..models.texts import Sample, encode, encode_whole
 from .base import Reward, RewardBatch, RewardContext, RewardResult, Rollout
 
 if TYPE_CHECKING:
@@ -56,37 +56,28 @@ class Model(Reward):
         """Check the folder, and load model and tokenizer.
 
         Raises:
-            UserError: it is no reward model with one score, or lacks a file, a tokenizer or a chat template.
+            UserError: it is not a reward model with one score, or lacks a file, a tokenizer or a chat template.
         """
-        folder = find_model(self.path, "--model.path")
-        if (labels := check_reward_model(folder, "--model.path")) != 1:
-            raise UserError(f"--model.path {folder} gives {labels} scores for a text; take a model with one label")
-        self._folder = folder
-        max_len = self.max_len or context_length(folder)
-        if max_len is None:
-            raise UserError(f"--model.path {folder} does not say how many positions it has; give --model.max_len")
-        check_context(folder, max_len, "--model.max_len")
-        self._max_len = max_len
-        self._classifier = is_classifier(folder)
-        self._tokenizer = load_tokenizer(folder, "--model.path")
+        self._model = RewardModel(self.path, "--model.path")
+        self._max_len = length_limit(self._model.folder, self.max_len, "--model.max_len", "--model.path")
+        self._tokenizer = self._model.tokenizer
         if self.chat:
             self._read_template(context)
-        self._pooled_away = pooled_away(folder)
-        self._compute: Compute = load_scorer(
-            folder, int(self._tokenizer.pad_token_id), self.dtype, self.attn_implementation, "--model.path"
-        )
+        self._model.load(self.dtype, self.attn_implementation)
 
     def _read_template(self, context: RewardContext) -> None:
         if not self._tokenizer.chat_template:
             raise UserError(
-                f"--model.path {self._folder} has no chat template, which --model.chat needs; take a model that was "
-                "trained on chats, or leave --model.chat out"
+                f"--model.path {self._model.folder} has no chat template, which --model.chat needs; take a model that "
+                "was trained on chats, or leave --model.chat out"
             )
         try:
             self._render = proven(self._tokenizer)
             self._opening = opening(self._render)
         except ChatError as error:
-            raise UserError(f"--model.path {self._folder}{error}; take a model with another chat template") from error
+            raise UserError(
+                f"--model.path {self._model.folder}{error}; take a model with another chat template"
+            ) from error
         if context.tokenizer is not None:
             check_same_template(self._tokenizer, context.tokenizer)
 
@@ -97,11 +88,7 @@ class Model(Reward):
             UserError: a prompt alone fills ``max_len``, so that the score would not depend on the response.
         """
         rows, cut = self.rows(batch)
-        check_ids(self._folder, (row.ids for row in rows), "--model.path")
-        rewards = [0.0] * len(rows)
-        for indices in cut_batches([len(row.ids) for row in rows], self.batch_tokens):
-            for index, reward in zip(indices, self._compute([rows[i] for i in indices]), strict=True):
-                rewards[index] = reward
+        rewards = [score for (score,) in self._model.score([row.ids for row in rows], self.batch_tokens)]
         return RewardResult(rewards, {"cut": [float(value) for value in cut]})
 
     def rows(self, batch: RewardBatch) -> tuple[list[Row], list[bool]]:
@@ -111,23 +98,25 @@ class Model(Reward):
             UserError: as `score`; the chat template refuses a response.
         """
         texts = [self._texts(rollout) for rollout in batch]
-        if self._classifier and self.chat:
+        side = self._tokenizer.truncation_side
+        if self._model.is_classifier and self.chat:
             # read as the template writes it; encode_rows would cut newlines off, and add EOS
             prompts = encode(self._tokenizer, [prompt for prompt, _ in texts])
-            wholes = encode(self._tokenizer, [prompt + response for prompt, response in texts])
-            rows = [Row(i, 0, self._cut(ids), len(prompts[i])) for i, ids in enumerate(wholes)]
-            cut = [len(ids) > self._max_len for ids in wholes]
+            joined = [prompt + response for prompt, response in texts]
+            wholes = encode_whole(self._tokenizer, joined, self._max_len, side, end=False)
+            rows = [Row(i, 0, one.ids, len(prompts[i])) for i, one in enumerate(wholes)]
+            cut = [one.lost > 0 for one in wholes]
         else:
             samples = [Sample("", r.id, prompt, [text], {}) for r, (prompt, text) in zip(batch, texts, strict=True)]
             encoded = encode_rows(samples, self._tokenizer, self._max_len, no_prompt=self.no_prompt)
             rows, cut = encoded.rows, encoded.cut
         for row, rollout in zip(rows, batch, strict=True):
-            if row.prompt_length >= self._max_len - 1 and self._tokenizer.truncation_side == "right":
+            if row.prompt_length >= self._max_len - 1 and side == "right":
                 raise UserError(
                     f"the prompt of sample {rollout.id!r} has {row.prompt_length} tokens and fills --model.max_len "
                     f"{self._max_len}, so that nothing is seen of the response; raise it, or drop such prompts"
                 )
-        return [row._replace(ids=without_end(row.ids, self._pooled_away)) for row in rows], cut
+        return [row._replace(ids=self._model.as_pooled(row.ids)) for row in rows], cut
 
     def _texts(self, rollout: Rollout) -> tuple[str, str]:
         """Prompt and response of a rollout as text; a chat's as its conversation has them."""
@@ -144,9 +133,6 @@ class Model(Reward):
                 "out"
             ) from error
         return rollout.prompt.removesuffix(self._opening), text
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        return ids[-self._max_len :] if self._tokenizer.truncation_side == "left" else ids[: self._max_len]
 
 
 def check_same_template(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> None:

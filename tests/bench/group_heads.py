@@ -13,7 +13,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +64,26 @@ def main() -> None:
     from orlhf_ext import backends
 
     backends.install()
-    from orlhf_ext.groups import model
-    from orlhf_ext.models.batches import Row, cut_batches
-    from orlhf_ext.models.folder import load_tokenizer, read_config
-    from orlhf_ext.models.reward_models import load_scorer
+    from orlhf_ext.groups.model import get_llm_for_sequence_regression
+    from orlhf_ext.models.folder import read_config
+    from orlhf_ext.models.reward_models import RewardModel
 
     generator = random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base = small_llama(folder)
-        pad, size = int(load_tokenizer(base).pad_token_id), read_config(base)["vocab_size"]
-        rows = [
-            Row(i, 0, [generator.randrange(3, size) for _ in range(generator.randint(*LENGTHS))], 0)
-            for i in range(args.texts)
-        ]
-        batches = [[rows[i] for i in batch] for batch in cut_batches([len(row.ids) for row in rows], BUDGET)]
+        size = read_config(base)["vocab_size"]
+        texts = [[generator.randrange(3, size) for _ in range(generator.randint(*LENGTHS))] for _ in range(args.texts)]
         scalar = make_scalar_model(base, folder / "scalar")
-        copies = [load_scorer(scalar, pad, "bfloat16", "sdpa") for _ in range(max(args.groups))]
-        sides: dict[str, list[Callable[[list[Row]], Any]]] = {"one model": copies[:1]}
+        copies = [RewardModel(str(scalar)) for _ in range(max(args.groups))]
+        for copy in copies:
+            copy.load("bfloat16", "sdpa")
+        sides = {"one model": copies[:1]}
         for groups in args.groups:
             grouped = make_group_model(base, folder / f"groups{groups}", groups)
-            sides[f"U = {groups}"] = [model.load_scorer(grouped, pad, "bfloat16", "sdpa")]
+            model = RewardModel(str(grouped), single=False)
+            model.load("bfloat16", "sdpa", get_llm_for_sequence_regression)
+            sides[f"U = {groups}"] = [model]
             shutil.rmtree(grouped)
             sides[f"{groups} models"] = copies[:groups]
 
@@ -94,13 +92,12 @@ def main() -> None:
             names = list(sides)[:: 1 if number % 2 else -1]
             for name in names:
                 start = time.perf_counter()
-                for score in sides[name]:
-                    for batch in batches:
-                        score(batch)
+                for model in sides[name]:
+                    model.score(texts, BUDGET)
                 if number:
                     seconds[name].append(time.perf_counter() - start)
             print(f"  round {number}/{args.rounds}" + ("" if number else " (warm-up)"), file=sys.stderr, flush=True)
-    print(f"{args.texts} texts, {sum(len(row.ids) for row in rows)} tokens, {len(batches)} batches")
+    print(f"{args.texts} texts, {sum(map(len, texts))} tokens")
     for name, values in seconds.items():
         spread(name, values, "s")
     for groups in args.groups:

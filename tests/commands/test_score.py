@@ -14,6 +14,7 @@ from orlhf_ext.commands import score
 from orlhf_ext.files.journal import Journal, journal_path
 from orlhf_ext.files.records import read_records, write_jsonl
 from orlhf_ext.models.folder import check_context, find_model, identity, load_tokenizer
+from orlhf_ext.models.reward_models import encode_rows
 from orlhf_ext.models.texts import read_samples, whole_text
 
 PAIRS = [
@@ -38,7 +39,7 @@ def run(model: Path, data: Path, out: Path, *more: str) -> list[dict]:
 
 def test_rows_and_rewards_are_those_of_training(reward_model: Path, pairs: Path, tmp_path: Path) -> None:
     ids, rewards = openrlhf_rewards(reward_model, PAIRS, MAX_LEN)
-    encoded = score.encode_rows(read_samples(pairs), load_tokenizer(reward_model), MAX_LEN)
+    encoded = encode_rows(read_samples(pairs), load_tokenizer(reward_model), MAX_LEN)
     assert [row.ids for row in encoded.rows] == ids
     assert (encoded.truncated, encoded.unseen) == (3, 2)
     alone = run(reward_model, pairs, tmp_path / "alone.jsonl", "--batch_tokens", "2")
@@ -67,9 +68,7 @@ def test_chats_go_through_the_template_as_in_training(reward_model: Path, tmp_pa
     write_jsonl(tmp_path / "chats.jsonl", chats)
     ids, rewards = openrlhf_rewards(reward_model, chats, MAX_LEN, chat=True)
     tokenizer = load_tokenizer(reward_model)
-    assert [
-        row.ids for row in score.encode_rows(read_samples(tmp_path / "chats.jsonl"), tokenizer, MAX_LEN).rows
-    ] == ids
+    assert [row.ids for row in encode_rows(read_samples(tmp_path / "chats.jsonl"), tokenizer, MAX_LEN).rows] == ids
     found = run(reward_model, tmp_path / "chats.jsonl", tmp_path / "out.jsonl", "--batch_tokens", "2")
     assert [record["rewards"] for record in found] == rewards
     # strings, too, when the flag asks for it
@@ -78,8 +77,8 @@ def test_chats_go_through_the_template_as_in_training(reward_model: Path, tmp_pa
     as_chat = [{"id": "a", "prompt": [{"role": "user", "content": "hello"}], "completions": messages}]
     write_jsonl(tmp_path / "s.jsonl", strings)
     write_jsonl(tmp_path / "m.jsonl", as_chat)
-    by_flag = score.encode_rows(read_samples(tmp_path / "s.jsonl"), tokenizer, MAX_LEN, chat=True)
-    assert by_flag == score.encode_rows(read_samples(tmp_path / "m.jsonl"), tokenizer, MAX_LEN)
+    by_flag = encode_rows(read_samples(tmp_path / "s.jsonl"), tokenizer, MAX_LEN, chat=True)
+    assert by_flag == encode_rows(read_samples(tmp_path / "m.jsonl"), tokenizer, MAX_LEN)
 
 
 def test_samples_keep_their_columns_and_end_like_training_text(
@@ -151,7 +150,7 @@ def test_folders_that_cannot_score_are_refused(
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (lost / "model.safetensors.index.json").write_text(json.dumps(index))
     for folder, said in (
-        (tiny_model, "no reward model: its weights have no score.weight"),
+        (tiny_model, "not a reward model: its weights have no score.weight"),
         (bare, "holds no safetensors weights"),
         (pickled, "pytorch_model.bin is a pickle"),
         (adapter, "is a LoRA adapter"),

@@ -14,9 +14,9 @@ from orlhf_ext import backends
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.extensions import run
 from orlhf_ext.groups import training
-from orlhf_ext.models.batches import Row
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.head_settings import HeadSettings, read_settings
+from orlhf_ext.models.reward_models import RewardModel
 
 torch = pytest.importorskip("torch", reason="no torch", exc_type=ImportError)
 
@@ -54,6 +54,15 @@ def save(model: Any, base: Path, out: Path) -> Path:
     model.save_pretrained(out)
     load_tokenizer(base).save_pretrained(out)
     return out
+
+
+def scores_of(folder: Path) -> Any:
+    """Scores ``(texts, groups)`` of `TEXTS` by a saved model, in one batch."""
+    from orlhf_ext.groups.model import get_llm_for_sequence_regression
+
+    model = RewardModel(str(folder), single=False)
+    model.load("bfloat16", "sdpa", get_llm_for_sequence_regression)
+    return torch.tensor(model.score(TEXTS, 1000))
 
 
 def padded(texts: list[list[int]], side: str, pad: int) -> tuple[Any, Any]:
@@ -99,8 +108,7 @@ def test_padding_takes_no_part(tiny_model: Path, settings: HeadSettings, pad: in
 def test_what_comes_back_and_who_refuses_it(tiny_model: Path, reward_model: Path, tmp_path: Path) -> None:
     from openrlhf.models.model import get_llm_for_sequence_regression as stock
 
-    from orlhf_ext.commands import score
-    from orlhf_ext.groups.model import get_llm_for_sequence_regression, load_scorer
+    from orlhf_ext.groups.model import get_llm_for_sequence_regression
 
     for settings in (SHARED, INDEPENDENT):
         model = make(tiny_model, settings).eval()
@@ -109,8 +117,7 @@ def test_what_comes_back_and_who_refuses_it(tiny_model: Path, reward_model: Path
         wanted = model(*padded(TEXTS, "left", 2), all_groups=True)
         folder = save(model, tiny_model, tmp_path / settings.head)
         assert read_settings(folder, "--model") == dataclasses.replace(settings, norm=norm)
-        rows = [Row(i, 0, ids, 1) for i, ids in enumerate(TEXTS)]
-        assert torch.allclose(torch.tensor(load_scorer(folder, 2, "bfloat16", "sdpa")(rows)), wanted, atol=1e-6)
+        assert torch.allclose(scores_of(folder), wanted, atol=1e-6)
 
         raw = get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="sdpa").eval()
         assert torch.equal(raw(*padded(TEXTS, "left", 2)), wanted.amin(1))
@@ -121,7 +128,8 @@ def test_what_comes_back_and_who_refuses_it(tiny_model: Path, reward_model: Path
 
         with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
             stock(str(folder), "reward", attn_implementation="sdpa")
-        assert score.check_reward_model(folder) == 2
+        with pytest.raises(UserError, match="gives 2 scores for a text; take a model with one"):
+            RewardModel(str(folder))
     with pytest.raises(UserError, match=r"--model .* is no reward model of groups: its config.json has no"):
         read_settings(reward_model, "--model")
 
@@ -158,8 +166,6 @@ def test_a_frozen_backbone_is_frozen_and_without_dropout(gpt2: Path) -> None:
 def test_adapters_are_merged_when_saved(base: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from orlhf_ext.groups.model import load_scorer
-
     folder = request.getfixturevalue(base)
     model = make(folder, lora_rank=2, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0).eval()
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
@@ -171,8 +177,7 @@ def test_adapters_are_merged_when_saved(base: str, request: pytest.FixtureReques
     wanted = model(*padded(TEXTS, "left", 2), all_groups=True)
     out = save(model, folder, tmp_path / "out")
     assert not any("lora" in name or "base_layer" in name for name in load_file(out / "model.safetensors"))
-    rows = [Row(i, 0, ids, 1) for i, ids in enumerate(TEXTS)]
-    found = torch.tensor(load_scorer(out, 2, "bfloat16", "sdpa")(rows))
+    found = scores_of(out)
     assert (before - wanted).abs().max() > 0.2
     assert torch.allclose(found, wanted, atol=0.1 * (before - wanted).abs().max())  # bf16
 

@@ -211,18 +211,17 @@ def score(out: Path, rows: list[dict[str, Any]]) -> Any:
     from orlhf_ext import backends
 
     backends.install()
-    from orlhf_ext.groups.model import load_scorer
+    from orlhf_ext.groups.model import get_llm_for_sequence_regression
     from orlhf_ext.groups.render import encode
-    from orlhf_ext.models.batches import Row
-    from orlhf_ext.models.folder import load_tokenizer
     from orlhf_ext.models.head_settings import read_settings
+    from orlhf_ext.models.reward_models import RewardModel
 
     folder = out / "model"
-    tokenizer, settings = load_tokenizer(folder), read_settings(folder, "--model")
+    model, settings = RewardModel(str(folder), single=False), read_settings(folder, "--model")
     texts = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
-    encoded = encode(tokenizer, texts, settings.eos, 64)
-    scorer = load_scorer(folder, int(tokenizer.pad_token_id), "bfloat16", "sdpa")
-    found = scorer([Row(i, 0, text.ids, 0) for i, text in enumerate(encoded)])
+    encoded = encode(model.tokenizer, texts, settings.eos, 64)
+    model.load("bfloat16", "sdpa", get_llm_for_sequence_regression)
+    found = model.score([text.ids for text in encoded], 64 * len(encoded))
     return torch.tensor(found).view(len(rows), 2, -1)
 
 

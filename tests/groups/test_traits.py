@@ -167,7 +167,7 @@ def test_a_model_of_train_rm_scores_as_score_does(reward_model: Path, tmp_path: 
 def test_models_that_do_not_fit(gpt2: Path, tiny_model: Path, tmp_path: Path) -> None:
     for traits, said in (
         (Traits([f"h={tmp_path}/none"]), "--trait h: .*none is no folder"),
-        (Traits([f"h={tiny_model}"]), "--trait h: .*is no reward model: its weights have no score.weight"),
+        (Traits([f"h={tiny_model}"]), "--trait h: .*is not a reward model: its weights have no score.weight"),
         (Traits([f"h={gpt2}"], max_len=49), "--max_len 49 is more than the 48 positions"),
         (Traits([f"h={tmp_path}/none"], flag="--groups.traits"), "--groups.traits h: "),
     ):
@@ -252,11 +252,16 @@ def rows_of(gpt2: Path, path: Path) -> list[Any]:
 def test_models_are_loaded_once_and_only_if_something_is_left(
     gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orlhf_ext.groups import traits
+    from orlhf_ext.models import weights
 
     loaded: list[Path] = []
-    load = traits.load_scorer
-    monkeypatch.setattr(traits, "load_scorer", lambda folder, *more: (loaded.append(folder), load(folder, *more))[1])
+    load = weights.load_reward
+
+    def counted(make: Any, folder: Path, *more: Any) -> Any:
+        loaded.append(folder)
+        return load(make, folder, *more)
+
+    monkeypatch.setattr(weights, "load_reward", counted)
     run(gpt2, tmp_path, "out")
     assert loaded == [gpt2]
     # a run that was killed after its last batch has nothing left to compute
@@ -264,7 +269,7 @@ def test_models_are_loaded_once_and_only_if_something_is_left(
     with pytest.raises(SystemExit, match="130"):
         run(gpt2, tmp_path, "late")
     monkeypatch.undo()
-    monkeypatch.setattr(traits, "load_scorer", lambda folder, *more: (loaded.append(folder), load(folder, *more))[1])
+    monkeypatch.setattr(weights, "load_reward", counted)
     write(tmp_path / "samples.jsonl", SAMPLES)
     words = f"--data {tmp_path}/samples.jsonl --out {tmp_path}/late0.jsonl --trait helpful={gpt2}"
     score.main([*words.split(), "--trait", "short=conciseness:20"])

@@ -16,6 +16,7 @@ from helpers import ROOT, failing, meta, openrlhf_rewards, read, write
 from orlhf_ext import backends
 from orlhf_ext.commands import logprobs, score
 from orlhf_ext.models.folder import load_tokenizer
+from orlhf_ext.models.reward_models import encode_rows
 from orlhf_ext.models.texts import read_samples
 from orlhf_ext.rewards import RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.combine import RewardSet
@@ -45,7 +46,7 @@ def scored(model: Path, data: Path, *more: str) -> list[dict]:
 def test_stories_alone_are_scored_as_train_rm_reads_them(reward_model: Path, tmp_path: Path) -> None:
     ids, rewards = openrlhf_rewards(reward_model, PAIRS, MAX_LEN, prompt_key=None)
     pairs = write(tmp_path / "pairs.jsonl", PAIRS)
-    encoded = score.encode_rows(read_samples(pairs), load_tokenizer(reward_model), MAX_LEN, no_prompt=True)
+    encoded = encode_rows(read_samples(pairs), load_tokenizer(reward_model), MAX_LEN, no_prompt=True)
     assert [row.ids for row in encoded.rows] == ids and encoded.truncated == 1
     found = scored(reward_model, pairs, "--no_prompt")
     assert [row["rewards"] for row in found] == rewards and len({x for row in rewards for x in row}) == 4
@@ -71,9 +72,9 @@ def test_messages_alone_are_scored_as_train_rm_reads_them(reward_model: Path, tm
     ids, _ = openrlhf_rewards(reward_model, chats, MAX_LEN, chat=True, prompt_key=None)
     tokenizer = load_tokenizer(reward_model)
     by_messages = read_samples(write(tmp_path / "chats.jsonl", chats))
-    assert [row.ids for row in score.encode_rows(by_messages, tokenizer, MAX_LEN, no_prompt=True).rows] == ids
+    assert [row.ids for row in encode_rows(by_messages, tokenizer, MAX_LEN, no_prompt=True).rows] == ids
     by_flag = read_samples(write(tmp_path / "pairs.jsonl", pairs))
-    assert [row.ids for row in score.encode_rows(by_flag, tokenizer, MAX_LEN, True, True).rows] == ids
+    assert [row.ids for row in encode_rows(by_flag, tokenizer, MAX_LEN, True, True).rows] == ids
 
 
 def test_without_the_flag_a_prompt_is_needed(reward_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

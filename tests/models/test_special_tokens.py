@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from orlhf_ext.commands import logprobs, score
+from orlhf_ext.commands import logprobs
 from orlhf_ext.deadend import rows as value_rows
 from orlhf_ext.exo.rows import Rules
 from orlhf_ext.files.records import write_jsonl
 from orlhf_ext.groups import render
 from orlhf_ext.models.folder import load_tokenizer
+from orlhf_ext.models.reward_models import encode_rows
 from orlhf_ext.models.texts import Sample, encode, read_samples, with_end, with_end_text
 
 pytest.importorskip("torch", reason="no torch")
@@ -69,9 +70,9 @@ def group_rows(eos: render.Eos) -> Callable[[Any, Path], list[list[int]]]:
 
 
 READERS: dict[str, tuple[Callable[[Any, Path], list[list[int]]], bool]] = {
-    "score": (lambda t, folder: [row.ids for row in score.encode_rows(samples_of(folder), t, 64).rows], True),
+    "score": (lambda t, folder: [row.ids for row in encode_rows(samples_of(folder), t, 64).rows], True),
     "no prompt": (
-        lambda t, folder: [row.ids for row in score.encode_rows(samples_of(folder), t, 64, no_prompt=True).rows],
+        lambda t, folder: [row.ids for row in encode_rows(samples_of(folder), t, 64, no_prompt=True).rows],
         True,
     ),
     "logprobs": (lambda t, folder: [row.ids for row in logprobs.encode_rows(samples_of(folder), t, 64).rows], True),
