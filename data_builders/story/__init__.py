@@ -6,36 +6,20 @@ Written are ``OUT/{train,val,test}.jsonl``, each with its sidecar, with rows
 
 where a message is ``{"role": "system" | "user" | "assistant", "content": str}``. ``prompt`` is what the policy reads:
 it ends in a user message that asks for a plan, its last paragraph starting with ``In summary:``; it never has the gold
-text in it. ``datasource`` names the kind of source. ``label`` is a JSON object **as text** (a data set library would
-unify the fields of objects across rows), with
+text in it. ``datasource`` names the kind of source. ``label`` is the JSON text that `orlhf_ext.vrcli.labels` describes.
 
-    v         1, the version of this format
-    id        the row's id, unique within OUT
-    adapter   "generic" (rows with messages) or "ncp" (next-chapter rows and books)
-    gold      the gold text, as it is to be scored: the content of an assistant message after `messages`
-    messages  the baseline conversation, ending in a user message; scoring `gold` after it gives the baseline
-    plan      where a plan goes: {"message": int, "start": int, "end": int, "before": str, "after": str, "empty": str}
-
-With a plan (stripped, not empty) the content ``c`` of ``messages[plan["message"]]`` becomes
-
-    c[:start] + before + PLAN + after + c[end:]
-
-and with an empty plan ``c[:start] + empty + c[end:]``; ``start`` and ``end`` count characters (Python's indices).
-`data_builders.story.prompts.scoring_messages(label, plan)` does just this, ``plan=None`` being the baseline. In
-``generic`` rows, in books, and with ``--same_instruction``, ``start == end`` and ``after`` and ``empty`` are ``""``, so
-that an empty plan gives the baseline itself, and an improvement of exactly 0. In other next-chapter rows the splice
-also replaces the instruction with one that speaks of the plan, as upstream does: then an empty plan changes the prompt
-too. Later stages may add fields to a label (the baseline's nll, for one).
+In conversations, in books, and with ``--same_instruction``, an empty plan gives the baseline itself. In other
+next-chapter rows the plan also replaces the instruction with one that speaks of it, as the authors' code does: then an
+empty plan changes the prompt too.
 
 The gold text of a book is the beginning of a chapter, without its heading; that of a next-chapter row is the whole
-chapter with its header, as upstream has it; that of a conversation is its last message.
+chapter with its header, as in the authors' data; that of a conversation is its last message.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -46,7 +30,7 @@ from orlhf_ext.cli.flags import COUNT, INNER
 from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.records import Record
 from orlhf_ext.models.chats import ChatError
-from orlhf_ext.vrcli.labels import scoring_messages
+from orlhf_ext.vrcli.labels import as_text, scoring_messages
 
 from ..common import SEEN, Messages, check_options, digest, draw, write_some
 from ..lengths import TEMPLATE, LengthFilter
@@ -252,7 +236,7 @@ class Pipeline:
                 self.prompts.add(digest(repr(task.messages)))
             if size:
                 sizes.add(*size)
-            label = json.dumps(task.label(candidate.name), ensure_ascii=False)
+            label = as_text(task.label(candidate.name))
             yield {"id": candidate.name, "datasource": candidate.kind, "prompt": task.prompt, "label": label}
 
     def rows(self, split: str, counts: Counts) -> Iterator[Row]:

@@ -1,8 +1,8 @@
 """The prompts of likelihood rewards: what the policy reads, and what the gold text is scored after.
 
 The frozen model scores the gold text after the same conversation twice, without a plan and with one. Both are kept as
-one list of messages and one *splice*: the place in one message where the plan goes, with the words around it.
-`scoring_messages` is the definition of how they are put together.
+one list of messages and one *splice*: the place in one message where the plan goes, with the words around it, see
+`orlhf_ext.vrcli.labels`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.files.built import Reject
 from orlhf_ext.models.chats import is_messages
-from orlhf_ext.vrcli.labels import VERSION, with_system
+from orlhf_ext.vrcli.labels import Adapter, make_fields, make_splice, with_system
 
 from ..common import Messages
 
@@ -63,9 +63,9 @@ IMAGE = Reject("an image in the prompt, and likelihood rewards read text only", 
 
 
 class Task(NamedTuple):
-    """One prompt with its gold text. ``messages`` and ``plan`` are those of the label, see `data_builders.story`."""
+    """One prompt with its gold text. ``messages`` and ``plan`` are those of the label, see `orlhf_ext.vrcli.labels`."""
 
-    adapter: str
+    adapter: Adapter
     prompt: Messages
     gold: str
     messages: Messages
@@ -73,14 +73,7 @@ class Task(NamedTuple):
 
     def label(self, name: str) -> dict[str, Any]:
         """The label's fields, before they become JSON."""
-        return {
-            "v": VERSION,
-            "id": name,
-            "adapter": self.adapter,
-            "gold": self.gold,
-            "messages": self.messages,
-            "plan": self.plan,
-        }
+        return make_fields(name, self.adapter, self.gold, self.messages, self.plan)
 
 
 def from_messages(record: Mapping[str, Any], system: str, instruction: str | None) -> Task | Reject:
@@ -102,7 +95,7 @@ def from_messages(record: Mapping[str, Any], system: str, instruction: str | Non
     *first, user = before
     content = user["content"]
     prompt = [*first, {"role": "user", "content": f"{content}\n\n{instruction or PLAN_GENERIC}"}]
-    splice = _splice(before, len(content), len(content), LEAD_GENERIC)
+    splice = make_splice(before, len(content), len(content), LEAD_GENERIC)
     return _checked(Task("generic", prompt, last["content"], before, splice))
 
 
@@ -139,9 +132,9 @@ def from_chapter(
     messages = conversation(head + ask)
     place = len(messages[-1]["content"]) - len(ask)
     if same or book:
-        splice = _splice(messages, place, place, LEAD_CHAPTER)
+        splice = make_splice(messages, place, place, LEAD_CHAPTER)
     else:
-        splice = _splice(messages, place, place + len(ask), LEAD_CHAPTER, planned, planned)
+        splice = make_splice(messages, place, place + len(ask), LEAD_CHAPTER, planned, planned)
     return _checked(Task("ncp", conversation(head + wanted), gold, messages, splice))
 
 
@@ -165,18 +158,6 @@ def _inputs(record: Mapping[str, Any]) -> list[tuple[str, str, str]] | Reject:
 def _listed(phrases: Sequence[str]) -> str:
     *first, last = phrases
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _splice(messages: Messages, start: int, end: int, before: str, after: str = "", empty: str = "") -> dict[str, Any]:
-    """Where a plan goes in the last message."""
-    return {
-        "message": len(messages) - 1,
-        "start": start,
-        "end": end,
-        "before": before,
-        "after": after,
-        "empty": empty,
-    }
 
 
 def _checked(task: Task) -> Task | Reject:

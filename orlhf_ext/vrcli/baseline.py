@@ -23,16 +23,16 @@ from ..cli.errors import UserError, command
 from ..cli.flags import LENGTH, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import Record, read_object, read_records, sha256_file
+from ..files.records import Record, read_object, sha256_file
 from ..files.sidecars import sidecar_path
 from ..models.batches import Compute, Row, check_files, run_batches
 from ..models.batches import fingerprint as as_json
 from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..models.spans import Span
 from ..models.texts import Sample
-from .fingerprint import differences, digest, make_fingerprint
+from .fingerprint import digest, make_fingerprint
 from .improvement import improvement
-from .labels import AGAIN, Baseline, Label, baseline_of, read_label
+from .labels import Baseline, Label, Labelled, read_labelled
 from .sequences import Encoder
 from .settings import SCORING, add_flags
 
@@ -40,69 +40,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-Labelled = tuple[Record, Label]
-
 #: where build_data story writes what
 STORIES, SPLITS = Path("data/story"), ("train", "val", "test")
 _SUFFIX = re.compile(r"\.(jsonl|json|ndjson|parquet)(\.gz)?$")
-
-
-def read_labelled(path: str | Path) -> list[Labelled]:
-    """The records of a file with their labels.
-
-    Raises:
-        UserError: as `read_records` and `read_label`; an id stands twice, or is another one in the label; no record.
-    """
-    found: dict[str, Labelled] = {}
-    for line in read_records(path):
-        label = read_label(line.record.get("label"), line.where)
-        if line.record.get("id", label.id) != label.id:
-            raise UserError(f"{label.name} is called {line.record['id']!r} outside of its label; build the data again")
-        if label.id in found:
-            raise UserError(f"{label.name} has the id of {found[label.id][1].where}; give each record its own")
-        found[label.id] = (line.record, label)
-    if not found:
-        raise UserError(f"{path} holds no record; build the data again")
-    return list(found.values())
-
-
-def read_baselines(path: str | Path, fingerprint: Mapping[str, str]) -> dict[str, Baseline]:
-    """The baselines of a file that this command wrote, by the records' ids.
-
-    Args:
-        path: the records.
-        fingerprint: of the run that wants to use them.
-
-    Raises:
-        UserError: they depend on something else than the run, which is named; there are none; a record has none.
-    """
-    check_fingerprint(path, fingerprint)
-    wanted = digest(fingerprint)
-    return {label.id: baseline_of(label, wanted) for _, label in read_labelled(path)}
-
-
-def read_fingerprint(path: str | Path) -> dict[str, str]:
-    """What a file's baselines depend on, from its sidecar.
-
-    Raises:
-        UserError: there are none.
-    """
-    sidecar = sidecar_path(path)
-    found = read_object(sidecar).get("fingerprint")
-    if not isinstance(found, dict):
-        raise UserError(f"{path} has no baselines ({sidecar} has no fingerprint); {AGAIN}")
-    return found
-
-
-def check_fingerprint(path: str | Path, fingerprint: Mapping[str, str]) -> None:
-    """Compare a file's sidecar with the run that wants to use its baselines.
-
-    Raises:
-        UserError: as `read_baselines`.
-    """
-    found = read_fingerprint(path)
-    if found != dict(fingerprint):
-        raise UserError(f"{path} has baselines with another {differences(found, fingerprint)}; {AGAIN} again")
 
 
 def make_rows(labels: Sequence[Label], encoder: Encoder, plan_tokens: int = 0) -> list[Row]:

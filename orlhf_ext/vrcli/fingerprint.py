@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backends.machine import gpu_present
+from ..cli.errors import UserError
+from ..files.records import read_object
+from ..files.sidecars import sidecar_path
 from ..models.folder import identity
+from .labels import AGAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +77,30 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
     """What two fingerprints differ in, for a message: ``dtype (bfloat16 there, float32 here)``."""
     names = [name for name in [*wanted, *(found.keys() - wanted.keys())] if found.get(name) != wanted.get(name)]
     return ", ".join(f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)" for name in names)
+
+
+def read_fingerprint(path: str | Path) -> dict[str, str]:
+    """What a file's baselines depend on, from its sidecar.
+
+    Raises:
+        UserError: there are none.
+    """
+    sidecar = sidecar_path(path)
+    found = read_object(sidecar).get("fingerprint")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} has no baselines ({sidecar} has no fingerprint); {AGAIN}")
+    return found
+
+
+def check_fingerprint(path: str | Path, fingerprint: Mapping[str, str]) -> None:
+    """Compare a file's sidecar with the run that wants to use its baselines.
+
+    Raises:
+        UserError: they were computed with something else, which is named; there are none.
+    """
+    found = read_fingerprint(path)
+    if found != dict(fingerprint):
+        raise UserError(f"{path} has baselines with another {differences(found, fingerprint)}; {AGAIN} again")
 
 
 def _short(value: str | None) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: a float, an array or a tensor; the result is of the same kind
-Number = TypeVar("Number", float, np.ndarray, "Tensor")
+#: a float or a tensor of any shape; the result is of the same kind
+Number = TypeVar("Number", float, "Tensor")
 
-#: what a plan may stand behind, in upstream's order
+#: what introduces a plan, in the order of the authors' code
 MARKERS = ("In summary:", "In summary,", "Detailed Plan:")
 Kind = Literal["tiers", "positive", "binary", "nonpositive", "raw"]
 KINDS = get_args(Kind)
@@ -49,10 +50,8 @@ def improvement(baseline_nll: Number, policy_nll: Number) -> Number:
         baseline_nll: mean negative log-likelihood of a token of the gold text without a plan, in nats.
         policy_nll: the same with the plan; of the same shape.
     """
-    change: Any = policy_nll - baseline_nll  # type: ignore[operator]
-    if hasattr(change, "expm1"):
-        return -100.0 * change.expm1()
-    return _plain(-100.0 * np.expm1(change))
+    change = policy_nll - baseline_nll
+    return -100.0 * (float(np.expm1(change)) if isinstance(change, int | float) else change.expm1())
 
 
 def map_reward(
@@ -75,14 +74,27 @@ def map_reward(
     Raises:
         ValueError: an unknown kind, or thresholds and values that do not fit.
     """
-    check_mapping(kind, thresholds, values)
-    given: Any = improvement
-    if hasattr(given, "expm1"):
-        import torch
+    import torch
 
-        given = given if given.is_floating_point() else given.float()
-        return _map(torch, given, kind, thresholds, values, cap)
-    return _plain(_map(np, np.asarray(given, dtype=np.float64), kind, thresholds, values, cap))
+    check_mapping(kind, thresholds, values)
+    if not isinstance(improvement, torch.Tensor):
+        return map_reward(torch.tensor(improvement, dtype=torch.float64), kind, thresholds, values, cap).item()
+    given = improvement if improvement.is_floating_point() else improvement.float()
+    if kind == "tiers":
+        reward = torch.zeros_like(given)
+        for threshold, value in zip(thresholds, values, strict=True):
+            reward = reward.masked_fill(given >= threshold, value)
+    elif kind == "binary":
+        reward = (given >= 0).to(given.dtype)
+    elif kind == "positive":
+        reward = torch.where(given > 0, given, 0.0)
+    elif kind == "nonpositive":
+        reward = torch.where(given < 0, given, 0.0)
+    else:
+        reward = given
+    if cap is not None:
+        reward = torch.where(reward > cap, cap, reward)
+    return torch.where(given.isnan(), given, reward)
 
 
 def check_mapping(kind: str, thresholds: Sequence[float], values: Sequence[float]) -> None:
@@ -93,34 +105,7 @@ def check_mapping(kind: str, thresholds: Sequence[float], values: Sequence[float
         return
     if not thresholds or len(thresholds) != len(values):
         raise ValueError(f"{len(thresholds)} thresholds and {len(values)} values; give one value for each threshold")
-    if not np.isfinite([*thresholds, *values]).all():
+    if not all(map(math.isfinite, [*thresholds, *values])):
         raise ValueError("thresholds and values must be finite numbers")
     if any(a >= b for a, b in itertools.pairwise(thresholds)):
         raise ValueError(f"thresholds must rise, and do not: {', '.join(f'{t:g}' for t in thresholds)}")
-
-
-def _map(
-    library: Any, given: Any, kind: str, thresholds: Sequence[float], values: Sequence[float], cap: float | None
-) -> Any:
-    """`map_reward` in the library (torch or numpy) whose array is given."""
-    zeros = library.zeros_like(given)
-    if kind == "tiers":
-        reward = zeros
-        for threshold, value in zip(thresholds, values, strict=True):
-            reward = library.where(given >= threshold, zeros + value, reward)
-    elif kind == "binary":
-        reward = library.where(given < 0, zeros, zeros + 1)
-    elif kind == "positive":
-        reward = library.where(given > 0, given, zeros)
-    elif kind == "nonpositive":
-        reward = library.where(given < 0, given, zeros)
-    else:
-        reward = given
-    if cap is not None:
-        reward = library.where(reward > cap, zeros + cap, reward)
-    return library.where(library.isnan(given), given, reward)
-
-
-def _plain(found: Any) -> Any:
-    """A float for a number, an array for an array."""
-    return found if np.ndim(found) else float(found)

@@ -1,16 +1,39 @@
-"""The label of a record: the gold text, the conversation it is scored after, and the baseline once it is known."""
+"""The label of a record: the gold text, the conversation it is scored after, and the baseline once it is known.
+
+A label is a JSON object **as text** (a data set library would unify the fields of objects across rows), with
+
+    v         1, the version of this format
+    id        the record's id, unique in its data
+    adapter   "generic" (conversations) or "ncp" (next chapters)
+    gold      the gold text, as it is to be scored: the content of an assistant message after `messages`
+    messages  the baseline's conversation, ending in a user message
+    plan      where a plan goes: {"message": int, "start": int, "end": int, "before": str, "after": str, "empty": str}
+    base      once computed, the baseline: {"nll": float, "n": int, "fp": str}, see `Baseline`
+
+With a plan (stripped, not empty) the content ``c`` of ``messages[plan["message"]]`` becomes
+
+    c[:start] + before + PLAN + after + c[end:]
+
+and with an empty plan ``c[:start] + empty + c[end:]``; ``start`` and ``end`` count characters (Python's indices).
+`scoring_messages` does just this. Where ``start == end`` and ``after`` and ``empty`` are ``""``, an empty plan gives
+the baseline itself, and an improvement of exactly 0.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from ..cli.errors import UserError
-from ..files.records import parse_object
+from ..files.records import Record, parse_object, read_records
 from ..models.chats import is_messages
 from ..models.texts import Messages
+
+VERSION = 1
+Adapter = Literal["generic", "ncp"]
 
 #: the way out of a missing or foreign baseline
 AGAIN = "compute it with orlhf-ext vrcli baseline"
@@ -34,7 +57,7 @@ class Baseline(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A label that was read; the format is told in `data_builders.story`."""
+    """A label that was read."""
 
     #: file and line, or what else the user knows the record by
     where: str
@@ -67,7 +90,45 @@ class Label(NamedTuple):
 
     def with_base(self, base: Baseline) -> str:
         """The label as JSON text, with its baseline."""
-        return json.dumps({**self.fields, "base": base.as_field}, ensure_ascii=False)
+        return as_text({**self.fields, "base": base.as_field})
+
+
+#: a record with its label
+Labelled = tuple[Record, Label]
+
+
+def make_splice(
+    messages: Messages, start: int, end: int, before: str, after: str = "", empty: str = ""
+) -> dict[str, Any]:
+    """A label's ``plan``: where one goes in the last message, see the module."""
+    return {
+        "message": len(messages) - 1,
+        "start": start,
+        "end": end,
+        "before": before,
+        "after": after,
+        "empty": empty,
+    }
+
+
+def make_fields(
+    name: str, adapter: Adapter, gold: str, messages: Messages, splice: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of a label without a baseline.
+
+    Args:
+        name: the record's id.
+        adapter: what kind of text is scored.
+        gold: the text that is scored.
+        messages: the baseline's conversation.
+        splice: from `make_splice`.
+    """
+    return {"v": VERSION, "id": name, "adapter": adapter, "gold": gold, "messages": messages, "plan": splice}
+
+
+def as_text(fields: Mapping[str, Any]) -> str:
+    """A label's fields as the JSON text of a record's label column."""
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def read_label(value: Any, where: str = "") -> Label:
@@ -90,6 +151,25 @@ def read_label(value: Any, where: str = "") -> Label:
     assert isinstance(fields, dict)
     base = fields.get("base")
     return Label(where, fields, Baseline(float(base["nll"]), base["n"], base["fp"]) if base else None)
+
+
+def read_labelled(path: str | Path) -> list[Labelled]:
+    """The records of a file with their labels.
+
+    Raises:
+        UserError: as `read_records` and `read_label`; an id stands twice, or is another one in the label; no record.
+    """
+    found: dict[str, Labelled] = {}
+    for line in read_records(path):
+        label = read_label(line.record.get("label"), line.where)
+        if line.record.get("id", label.id) != label.id:
+            raise UserError(f"{label.name} is called {line.record['id']!r} outside of its label; build the data again")
+        if label.id in found:
+            raise UserError(f"{label.name} has the id of {found[label.id][1].where}; give each record its own")
+        found[label.id] = (line.record, label)
+    if not found:
+        raise UserError(f"{path} holds no record; build the data again")
+    return list(found.values())
 
 
 def baseline_of(label: Label, fingerprint: str | None = None) -> Baseline:
@@ -146,9 +226,6 @@ def _wrong_base(base: Any) -> str | None:
     if type(base.get("n")) is not int or base["n"] < 1 or not isinstance(base.get("fp"), str):
         return "its base lacks n (scored tokens) or fp (fingerprint)"
     return None
-
-
-VERSION = 1
 
 
 def scoring_messages(label: Mapping[str, Any], plan: str | None = None) -> Messages:

@@ -14,9 +14,9 @@ from ..models.folder import context_length, find_model, load_tokenizer
 from ..models.spans import mean_nll
 from ..openrlhf_fixes.chat_data import REMEDY
 from ..rewards import Reward, RewardBatch, RewardContext, RewardResult
-from .fingerprint import digest, make_fingerprint
+from .fingerprint import check_fingerprint, digest, make_fingerprint, read_fingerprint
 from .improvement import extract_plan, improvement, map_reward  # noqa: F401 - their public place
-from .labels import Label, baseline_of, read_label
+from .labels import Label, baseline_of, read_label, read_labelled
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ class VRCLI(Settings, Reward):
         return make_fingerprint(folder, tokenizer, args.ds.param_dtype, attention, self.system, self.tail, device)
 
     def _check_records(self, path: str, args: SimpleNamespace, encoder: Any, parts: dict[str, str]) -> None:
-        from .baseline import check_fingerprint, read_fingerprint, read_labelled
-
         if not gpu_present() and cluster_address():  # whose workers may have GPUs; `setup` knows
             parts = {**parts, "device": read_fingerprint(path)["device"]}
         check_fingerprint(path, parts)

@@ -22,9 +22,8 @@ from ..files.records import Record, sha256_file
 from ..models.batches import fingerprint as as_json
 from ..models.folder import context_length, find_model, load_tokenizer
 from ..models.texts import Sample, read_samples, reply_text
-from .baseline import check_fingerprint, read_labelled
-from .fingerprint import digest, make_fingerprint
-from .labels import Label
+from .fingerprint import check_fingerprint, digest, make_fingerprint
+from .labels import Label, read_labelled
 from .plans import Noise, measure_noise, result_rows, score_plans
 from .sequences import Encoder
 from .settings import Settings, add_flags

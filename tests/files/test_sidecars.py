@@ -20,7 +20,7 @@ from orlhf_ext.files.journal import Journal
 from orlhf_ext.files.outputs import builder_guard, check_file
 from orlhf_ext.files.sidecars import sidecar_path
 from orlhf_ext.litbench.evaluate import origin
-from orlhf_ext.vrcli.baseline import read_fingerprint
+from orlhf_ext.vrcli.fingerprint import read_fingerprint
 
 #: data file -> sidecar
 NAMES = {

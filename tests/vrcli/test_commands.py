@@ -25,9 +25,8 @@ from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.logprobs import load_model
 from orlhf_ext.vrcli import baseline
 from orlhf_ext.vrcli import score as score_command
-from orlhf_ext.vrcli.baseline import read_baselines, read_labelled
-from orlhf_ext.vrcli.fingerprint import digest, make_fingerprint
-from orlhf_ext.vrcli.labels import read_label
+from orlhf_ext.vrcli.fingerprint import check_fingerprint, digest, make_fingerprint
+from orlhf_ext.vrcli.labels import Baseline, baseline_of, read_label, read_labelled
 
 GOLDS = ["To lay it on the line.", "Nine.", "Because the road was there, and so was she, and it rained.", "No!"]
 
@@ -102,6 +101,12 @@ def test_baselines_are_those_of_transformers(model: Path, data: Path, tmp_path: 
     assert meta["fingerprint"] == parts_of(model) and meta["counts"]["records"] == 5
     assert meta["empty_plan"] == {"records": 1, "pct_improvement_mean": found[-1]["empty_plan_pct"]}
     assert meta["nll_mean"] == pytest.approx(np.mean([record["nll"] for record in found]))
+
+
+def read_baselines(path: str | Path, fingerprint: dict[str, str]) -> dict[str, Baseline]:
+    """The baselines of a file by id, as a run reads them."""
+    check_fingerprint(path, fingerprint)
+    return {label.id: baseline_of(label, digest(fingerprint)) for _, label in read_labelled(path)}
 
 
 def test_what_a_finished_file_gives_back(model: Path, data: Path, tmp_path: Path) -> None:
