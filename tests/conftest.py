@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import EXO_FLAGS, ROOT
+from helpers import EXO_FLAGS, ROOT, free_port
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: several processes with two threads each are far slower
@@ -95,7 +94,7 @@ def strategy(tiny_model: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
             patch.setenv(name, value)
-        patch.setenv("MASTER_PORT", str(random.randint(20000, 60000)))
+        patch.setenv("MASTER_PORT", free_port())
         strategy = DeepspeedStrategy(args=args)
         strategy.setup_distributed()
         yield strategy

@@ -23,6 +23,7 @@ from orlhf_ext.files.journal import Journal, journal_path, part_paths
 from orlhf_ext.files.records import write_jsonl
 from orlhf_ext.models import samplers
 from orlhf_ext.models.folder import load_tokenizer
+from orlhf_ext.models.prompts import encode_prompts
 from orlhf_ext.models.samplers import derive_seed
 from orlhf_ext.models.texts import read_prompts
 
@@ -347,7 +348,7 @@ def test_samples_say_how_their_prompt_was_rendered(tiny_model: Path, tmp_path: P
 def test_prompts_are_cut_on_the_left(tiny_model: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "p.jsonl", [{"prompt": "you " * 40 + "fine"}, {"prompt": "fine"}])
     samples = read_prompts(tmp_path / "p.jsonl")
-    long, short = generate.encode_prompts(samples, tiny_model, 7, chat=False)
+    long, short = encode_prompts(samples, tiny_model, 7, chat=False)
     whole = load_tokenizer(tiny_model)(samples[0].prompt, add_special_tokens=False)["input_ids"]
     assert long.ids == whole[-7:] and long.cut and not short.cut
     assert (long.id, short.id) == ("line-000001", "line-000002")
@@ -425,16 +426,3 @@ def test_a_tokenizer_without_template_is_named(tiny_model: Path, tmp_path: Path,
         capsys, generate.main, *arguments(plain, tmp_path / "p.jsonl", tmp_path / "out.jsonl", "--backend", "hf")
     )
     assert "(id 'c') is a chat, and the model's tokenizer has no chat template" in said
-
-
-@pytest.mark.parametrize("name", ["generate", "score", "logprobs", "evaluate"])
-def test_help_imports_nothing_heavy(name: str) -> None:
-    script = (
-        f"import sys; sys.argv = ['x', '--help']\nfrom orlhf_ext.{name} import main\n"
-        "try:\n    main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'vllm', 'ray', 'deepspeed', 'openrlhf', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--out" in done.stdout

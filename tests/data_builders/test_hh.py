@@ -541,12 +541,11 @@ def test_options_out_of_range(capsys, options: list[str]):
 
 
 def test_help_and_building_load_nothing_heavy(tmp_path: Path, tiny_model: Path):
-    listed = build_light("--help")
+    words = ["hh", "--out", str(tmp_path), "--tokenizer", str(tiny_model), "--max_tokens", "4000", "--kwise"]
+    listed, options, _ = build_light(["--help"], ["hh", "--help"], words)
     assert re.search(r"^  hh +" + re.escape(Builder.help) + "$", listed, re.M)
-    options = build_light("hh", "--help")
     for flag in ("SOURCE", "--compat", "--kwise", "--limit", "--strict", "--out DIR", "(data/hh)"):
         assert flag in options
-    build_light("hh", "--out", str(tmp_path), "--tokenizer", str(tiny_model), "--max_tokens", "4000", "--kwise")
     assert (tmp_path / "test_kwise.meta.json").is_file()
 
 

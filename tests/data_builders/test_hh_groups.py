@@ -42,14 +42,16 @@ def refused(capsys: pytest.CaptureFixture, builder: str, *options: object) -> st
 
 def test_building_loads_nothing_heavy(tmp_path: Path):
     hh("--out", tmp_path / "hh")
-    listed = build_light(PROMPTS, "--help")
-    assert "--share_prompts" in listed and "(data/hh-prompts)" in listed
-    listed = build_light(GROUPS, "--help")
-    assert "--compat" in listed and "(data/hh-groups)" in listed
     sizes = ("--num_prompts", "50", "--num_rl", "20", "--num_test", "10")
-    build_light(PROMPTS, str(tmp_path / "hh"), "--out", str(tmp_path / "p"), *sizes)
     source = write(tmp_path / "s.jsonl", scored(100))
-    build_light(GROUPS, str(source), "--groups", str(YAML), "--style", "hh", "--out", str(tmp_path / "g"))
+    prompts, groups, *_ = build_light(
+        [PROMPTS, "--help"],
+        [GROUPS, "--help"],
+        [PROMPTS, str(tmp_path / "hh"), "--out", str(tmp_path / "p"), *sizes],
+        [GROUPS, str(source), "--groups", str(YAML), "--style", "hh", "--out", str(tmp_path / "g")],
+    )
+    assert "--share_prompts" in prompts and "(data/hh-prompts)" in prompts
+    assert "--compat" in groups and "(data/hh-groups)" in groups
     assert (tmp_path / "p" / "rl.meta.json").is_file() and (tmp_path / "g" / "test.meta.json").is_file()
 
 

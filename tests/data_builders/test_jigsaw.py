@@ -528,10 +528,10 @@ def test_other_scores(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 
 def test_building_loads_nothing_heavy(tmp_path: Path, tiny_model: Path):
-    listed = build_light("jigsaw", "--help")
-    assert "--toxicity_type" in listed and "(data/jigsaw)" in listed
     words = ["jigsaw", "--raw_dir", "sample", "--tokenizer", str(tiny_model), "--out", str(tmp_path)]
-    assert "prompts.jsonl" in build_light(*words)
+    listed, built = build_light(["jigsaw", "--help"], words)
+    assert "--toxicity_type" in listed and "(data/jigsaw)" in listed
+    assert "prompts.jsonl" in built
     assert meta(tmp_path / "rm_valid.json")["licence"] == "Apache-2.0"
 
 

@@ -284,7 +284,7 @@ def test_validation_from_the_test_set(tmp_path: Path, source: Path):
 
 
 def test_the_sample_brings_its_test_file(tmp_path: Path):
-    said = build_light("litbench", "pairs", "sample", "--out", str(tmp_path))
+    (said,) = build_light(["litbench", "pairs", "sample", "--out", str(tmp_path)])
     assert "pairs_train.jsonl" in said
     found = parts(tmp_path)
     prompts = [{prompt_key(row["prompt"]) for row in some} for some in found.values()]

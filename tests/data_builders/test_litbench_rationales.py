@@ -215,7 +215,7 @@ def test_labels_must_be_a_or_b(tmp_path: Path, data: list[object]):
 
 
 def test_the_sample(tmp_path: Path):
-    build_light("litbench", "rationales", "sample", "--use_cot", "--swap_augment", "--out", str(tmp_path))
+    build_light(["litbench", "rationales", "sample", "--use_cot", "--swap_augment", "--out", str(tmp_path)])
     found = parts(tmp_path)
     assert len(found["train"]) > 100 and len(found["test"]) >= 40 and found["val"]
     for one in found["train"]:

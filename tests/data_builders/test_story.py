@@ -763,8 +763,8 @@ def test_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture, o
 
 
 def test_help_and_building_load_nothing_heavy(tmp_path: Path):
-    assert re.search(r"^  story +" + re.escape(Builder.help) + "$", build_light("--help"), re.M)
-    shown = build_light("story", "--help")
+    listed, shown, built = build_light(["--help"], ["story", "--help"], ["story", "--out", str(tmp_path)])
+    assert re.search(r"^  story +" + re.escape(Builder.help) + "$", listed, re.M)
     for flag in ("SOURCE", "--data_dir", "--dataset_name", "--system", "--context_words", "--strict", "(data/story)"):
         assert flag in shown
-    assert "24 of 24 rows kept" in build_light("story", "--out", str(tmp_path))
+    assert "24 of 24 rows kept" in built

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import failing, run_python, write
+from helpers import failing, write
 
 from orlhf_ext.deadend import classifier
 
@@ -160,15 +160,3 @@ def test_bad_flags_are_one_sentence(words: Callable[..., list[str]], tmp_path: P
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
     assert "replace it with --overwrite" in failing(capsys, classifier.main, *words("mine"))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep me"
-
-
-def test_help_loads_nothing_heavy():
-    code = (
-        "import importlib, sys\n"
-        "for name in ('classifier', 'score', 'evaluate'):\n"
-        "    try: importlib.import_module(f'orlhf_ext.deadend.{name}').main(['--help'])\n"
-        "    except SystemExit: pass\n"
-        "print([m for m in ('torch', 'transformers', 'scipy', 'vllm', 'deepspeed', 'ray') if m in sys.modules])"
-    )
-    done = run_python("-c", code)
-    assert done.stdout.splitlines()[-1] == "[]" and "--toxicity_type" in done.stdout, done.stderr

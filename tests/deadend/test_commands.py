@@ -291,16 +291,3 @@ def test_mistakes(
         ([{"id": 1, "prompt": "x"}, {"id": "1", "prompt": "y"}], ("line 2 has the id '1'",)),
     ):
         told(continuations.main, data=write(tmp_path / "bad.jsonl", bad), words=words)
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, contextlib, importlib\n"
-        "for name in ('continuations', 'decode'):\n"
-        "    with contextlib.suppress(SystemExit):\n"
-        "        importlib.import_module(f'orlhf_ext.deadend.{name}').main(['--help'])\n"
-        "import json\n"
-        "print(json.dumps(sorted({'torch', 'transformers', 'vllm'} & set(sys.modules))))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == []

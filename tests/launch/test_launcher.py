@@ -78,20 +78,6 @@ def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
     assert f"pip install openrlhf=={OPENRLHF_VERSION}" in done.stderr
 
 
-@pytest.mark.parametrize("argv", [["-m", "orlhf_ext.launch", "--help"], ["-m", "orlhf_ext", "--help"]])
-def test_help_loads_nothing_heavy(argv: list[str]) -> None:
-    code = (
-        "import runpy, sys; sys.argv = ['x', '--help']\n"
-        f"try: runpy.run_module({argv[1]!r}, run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "print('HEAVY', sorted({'torch', 'transformers', 'ray', 'vllm', 'deepspeed'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert "HEAVY []" in done.stdout, done.stderr
-    if argv[1] == "orlhf_ext.launch":
-        assert "--exo.loss_type" in done.stdout and "train_ppo_ray" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [

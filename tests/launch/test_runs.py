@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, scalars
+from helpers import ROOT, free_port, scalars
 
 pytest.importorskip("openrlhf")
 pytestmark = pytest.mark.launcher
@@ -147,13 +146,6 @@ def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_mo
         assert "the word is x NullDataset" in output["null"]
         assert output["null"].count("is now null_classes:") == 2
         assert "is now" not in output["launched"]
-
-
-def free_port() -> str:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def test_two_processes_with_torchrun_and_deepspeed(tmp_path: Path, tiny_model: Path, pairs: Path) -> None:

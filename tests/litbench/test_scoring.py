@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, failing, meta, openrlhf_rewards, read, write
+from helpers import ROOT, failing, free_port, meta, openrlhf_rewards, read, write
 
 from orlhf_ext import backends
 from orlhf_ext.commands import logprobs, score
 from orlhf_ext.models.folder import load_tokenizer
+from orlhf_ext.models.logprobs import encode_rows as logprobs_rows
+from orlhf_ext.models.logprobs import load_model
 from orlhf_ext.models.reward_models import encode_rows
 from orlhf_ext.models.texts import read_samples
 from orlhf_ext.rewards import RewardBatch, RewardContext, Rollout
@@ -107,14 +108,14 @@ def test_two_verdicts_differ_in_their_last_token_alone(tiny_model: Path, tmp_pat
     tokenizer = load_tokenizer(tiny_model)
     judged = {"id": "p/AB", "prompt": "Which?\n\n### Assistant:\n", "completions": ["Preferred: A", "Preferred: B"]}
     (sample,) = read_samples(write(tmp_path / "t.jsonl", [judged]))
-    a, b = logprobs.encode_rows([sample], tokenizer, 64, no_eos=True).rows
+    a, b = logprobs_rows([sample], tokenizer, 64, no_eos=True).rows
     assert a.ids[:-1] == b.ids[:-1] and [tokenizer.decode(row.ids)[-3:] for row in (a, b)] == [": A", ": B"]
     line = f"--model {tiny_model} --data {tmp_path}/t.jsonl --out {tmp_path}/l.jsonl --max_len 64 --dtype float32"
     logprobs.main([*line.split(), "--no_eos"])
     (row,) = read(tmp_path / "l.jsonl")
     import torch
 
-    model = logprobs.load_model(tiny_model, "float32", "sdpa")
+    model = load_model(tiny_model, "float32", "sdpa")
     with torch.inference_mode():
         last = model(torch.tensor([a.ids[:-1]])).logits[0, -1].log_softmax(-1)
     wanted = (last[a.ids[-1]] - last[b.ids[-1]]).item()
@@ -128,11 +129,9 @@ def test_two_verdicts_differ_in_their_last_token_alone(tiny_model: Path, tmp_pat
 def test_a_served_model_scores_as_the_command_does(reward_model: Path, tmp_path: Path) -> None:
     import requests
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["-m", "orlhf_ext.launch", "serve_rm", "--reward.model_name_or_path", str(reward_model)]
-    words += ["--data.max_len", str(MAX_LEN), "--batch_size", "1", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--data.max_len", str(MAX_LEN), "--batch_size", "1", "--host", "127.0.0.1", "--port", port]
     data = write(tmp_path / "stories.jsonl", [{"completions": STORIES[:2]}])
     (row,) = scored(reward_model, data, "--no_prompt")
     log = tmp_path / "server.log"

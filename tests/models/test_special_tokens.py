@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from orlhf_ext.commands import logprobs
 from orlhf_ext.deadend import rows as value_rows
 from orlhf_ext.exo.rows import Rules
 from orlhf_ext.files.records import write_jsonl
 from orlhf_ext.groups import render
+from orlhf_ext.models import logprobs
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.reward_models import encode_rows
 from orlhf_ext.models.texts import Sample, encode, read_samples, with_end, with_end_text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -31,13 +32,19 @@ EXO_FLAGS: dict[str, Any] = {
 }
 
 LIGHT = """
-import runpy, sys
-try:
-    runpy.run_module("orlhf_ext.build_data", run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    assert not end.code, end.code
+import contextlib, io, json, sys
+from orlhf_ext.build_data import main
+found = []
+for line in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            main(line)
+        except SystemExit as end:
+            assert not end.code, end.code
+    found.append(printed.getvalue())
 heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "openrlhf", "datasets"} & set(sys.modules)
 assert not heavy, heavy
+print(json.dumps(found))
 """
 
 
@@ -75,11 +82,11 @@ def run_python(*words: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def build_light(*words: str) -> str:
-    """What ``build_data`` prints, which must load nothing heavy."""
-    done = run_python("-c", LIGHT, *words)
+def build_light(*lines: list[str]) -> list[str]:
+    """What ``build_data`` prints for each command line; it must load nothing heavy."""
+    done = run_python("-c", LIGHT, json.dumps(lines))
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout)
 
 
 def launch(
@@ -134,6 +141,12 @@ def openrlhf_rewards(
             ids += [chosen[0].tolist(), rejected[0].tolist()]
             rewards.append([model(chosen, chosen_mask).item(), model(rejected, rejected_mask).item()])
     return ids, rewards
+
+
+def free_port() -> str:
+    """A port nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
 
 
 @contextmanager
