@@ -1,4 +1,4 @@
-"""The layout: imports go one way, no circles, and nobody imports a command."""
+"""The layout: imports go one way, no circles, nobody imports a command, tests are where the code is."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ ROOMS = [
     "build_data",
     "__main__",
 ]
+MAX_LINES = 420  # of a module
 
 
 @functools.cache
@@ -136,3 +137,15 @@ def test_nobody_imports_a_command() -> None:
         if not name.endswith("__main__")
     ]
     assert wrong == []
+
+
+def test_tests_are_in_rooms_of_the_same_names() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    # beside the rooms: the builders, the recipes, and what a user may do wrong anywhere
+    assert folders <= {*ROOMS, "data_builders", "faults", "recipes", "."}
+    assert [path.name for path in (ROOT / "tests").glob("test_*.py")] == ["test_house.py"]
+
+
+def test_no_module_is_too_long() -> None:
+    lengths = {name: path.read_text(encoding="utf-8").count("\n") for name, path in _modules().items()}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
