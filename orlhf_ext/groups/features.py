@@ -8,8 +8,6 @@ it.
 from __future__ import annotations
 
 import hashlib
-import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,11 @@ from typing import Any
 import filelock
 import numpy as np
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from tqdm import tqdm
 
 from ..files.records import atomic_write
+from ..models import row_cache
 from ..models.batches import cut_batches, pad_left
 from ..models.folder import find_model, identity
 from ..models.weights import PRECISIONS, load_reward
@@ -33,6 +30,7 @@ FORMAT = 1
 BATCH_TOKENS = 8192  # padded, in a batch without gradients
 
 Key = bytes
+_WHAT = "hidden states"
 
 
 def attach(trainer: Any, datasets: Sequence[GroupDataset]) -> None:
@@ -58,8 +56,7 @@ def attach(trainer: Any, datasets: Sequence[GroupDataset]) -> None:
     table = _load(path, order, trainer)
     missing = table[:, 0].isinf().nonzero().flatten().tolist()
     if missing:
-        _compute(trainer, table, [texts[order[number]] for number in missing], missing)
-        table = strategy.all_reduce(table, op="max")
+        table = _compute(trainer, table, [texts[order[number]] for number in missing], missing)
         if path is not None:
             store(path, order, table)
     strategy.print(f"hidden states of {len(order)} texts: {len(order) - len(missing)} read, {len(missing)} computed")
@@ -81,17 +78,7 @@ def _path(trainer: Any) -> Path:
 
 def cache_file(cache: str, model: Path, dtype: str, attention: str) -> Path:
     """Where the hidden states of a backbone are kept; ``dtype`` as OpenRLHF says it, ``bf16`` or ``fp16``."""
-    import transformers
-
-    facts = {
-        "format": FORMAT,
-        "model": identity(model),
-        "numeric": [dtype, attention],
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "versions": [torch.__version__, transformers.__version__],
-    }
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Path(cache).expanduser() / f"{name}.safetensors"
+    return row_cache.cache_path(cache, {"format": FORMAT, "model": identity(model), "numeric": [dtype, attention]})
 
 
 def _load(path: Path | None, order: list[Key], trainer: Any) -> torch.Tensor:
@@ -110,19 +97,14 @@ def _load(path: Path | None, order: list[Key], trainer: Any) -> torch.Tensor:
 
 def read(path: Path) -> tuple[list[Key], torch.Tensor]:
     """The texts that are kept, and their hidden states ``(texts, d)``."""
-    if not path.is_file():
-        return [], torch.empty(0)
-    try:
-        kept = load_file(path)
-    except (SafetensorError, OSError) as error:
-        print(f"{path} cannot be read ({error}); computing the hidden states again")
+    if not (kept := row_cache.read(path, _WHAT)):
         return [], torch.empty(0)
     return [bytes(row) for row in kept["keys"].numpy()], kept["hidden"]
 
 
 def store(path: Path, order: list[Key], table: torch.Tensor) -> None:
-    """Add what is new to what another run may have written meanwhile; a full disk costs the cache, not the run."""
-    try:
+    """Add what is new to what another run may have written meanwhile."""
+    with row_cache.writing(path, _WHAT):
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_suffix(".lock")):
             known, hidden = read(path)
@@ -133,26 +115,22 @@ def store(path: Path, order: list[Key], table: torch.Tensor) -> None:
             both = torch.cat([hidden, table[new]]) if known else table[new]
             with atomic_write(path, "wb") as stream:
                 stream.write(save({"keys": keys, "hidden": both.contiguous()}))
-    except OSError as error:
-        print(f"{path} cannot be written ({error.strerror}); the run goes on without keeping the hidden states")
 
 
-@torch.no_grad()
-def _compute(trainer: Any, table: torch.Tensor, texts: list[list[int]], places: list[int]) -> None:
-    """This rank's share of the missing rows."""
-    strategy = trainer.strategy
-    model = strategy._unwrap_model(trainer.model)
+def _compute(trainer: Any, table: torch.Tensor, texts: list[list[int]], places: list[int]) -> torch.Tensor:
+    """The table with the missing rows, which are those of ``texts``."""
+    model = trainer.strategy._unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
+
+    def compute(batch: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.tensor([places[number] for number in batch])
+        return rows, hidden_states(model, [texts[number] for number in batch], trainer.tokenizer.pad_token_id)
+
     batches = cut_batches([len(ids) for ids in texts], BATCH_TOKENS)
-    group = strategy.ds_device_mesh["dp"].get_group()
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    # ZeRO-3 gathers weights in every forward pass, so every rank makes equally many; the last batch stands in.
-    mine = [batches[min(at + rank, len(batches) - 1)] for at in range(0, len(batches), size)]
-    for batch in tqdm(mine, desc="Hidden states", disable=not strategy.is_rank_0()):
-        hidden = hidden_states(model, [texts[number] for number in batch], trainer.tokenizer.pad_token_id)
-        table[torch.tensor([places[number] for number in batch])] = hidden
+    table = row_cache.fill(trainer.strategy, table, batches, compute, _WHAT)
     model.train(was_training)
+    return table
 
 
 @torch.no_grad()
@@ -202,7 +180,7 @@ def of_texts(
         backbone = load_reward(make, folder, "--model", dtype, attention, fresh=True)
         order, wanted = list(missing), list(missing.values())
         batches = cut_batches([len(ids) for ids in wanted], budget)
-        for batch in tqdm(batches, desc="Hidden states"):
+        for batch in tqdm(batches, desc=_WHAT.capitalize()):
             rows = hidden_states(backbone, [wanted[number] for number in batch], pad_id)
             states.update(zip((order[number] for number in batch), rows, strict=True))
         if path:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli.errors import UserError, brief
-from ..files.records import load_json
+from ..files.records import load_json, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # no pickled weights, no code
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "adapter_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _INDEX = "model.safetensors.index.json"
 
@@ -200,7 +201,8 @@ def check_ids(folder: Path, ids: Iterable[Iterable[int]], flag: str = "--model")
 def identity(folder: Path) -> str:
     """A hash that tells this model from another: the small files' bytes, and names, sizes and times of the weights.
 
-    Weights that were written anew count as another model, even where their bytes are the same.
+    It takes no time, so every command that resumes uses it. Weights that were written anew, or copied, count as another
+    model, even where their bytes are the same; use `content_digest` where they must not.
     """
     digest = hashlib.sha256()
     for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
@@ -211,6 +213,16 @@ def identity(folder: Path) -> str:
         else:
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def content_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model's weight and config files, without its tokenizer.
+
+    It reads all weights. Equal copies of a model have one digest, so it names what is kept beyond a run and shared
+    between machines; use `identity` where a run only has to see that its model is still the same.
+    """
+    files = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
+    return hashlib.sha256("".join(f"{path.name} {sha256_file(path)}\n" for path in files).encode()).hexdigest()
 
 
 def read_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:

@@ -143,15 +143,15 @@ def test_what_does_not_move_them_finds_the_same_file(make, tmp_path):
 def test_other_weights_make_another_file(make, tmp_path, tiny_model):
     from safetensors.torch import load_file, save_file
 
-    from orlhf_ext.exo.reference_cache import digest_model
+    from orlhf_ext.models.folder import content_digest
 
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
-    assert digest_model(str(other)) == digest_model(str(tiny_model))
+    assert content_digest(other) == content_digest(tiny_model)
     tensors = load_file(other / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    assert digest_model(str(other)) != digest_model(str(tiny_model))
+    assert content_digest(other) != content_digest(tiny_model)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "shape", "nan"])
@@ -199,15 +199,16 @@ def test_reference_weights_are_let_go(make):
 
 def test_unknown_hub_model_is_one_sentence(tmp_path):
     from orlhf_ext.cli.errors import UserError
-    from orlhf_ext.exo.reference_cache import digest_model
+    from orlhf_ext.exo.reference_cache import reference_folder
 
     with pytest.raises(UserError, match=r"nobody/no-such-model.* leave --exo.cache_reference out"):
-        digest_model("nobody/no-such-model")
+        reference_folder("nobody/no-such-model")
 
 
 def test_hub_model_is_hashed_from_its_snapshot(tiny_model, tmp_path, monkeypatch):
     """A name stands for the files of its snapshot in the hub's local cache."""
-    from orlhf_ext.exo.reference_cache import digest_model
+    from orlhf_ext.exo.reference_cache import reference_folder
+    from orlhf_ext.models.folder import content_digest
 
     repository = tmp_path / "hub" / "models--someone--tiny"
     snapshot = repository / "snapshots" / ("a" * 40)
@@ -215,7 +216,7 @@ def test_hub_model_is_hashed_from_its_snapshot(tiny_model, tmp_path, monkeypatch
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert digest_model("someone/tiny") == digest_model(str(tiny_model))
+    assert content_digest(reference_folder("someone/tiny")) == content_digest(tiny_model)
 
 
 # ---- through the launcher
