@@ -256,7 +256,7 @@ def trained(folder: Path, file: Path, style: str, max_len: int) -> list[tuple[st
     flags = SimpleNamespace(input_key="prompt", output_key="completion", apply_chat_template=style == "chat")
     some = Dataset.from_list(read(file))
     strategy = SimpleNamespace(args=SimpleNamespace(data=flags))
-    dataset = SFTDataset(some, tokenizer, max_len, strategy, input_template="{}", num_processors=1)
+    dataset = SFTDataset(some, tokenizer, max_len, strategy, input_template="{}", num_processors=None)
     assert len(dataset) == len(some)
     found = []
     for place in range(len(dataset)):

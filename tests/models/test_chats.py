@@ -177,7 +177,7 @@ def data_of(module: Any, name: str, template: Any, record: dict[str, Any], **fla
     keys = {"prompt_key": "prompt", "chosen_key": "chosen", "rejected_key": "rejected", "input_key": "prompt"}
     keys |= {"output_key": "chosen", "apply_chat_template": True, "tokenizer_chat_template": None}
     strategy: Any = SimpleNamespace(args=SimpleNamespace(data=SimpleNamespace(**keys)))
-    return getattr(module, name)(Dataset.from_list([record]), template, 512, strategy, num_processors=1, **flags)
+    return getattr(module, name)(Dataset.from_list([record]), template, 512, strategy, num_processors=None, **flags)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -303,7 +303,7 @@ def test_what_data_sets_cut_and_leave_out_is_told(
     for cls, words in ((SFTDataset, {}), (RewardDataset, {"is_dpo": True}), (RewardDataset, {})):
         capsys.readouterr()
         strategy: Any = SimpleNamespace(args=SimpleNamespace(data=data))
-        found = cls(Dataset.from_list(records), tokenizer, max_len, strategy, num_processors=1, **words)
+        found = cls(Dataset.from_list(records), tokenizer, max_len, strategy, num_processors=None, **words)
         texts = [f"{record['prompt']}{record[key]} </s>" for record in records for key in ("chosen", "rejected")]
         lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         kept = [0, 1, 2, 3] if len(found) == 2 else [0, 1]

@@ -132,7 +132,7 @@ def openrlhf_rewards(
 
     keys = {"prompt_key": prompt_key, "chosen_key": "chosen", "rejected_key": "rejected"}
     strategy: Any = SimpleNamespace(args=SimpleNamespace(data=SimpleNamespace(**keys, apply_chat_template=chat)))
-    rows = RewardDataset(Dataset.from_list(pairs), load_tokenizer(folder), max_len, strategy, num_processors=1)
+    rows = RewardDataset(Dataset.from_list(pairs), load_tokenizer(folder), max_len, strategy, num_processors=None)
     model = get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="sdpa").eval()
     ids, rewards = [], []
     with torch.inference_mode():
