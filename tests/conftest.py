@@ -26,8 +26,9 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
-# What is imported stays to the end: each time that the garbage collector goes through it takes a third of a second.
-gc.disable()
+def pytest_collectstart() -> None:
+    """What is imported stays to the end, and the garbage collector takes a third of a second to go through it."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
