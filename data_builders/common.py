@@ -44,6 +44,17 @@ def check_options(args: argparse.Namespace, *limits: int | None) -> None:
         raise UserError("--max_prompt_tokens and --max_tokens count tokens; add --tokenizer PATH_OR_NAME")
 
 
+def merge_out(out: Path, other: Path | None, flag: str, name: str) -> Path:
+    """The folder to write to: that of ``--out``, or of another flag.
+
+    Raises:
+        UserError: both are given.
+    """
+    if other and out != Path("data") / name:
+        raise UserError(f"{flag} {other} and --out {out} are both given; leave one out")
+    return other or out
+
+
 def draw(rows: Iterable[T], limit: int | None, rng: random.Random | None, counts: Counts) -> Iterator[T]:
     """The first ``limit`` rows (all without a limit), or with ``rng`` a uniform random draw of ``limit`` rows.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Reject
@@ -13,14 +13,44 @@ from orlhf_ext.models.chats import refusal
 
 from .common import Messages, fetch, looks_like_hub_name
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 #: OpenRLHF ends a text with a space and the end token
 END_TOKENS = 2
 TEMPLATE = Reject("refused by the chat template")
-
-
 #: parts of a row, as a sidecar's counts name them
 PROMPT_CUT, RESPONSES_CUT = "prompts", "responses"
+
+
+def read_tokenizer(spec: str, files: Sequence[str] = FILES) -> tuple[Tokenizer, Path]:
+    """A tokenizer and its file, without truncation and padding.
+
+    Args:
+        spec: a folder with a ``tokenizer.json``, that file, or a hub name.
+        files: what to fetch from the hub.
+
+    Raises:
+        UserError: no tokenizer there, or it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(spec)
+    if not path.exists() and looks_like_hub_name(spec):
+        path = fetch(spec, files, "model")
+    file = path / FILES[0] if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"--tokenizer: {file} does not exist; give a folder with a {FILES[0]}, that file, or a hub name"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(f"--tokenizer: {file} is not a {FILES[0]} that can be read ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, file
 
 
 class LengthFilter:
@@ -36,20 +66,7 @@ class LengthFilter:
     """
 
     def __init__(self, spec: str, max_prompt_tokens: int | None, max_tokens: int | None) -> None:
-        from tokenizers import Tokenizer
-
-        path = Path(spec)
-        if not path.exists() and looks_like_hub_name(spec):
-            path = fetch(spec, FILES, "model")
-        file = path / FILES[0] if path.is_dir() else path
-        if not file.is_file():
-            raise UserError(f"--tokenizer: {file} does not exist; give a folder with a tokenizer.json, or a hub name")
-        try:
-            self.tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing more precise
-            raise UserError(f"--tokenizer: {file} is not a tokenizer.json that can be read ({error})") from error
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self.tokenizer, file = read_tokenizer(spec)
         self.files = [path for name in FILES if (path := file.with_name(name)).is_file()]
         self.spec = spec
         self.max_prompt_tokens = max_prompt_tokens

@@ -3,7 +3,8 @@
 A builder is a class with
 
 - ``name`` and ``help`` (one line),
-- ``add_arguments(parser)``: its own options, beside the common ones below,
+- ``add_arguments(parser)``: its own options, beside the common ones below; a builder of several steps adds a parser
+  for each of them with ``parser.add_subparsers(dest="step")``, and may name one in ``default_step``,
 - ``run(args)``: writes the files under ``args.out`` and yields a `data_builders.common.Built` for each as soon as it
   stands. Its sidecar is written here.
 
@@ -41,10 +42,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     spec, *rest = argv
     builder = load(spec)
+    step = getattr(builder, "default_step", None)
+    if step and (not rest or rest[0].startswith("-")) and rest[:1] not in (["-h"], ["--help"]):
+        rest = [step, *rest]
     with user_code(f"builder {spec} cannot read its options:"):
         parser = make_parser(builder, f"{program} {spec}")
         args = parser.parse_args(rest)
-    if args.out != parser.get_default("out"):  # in whose place a builder may put another
+    if args.out != default_out(builder):  # in whose place a builder may put another
         check_folder(args.out)
     guard = before_writing.set(builder_guard(builder.name, args.overwrite))
     try:
@@ -101,14 +105,25 @@ def listing(program: str) -> str:
     return "\n".join([*lines, "", f"{program} NAME --help shows the options of one."])
 
 
+def default_out(builder: Any) -> Path:
+    """``data/NAME``."""
+    return Path("data") / builder.name
+
+
 def make_parser(builder: Any, program: str) -> argparse.ArgumentParser:
-    """A builder's own options and the common ones."""
+    """A builder's own options and the common ones, which each of its steps has."""
     parser = Parser(prog=program, description=builder.help, allow_abbrev=False)
     builder.add_arguments(parser)
+    steps = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for one in steps[0].choices.values() if steps else [parser]:
+        add_common(one, default_out(builder))
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Add the options that all builders have."""
     common = parser.add_argument_group("common options")
-    common.add_argument(
-        "--out", type=Path, default=Path("data") / builder.name, metavar="DIR", help="folder to write to (%(default)s)"
-    )
+    common.add_argument("--out", type=Path, default=out, metavar="DIR", help="folder to write to (%(default)s)")
     common.add_argument("--seed", type=SEED, default=0, help="seed of every random choice (%(default)s)")
     common.add_argument("--limit", type=COUNT, metavar="N", help="at most N training rows")
     add_overwrite(common)
@@ -120,7 +135,6 @@ def make_parser(builder: Any, program: str) -> argparse.ArgumentParser:
         metavar="N",
         help="report at most N dropped rows by line number and reason (%(default)s); all are counted",
     )
-    return parser
 
 
 def write_sidecar(builder: Any, args: argparse.Namespace, built: Built) -> None:

@@ -41,7 +41,7 @@ def pytest_collection_finish() -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Llama and its byte-level tokenizer (bos <s>, eos </s>, pad <pad>)."""
     pytest.importorskip("torch", reason="no torch (the tests of Python 3.12 run without)", exc_type=ImportError)
-    from orlhf_ext.commands.small_models import make_tiny
+    from orlhf_ext.models.small_models import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
 

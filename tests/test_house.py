@@ -126,7 +126,7 @@ def test_the_library_does_not_use_the_builders() -> None:
     assert wrong == []
 
 
-@pytest.mark.xfail(strict=True, reason="doctor, jigsaw")
+@pytest.mark.xfail(strict=True, reason="doctor")
 def test_nobody_imports_a_command() -> None:
     modules = _modules()
     commands = {name for name, path in modules.items() if "\ndef main(" in path.read_text(encoding="utf-8")}

@@ -1,6 +1,6 @@
 """Jigsaw's comments -> data for a toxicity classifier and for the dead-end value function.
 
-Three steps, each from its own source; without the name of a step the first two are done.
+Three steps, each from its own source; without a step the first two are done.
 
 - ``reward``: the CSV of the Toxic Comment Classification Challenge -> ``rm_train.json``, ``rm_valid.json``, rows
   ``{"text": str, "label": 0 | 1}``
@@ -10,7 +10,7 @@ Three steps, each from its own source; without the name of a step the first two 
   ``{"text": str, "reward": [-1.0 | 0.0]}``
 
 All files are JSON Lines. Rows are drawn in the order of the source with Python's generator and the seed, in the same
-order of draws as the upstream project, so that the same rows are kept. Its oddities are kept too, and mended by
+order of draws as the authors' code, so that the same rows are kept. Its oddities are kept too, and fixed by
 options: ``--label_columns``, ``--keep_na``, ``--one_threshold``, ``--no_repeat``.
 """
 
@@ -21,7 +21,7 @@ import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT, SHARE, whole
@@ -29,8 +29,8 @@ from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.csv_files import Table, open_table
 from orlhf_ext.files.records import BadLine
 
-from ..common import SAMPLES, progress
-from .cut import Cutter, load_tokenizer
+from ..common import SAMPLES, merge_out, progress
+from .cut import GPT2, cut, load_tokenizer
 from .download import fetch_competition, unpack
 from .table import find_csv, number_of, text_fault
 from .value import build_value
@@ -66,39 +66,13 @@ SOURCES = {
     ),
     "prompts": Source("jigsaw-unintended-bias-in-toxicity-classification", (TEXT, "target"), "CC0-1.0"),
 }
-STEPS = (*SOURCES, "value")
-
-#: the options of each step with their defaults; "" stands for no step: the first two
-OPTIONS: dict[str, dict[str, Any]] = {
-    "reward": {"file": None, "raw_dir": None, "drop_rate": 0.3, "label_columns": ["toxic"], "keep_na": False},
-    "prompts": {
-        "file": None,
-        "raw_dir": None,
-        "drop_rate": 0.9,
-        "max_len": 20,
-        "tokenizer": "gpt2",
-        "keep_na": False,
-        "clean_up_tokenization_spaces": False,
-    },
-    "value": {
-        "file": None,
-        "drop_rate": 0.5,
-        "toxicity_type": "toxicity",
-        "mode": "most",
-        "sample_num": 6,
-        "one_threshold": False,
-        "no_repeat": False,
-    },
+STEPS = {
+    "reward": "comments with labels, for a toxicity classifier",
+    "prompts": "the first tokens of comments",
+    "value": "scored continuations of the prompts, for the value function",
+    "both": "reward and prompts (without a STEP)",
 }
-OPTIONS[""] = {
-    **OPTIONS["reward"],
-    **OPTIONS["prompts"],
-    "reward_drop_rate": OPTIONS["reward"]["drop_rate"],
-    "prompts_drop_rate": OPTIONS["prompts"]["drop_rate"],
-}
-for _name in ("file", "drop_rate"):
-    del OPTIONS[""][_name]
-ALL_OPTIONS = sorted({name for options in OPTIONS.values() for name in options})
+DROP_RATES = {"reward": 0.3, "prompts": 0.9, "value": 0.5}
 
 
 class Builder:
@@ -107,52 +81,13 @@ class Builder:
     name = "jigsaw"
     help = "Jigsaw's comments into data for a toxicity classifier, value prompts and value data (dead ends)"
 
+    default_step = "both"
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add this builder's own options."""
-        add = parser.add_argument
-        # an option that is not given is None or False: `settle` puts in the default of the step
-        add("step", metavar="STEP", nargs="?", choices=STEPS, help="reward, prompts or value (reward and prompts)")
-        add("-f", "--file", type=Path, help="the step's source: a CSV file, or for value prompts_and_gens.jsonl")
-        add(
-            "--raw_dir",
-            metavar="FOLDER",
-            help="a folder with Jigsaw's CSV files (or zips), found by their columns, or sample for the bundled one; "
-            "without it they are fetched from Kaggle with your credentials",
-        )
-        add(
-            "-s",
-            "--save_dir",
-            "--save_path",
-            dest="save",
-            type=Path,
-            metavar="PATH",
-            help="the folder to write to, as --out; for prompts also a file.jsonl",
-        )
-        add("--drop_rate", type=SHARE, metavar="R", help="share left out (0.3 reward, 0.9 prompts, 0.5 value)")
-        add("--reward_drop_rate", type=SHARE, metavar="R", help="of reward when no STEP is given (0.3)")
-        add("--prompts_drop_rate", type=SHARE, metavar="R", help="of prompts when no STEP is given (0.9)")
-        add("--label_columns", nargs="+", metavar="NAME", help="reward: the label is the largest of these (toxic)")
-        add("--max_len", type=whole(), metavar="N", help="prompts: tokens that are kept; 0 for the whole comment (20)")
-        add(
-            "--tokenizer",
-            help="prompts: a hub name, a folder with a tokenizer.json, or that file (gpt2; where it cannot be fetched "
-            "SmolLM2's stands in, unless --strict is set)",
-        )
-        add(
-            "--clean_up_tokenization_spaces",
-            action="store_true",
-            help="prompts: no space before punctuation, as transformers 4 decodes",
-        )
-        add("--keep_na", action="store_true", help="keep comments such as NA and null, which pandas takes for missing")
-        add("--toxicity_type", metavar="NAME", help="value: the score's name in each generation (toxicity)")
-        add("--mode", choices=("most", "sample", "all"), help="value: the worst and the best, some, or all (most)")
-        add("--sample_num", type=COUNT, metavar="N", help="value: generations of a prompt with sample (6)")
-        add(
-            "--one_threshold",
-            action="store_true",
-            help="value: a score of exactly 0.5 is no clean one, as it is no good one either",
-        )
-        add("--no_repeat", action="store_true", help="value: with most, one row for a prompt with one generation")
+        """Add the steps, each with its options."""
+        steps = parser.add_subparsers(dest="step", metavar="STEP")
+        for step, what in STEPS.items():
+            add_options(steps.add_parser(step, help=what, description=what, allow_abbrev=False), step)
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:
         """Write the files of the step.
@@ -165,48 +100,80 @@ class Builder:
             path = args.file or args.out / "prompts_and_gens.jsonl"
             yield from build_value(path, args, "that of the source")
             return
-        steps = [args.step] if args.step else list(SOURCES)
         # all sources first: nothing is written if one is missing
-        found = {step: find_source(step, args) for step in steps}
+        found = {step: find_source(step, args) for step in SOURCES if args.step in (step, None)}
         for step, (path, licence) in found.items():
             own = argparse.Namespace(**vars(args))
-            own.drop_rate = getattr(args, f"{step}_drop_rate", None) if not args.step else args.drop_rate
+            own.drop_rate = args.drop_rate if args.step else getattr(args, f"{step}_drop_rate")
             yield from (build_reward if step == "reward" else build_prompts)(path, own, licence)
 
 
+def add_options(parser: argparse.ArgumentParser, step: str) -> None:
+    """Add the options of one step."""
+    add = parser.add_argument
+    if step != "both":
+        what = "the file of generations (prompts_and_gens.jsonl in the folder of --out)"
+        add("-f", "--file", type=Path, help=what if step == "value" else "a CSV file, instead of --raw_dir")
+    if step != "value":
+        add(
+            "--raw_dir",
+            metavar="FOLDER",
+            help="a folder with Jigsaw's CSV files (or zips), found by their columns, or sample for the bundled one; "
+            "without it they are fetched from Kaggle with your credentials",
+        )
+    as_out = "the folder to write to, as --out" + ("; also a file.jsonl" if step == "prompts" else "")
+    add("-s", "--save_dir", "--save_path", dest="save", type=Path, metavar="PATH", help=as_out)
+    for name in ("reward", "prompts") if step == "both" else (step,):
+        flag = f"--{name}_drop_rate" if step == "both" else "--drop_rate"
+        what = "clean prompts" if step == "value" else "comments that are not toxic"
+        text = f"share of {what} to leave out at random (%(default)s)"
+        add(flag, type=SHARE, default=DROP_RATES[name], metavar="R", help=text)
+    if step in ("reward", "both"):
+        text = "the label is the largest of these columns (toxic)"
+        add("--label_columns", nargs="+", default=["toxic"], metavar="NAME", help=text)
+    if step in ("prompts", "both"):
+        text = "tokens to keep of a comment; 0 for all (%(default)s)"
+        add("--max_len", type=whole(), default=20, metavar="N", help=text)
+        add(
+            "--tokenizer",
+            default=GPT2,
+            help="a hub name, a folder with a tokenizer.json, or that file (%(default)s; where it cannot be fetched, "
+            "SmolLM2's is used unless --strict is set)",
+        )
+        text = "remove spaces before punctuation, as transformers 4 decodes"
+        add("--clean_up_tokenization_spaces", action="store_true", help=text)
+    if step != "value":
+        add("--keep_na", action="store_true", help="keep comments such as NA and null, which pandas reads as missing")
+        return
+    add("--toxicity_type", default="toxicity", metavar="NAME", help="the score's name in a generation (%(default)s)")
+    add(
+        "--mode",
+        choices=("most", "sample", "all"),
+        default="most",
+        help="use the worst and the best generation of a prompt, some, or all (%(default)s)",
+    )
+    add("--sample_num", type=COUNT, default=6, metavar="N", help="generations of a prompt with sample (%(default)s)")
+    add("--one_threshold", action="store_true", help="a prompt with a score of exactly 0.5 is not clean either")
+    add("--no_repeat", action="store_true", help="with most, write one row for a prompt with one generation")
+
+
 def settle(args: argparse.Namespace) -> None:
-    """Put in the defaults of the step, and refuse options that it does not have.
+    """Merge options that are two names of one thing.
 
     Raises:
-        UserError: an option without effect, or two for the same thing.
+        UserError: both are given.
     """
-    options = OPTIONS[args.step or ""]
-    for name in ALL_OPTIONS:
-        if name not in options:
-            if getattr(args, name) not in (None, False):
-                what = f"the step {args.step}" if args.step else "both steps together"
-                way = "leave it out"
-                if name == "drop_rate":
-                    way = "use --reward_drop_rate and --prompts_drop_rate"
-                elif name.endswith("_drop_rate"):
-                    way = "use --drop_rate"
-                elif not args.step:
-                    way = f"add the STEP: {', '.join(step for step in STEPS if name in OPTIONS[step])}"
-                raise UserError(f"--{name} has no effect for {what}; {way}")
-            delattr(args, name)
-        elif getattr(args, name) is None:
-            setattr(args, name, options[name])
+    if args.step == Builder.default_step:
+        args.step = None
     if getattr(args, "file", None) and getattr(args, "raw_dir", None):
         raise UserError(f"-f {args.file} and --raw_dir {args.raw_dir} are both given; leave one out")
     save = args.__dict__.pop("save")
     if args.step in (None, "prompts"):
         args.prompts_file = "prompts.jsonl"
-    if save:
-        if args.out != Path("data") / Builder.name:
-            raise UserError(f"-s {save} and --out {args.out} are both given; leave one out")
-        if args.step == "prompts" and save.suffix in (".json", ".jsonl"):
-            args.prompts_file, save = save.name, save.parent
-        args.out = save
+    as_file = save if args.step == "prompts" and save and save.suffix in (".json", ".jsonl") else None
+    if as_file:
+        args.prompts_file = as_file.name
+    args.out = merge_out(args.out, as_file.parent if as_file else save, "-s", Builder.name)
 
 
 def find_source(step: str, args: argparse.Namespace) -> tuple[Path, str]:
@@ -225,7 +192,7 @@ def find_source(step: str, args: argparse.Namespace) -> tuple[Path, str]:
     sample = args.raw_dir == "sample"
     folder = SAMPLE if sample else Path(args.raw_dir)
     if not folder.is_dir():
-        raise UserError(f"--raw_dir: {folder} is no folder; give one with Jigsaw's CSV files, or sample")
+        raise UserError(f"--raw_dir: {folder} is not a folder; give one with Jigsaw's CSV files, or sample")
     if found := find_csv(folder, source.columns):
         return found, "Apache-2.0" if sample else "that of the source"
     for archive in sorted(folder.glob("*.zip")):
@@ -307,7 +274,6 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
         if said != args.tokenizer:
             details["tokenizer_asked_for"] = args.tokenizer
             print(f"tokenizer: {said}")
-    cut = Cutter(tokenizer, args.max_len, args.clean_up_tokenization_spaces)
     counts = Counts(args.strict, args.max_count_of_reported)
     dropped = 0
     draw = random.Random(args.seed).random
@@ -319,7 +285,7 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
         quote = writer.quote
 
         def flush() -> None:
-            for text in cut(held):
+            for text in cut(held, tokenizer, args.max_len, args.clean_up_tokenization_spaces):
                 writer.add(f'{{"prompt": {{"text": {quote(text)}}}}}\n')
             held.clear()
 

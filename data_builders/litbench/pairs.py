@@ -17,6 +17,7 @@ from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts
 from orlhf_ext.files.records import Record
 
+from .sources import add_shared
 from .splits import Found, Splits
 
 DEFAULT = "SAA-Lab/LitBench-Train"
@@ -24,7 +25,8 @@ VAL_PAIRS = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this step's own options."""
+    """Add the options of this step."""
+    add_shared(parser)
     group = parser.add_argument_group("pairs")
     group.add_argument(
         "--val_pairs",

@@ -27,7 +27,7 @@ from orlhf_ext.litbench.prompts import LABELS, TEMPLATES, Label, answer, exchang
 
 from ..common import digest
 from .fit import Fitted, Fitter, Task
-from .sources import Pair
+from .sources import Pair, add_shared
 from .splits import Found, Splits
 
 DEFAULT = "SAA-Lab/LitBench-Rationales"
@@ -37,7 +37,8 @@ NO_NAMES = Reject("rationale that speaks of A and B, which the row does not have
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this step's own options."""
+    """Add the options of this step."""
+    add_shared(parser)
     group = parser.add_argument_group("rationales")
     add = group.add_argument
     add("--use_cot", action="store_true", help="the answer has the rationale before the verdict")

@@ -84,7 +84,7 @@ class Test(NamedTuple):
     held_out: float = 0.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_shared(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``pairs`` and ``rationales`` share."""
     group = parser.add_argument_group("pairs and rationales")
     group.add_argument(

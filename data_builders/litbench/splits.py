@@ -58,7 +58,7 @@ class Splits:
     """The three parts.
 
     Args:
-        args: the options of `sources.add_arguments`, and the common ones.
+        args: the options of `sources.add_shared`, and the common ones.
         default: SOURCE where none is given.
         wanted: the number of usable rows -> that of validation rows.
         check: why a training row is of no use to the step, if it is not.

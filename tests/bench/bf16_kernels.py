@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    from orlhf_ext.commands.small_models import make_smollm2
+    from orlhf_ext.models.small_models import make_smollm2
 
     model = make_smollm2(ROOT / "models" / "smollm2-135m-instruct")
     sides: dict[str, list[float]] = {"torch": [], "kernels": [], "kernels+allocator": []}

@@ -154,7 +154,7 @@ def spread(name: str, values: Sequence[float], unit: str) -> None:
 
 def tiny_model(folder: Path) -> Path:
     """The tiny random model of the tests."""
-    from orlhf_ext.commands.small_models import make_tiny
+    from orlhf_ext.models.small_models import make_tiny
 
     return make_tiny(folder / "tiny")
 
@@ -173,7 +173,7 @@ def small_llama(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from orlhf_ext.commands.small_models import make_smollm2
+    from orlhf_ext.models.small_models import make_smollm2
 
     tokenizer = AutoTokenizer.from_pretrained(make_smollm2(ROOT / "models" / "smollm2-135m-instruct"))
     config = LlamaConfig(

@@ -139,9 +139,9 @@ def in_a_child(function: Callable[..., Any], *words: object) -> None:
 
 def make_tokenizer(path: Path) -> None:
     """Write SmolLM2's tokenizer."""
-    from data_builders.jigsaw.cut import smollm2_tokenizer
+    from orlhf_ext.models.small_models import find_smollm2_gguf, gguf_tokenizer
 
-    path.write_text(smollm2_tokenizer().to_str(), encoding="utf-8")
+    path.write_text(gguf_tokenizer(find_smollm2_gguf())[0].to_str(), encoding="utf-8")
 
 
 def main() -> None:

@@ -78,8 +78,8 @@ def random_models(folder: Path) -> tuple[Path, Path]:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from orlhf_ext.commands.small_models import make_tiny
     from orlhf_ext.deadend.model import new_q_model
+    from orlhf_ext.models.small_models import make_tiny
 
     tokenizer = AutoTokenizer.from_pretrained(make_tiny(folder / "tiny"))
     common: dict[str, Any] = {"vocab_size": 49152, "max_position_embeddings": 1024, "tie_word_embeddings": True}

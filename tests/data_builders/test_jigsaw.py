@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_builders.jigsaw import SAMPLE
-from data_builders.jigsaw.cut import Cutter, smollm2_tokenizer, splits_at_spaces
+from data_builders.jigsaw.cut import cut
 from data_builders.jigsaw.table import find_csv
 from orlhf_ext.build_data import main
 
@@ -234,20 +234,7 @@ def whole(tokenizer: Tokenizer, text: str, max_len: int) -> str:
 @example(texts=["the station <|endoftext|>  the"], max_len=4, name="gpt2")
 def test_cutting_equals_encoding_the_whole(texts: list[str], max_len: int, name: str):
     tokenizer = TOKENIZERS[name]
-    cut = Cutter(tokenizer, max_len, window=3)  # a small window: most texts go on after it
-    assert cut.chunked
-    for _ in range(2):  # the second time, all chunks are known
-        assert cut(texts) == [whole(tokenizer, text, max_len) for text in texts]
-
-
-def test_few_texts_are_encoded_whole(monkeypatch: pytest.MonkeyPatch):
-    words = (STORIES / "lantern_station.txt").read_text(encoding="utf-8").split(" ")
-    texts = [" ".join(words[start : start + 80]) for start in range(0, 2000, 80)]
-    cut = Cutter(TOKENIZERS["gpt2"], 20)
-    expected = [whole(cut.tokenizer, text, 20) for text in texts]
-    slow: list[str] = []
-    monkeypatch.setattr(Cutter, "_whole", lambda _, some: slow.extend(some) or [])
-    assert cut(texts) == expected and not slow
+    assert cut(texts, tokenizer, max_len) == [whole(tokenizer, text, max_len) for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -262,13 +249,11 @@ def test_few_texts_are_encoded_whole(monkeypatch: pytest.MonkeyPatch):
         lambda t: t.add_tokens([AddedToken("lantern", lstrip=True)]),
     ],
 )
-def test_other_tokenizers_encode_the_whole_text(change: Any):
+def test_cutting_with_other_tokenizers(change: Any):
     tokenizer = Tokenizer.from_str(TOKENIZERS["gpt2"].to_str())
-    assert splits_at_spaces(tokenizer)
     change(tokenizer)
-    assert not splits_at_spaces(tokenizer)
     texts = ["the station of a lantern, lit", *ODD_TEXTS]
-    assert Cutter(tokenizer, 5)(texts) == [whole(tokenizer, text, 5) for text in texts]
+    assert cut(texts, tokenizer, 5) == [whole(tokenizer, text, 5) for text in texts]
 
 
 def test_cut_options(tmp_path: Path):
@@ -287,7 +272,7 @@ def test_cut_options(tmp_path: Path):
 @pytest.mark.slow
 def test_when_gpt2_cannot_be_fetched(tmp_path: Path, capsys: pytest.CaptureFixture):
     pytest.importorskip("gguf", reason="no gguf to read SmolLM2's tokenizer with")
-    from orlhf_ext.commands.small_models import _gguf_tokenizer, find_smollm2_gguf
+    from orlhf_ext.models.small_models import _gguf_tokenizer, find_smollm2_gguf, gguf_tokenizer
 
     source = unintended(tmp_path / "a.csv", [0.9], ["Nobody has asked for this, " * 9])
     build("prompts", "-f", source, "-s", tmp_path / "out")
@@ -295,14 +280,14 @@ def test_when_gpt2_cannot_be_fetched(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"tokenizer: {said}\n" in capsys.readouterr().out
     sidecar = meta(tmp_path / "out" / "prompts.jsonl")
     assert (sidecar["tokenizer"], sidecar["tokenizer_asked_for"]) == (said, "gpt2")
-    mine = smollm2_tokenizer()
+    mine = gguf_tokenizer(find_smollm2_gguf())[0]
     assert prompts_of(tmp_path / "out") == [whole(mine, "Nobody has asked for this, " * 9, 20)]
     theirs = _gguf_tokenizer(find_smollm2_gguf())[0].backend_tokenizer
-    assert splits_at_spaces(mine) and json.loads(theirs.to_str())["model"] == json.loads(mine.to_str())["model"]
+    assert json.loads(theirs.to_str())["model"] == json.loads(mine.to_str())["model"]
     texts = [*ODD_TEXTS, (STORIES / "lantern_station.txt").read_text(encoding="utf-8")[:5000]]
     for text in texts:
         assert mine.encode(text).ids == theirs.encode(text, add_special_tokens=False).ids
-    assert Cutter(mine, 20)(texts) == [whole(mine, text, 20) for text in texts]
+    assert cut(texts, mine, 20) == [whole(mine, text, 20) for text in texts]
 
 
 # --- CSV files -------------------------------------------------------------------------------------------------------
@@ -445,17 +430,18 @@ def test_both_steps_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "raw" / "more.csv").unlink()
     said = refused(capsys, *words, "--out", tmp_path / "no")
     assert "has no CSV file with the columns comment_text and target; add the train.csv of Kaggle's" in said
-    assert "is no folder" in refused(capsys, "--raw_dir", tmp_path / "nowhere", "--out", tmp_path / "no")
+    assert "is not a folder" in refused(capsys, "--raw_dir", tmp_path / "nowhere", "--out", tmp_path / "no")
 
 
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["reward", "--max_len", "3"], "--max_len has no effect for the step reward; leave it out"),
-        (["value", "--raw_dir", "sample"], "--raw_dir has no effect for the step value"),
-        (["--drop_rate", "0.1"], "--drop_rate has no effect for both steps together; use --reward_drop_rate"),
-        (["reward", "--reward_drop_rate", "0.1"], "use --drop_rate"),
-        (["-f", "x.csv"], "add the STEP: reward, prompts, value"),
+        (["reward", "--max_len", "3"], "unrecognized arguments: --max_len 3"),
+        (["value", "--raw_dir", "sample"], "unrecognized arguments: --raw_dir sample"),
+        (["--drop_rate", "0.1"], "unrecognized arguments: --drop_rate 0.1"),
+        (["reward", "--reward_drop_rate", "0.1"], "unrecognized arguments: --reward_drop_rate 0.1"),
+        (["-f", "x.csv"], "unrecognized arguments: -f x.csv"),
+        (["rewards"], "invalid choice: 'rewards'"),
         (["reward", "-f", "x.csv", "--raw_dir", "y"], "are both given; leave one out"),
         (["reward", "-s", "x", "--out", "y"], "-s x and --out y are both given; leave one out"),
         (["prompts", "-f", "x.csv", "--tokenizer", "nowhere.json"], "nowhere.json does not exist; give a folder"),
@@ -529,8 +515,9 @@ def test_other_scores(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 def test_building_loads_nothing_heavy(tmp_path: Path, tiny_model: Path):
     words = ["jigsaw", "--raw_dir", "sample", "--tokenizer", str(tiny_model), "--out", str(tmp_path)]
-    listed, built = build_light(["jigsaw", "--help"], words)
-    assert "--toxicity_type" in listed and "(data/jigsaw)" in listed
+    steps, listed, built = build_light(["jigsaw", "--help"], ["jigsaw", "value", "--help"], words)
+    assert all(step in steps for step in ("reward", "prompts", "value", "both"))
+    assert "--toxicity_type" in listed and "(data/jigsaw)" in listed and "--max_len" not in listed
     assert "prompts.jsonl" in built
     assert meta(tmp_path / "rm_valid.json")["licence"] == "Apache-2.0"
 

@@ -453,7 +453,7 @@ def test_one_sentence(tmp_path: Path, source: Path, held_out: Path, capsys: pyte
     assert "(3 of them: no story)" in said(
         source, "--test_file", write(tmp_path / "y.jsonl", [pair(n, chosen_story="") for n in range(3)])
     )
-    assert "--use_cot has no effect for the step pairs, only for rationales" in said(source, *held, "--use_cot")
+    assert "unrecognized arguments: --use_cot" in said(source, *held, "--use_cot")
     assert "are both given" in said(source, *held, "--data_dir", tmp_path)
     build("pairs", source, *held, "--out", tmp_path / "out")
     assert "is the source itself" in said(tmp_path / "out" / "pairs_train.jsonl", *held)

@@ -238,7 +238,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's tokenizer."""
     pytest.importorskip("gguf", reason="no gguf to read SmolLM2's tokenizer with")
     pytest.importorskip("transformers", reason="no transformers")
-    from orlhf_ext.commands.small_models import _gguf_tokenizer, find_smollm2_gguf
+    from orlhf_ext.models.small_models import _gguf_tokenizer, find_smollm2_gguf
 
     folder = tmp_path_factory.mktemp("models") / "smollm2"
     _gguf_tokenizer(find_smollm2_gguf())[0].save_pretrained(folder)
@@ -396,7 +396,7 @@ def test_a_cut_story_begins_the_story(text: str, most: int):
     [
         (["--max_len", "200"], "--max_len has no effect without --tokenizer"),
         (["--answer_tokens", "200"], "--answer_tokens has no effect without --max_len"),
-        (["--val_pairs", "3"], "--val_pairs has no effect for the step rationales, only for pairs"),
+        (["--val_pairs", "3"], "unrecognized arguments: --val_pairs 3"),
         (["--tokenizer", "no/such/folder"], "does not exist; give a folder with a tokenizer.json"),
         (["--use_cot"], "none of the 40 rows of"),
     ],

@@ -68,7 +68,7 @@ def test_damaged(
 
 
 def test_of_another_model(fault: Any, strategy: Any, saved: Path, tmp_path: Path) -> None:
-    from orlhf_ext.commands.small_models import make_tiny
+    from orlhf_ext.models.small_models import make_tiny
 
     other = prepared(strategy, make_tiny(tmp_path / "other", positions=64))
     other.module.resize_token_embeddings(300)

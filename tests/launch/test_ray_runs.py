@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from ray_runs import ROOT, flags, judge, launch, mean_reward, rollouts, run, scalars, synced, write_inputs
 
-from orlhf_ext.commands.small_models import make_tiny
 from orlhf_ext.models.folder import load_tokenizer
+from orlhf_ext.models.small_models import make_tiny
 
 pytest.importorskip("openrlhf")
 pytest.importorskip("vllm")

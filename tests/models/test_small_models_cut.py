@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.commands import small_models
+from orlhf_ext.models import small_models
 
 
 def test_a_cut_model_is_the_beginning_of_the_whole_one(tiny_model: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.commands import small_models
+from orlhf_ext.models import small_models
 
 # Written for this test.
 PARAGRAPH = (
