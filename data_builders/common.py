@@ -1,18 +1,20 @@
-"""What builders share: counting rows, finding the files of a source, drawing rows."""
+"""What builders share: reading, counting, drawing and writing rows, and finding the files of a source."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Built, Counts, Reject  # noqa: F401 - builders take all three from here
-from orlhf_ext.files.records import Record, write_jsonl
+from orlhf_ext.files.records import BadLine, Line, Record, read_lines, write_jsonl
 
 T = TypeVar("T")
 
@@ -23,8 +25,6 @@ Messages = list[dict[str, str]]
 SAMPLES = Path(__file__).parent / "samples"
 SPLITS = ("train", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".parquet")
-
-
 SEEN = Reject("prompt also in the training rows")
 
 
@@ -82,27 +82,125 @@ def draw(rows: Iterable[T], limit: int | None, rng: random.Random | None, counts
     yield from held
 
 
-def write_some(target: Path, rows: Iterable[Record], counts: Counts, source: Path, remedy: str = "") -> None:
-    """Write rows; raises `UserError`, and writes nothing, if there is none or the target is the source.
+def write_draw(
+    args: argparse.Namespace,
+    split: str,
+    rows: Iterable[T],
+    records: Callable[[Iterable[T]], Iterable[Record]],
+    counts: Counts,
+    sources: Sequence[Path],
+    **named: Any,
+) -> Path:
+    """Write ``OUT/SPLIT.jsonl`` from the first rows of a split, or a random draw of them; returns its path.
 
-    ``remedy`` is the way out that the error names beside "give a file with records".
+    Args:
+        args: of the command, with ``shuffle``, and ``limit`` or ``limit_SPLIT``.
+        split: its name.
+        rows: all that can be kept.
+        records: makes the records of those that are drawn.
+        counts: of the split.
+        sources: as in `write_some`, as ``named`` is.
     """
-    if target.exists() and target.samefile(source):
-        raise UserError(f"--out: {target} is the source itself and would be overwritten; choose another folder")
+    limit = limit_of(args, split)
+    rng = random.Random(f"{args.seed} {split}") if args.shuffle and limit else None
+    target = args.out / f"{split}.jsonl"
+    write_some(target, records(draw(rows, limit, rng, counts)), counts, sources, **named)
+    return target
+
+
+def limit_of(args: argparse.Namespace, split: str) -> int | None:
+    """``--limit``, or that of a split."""
+    return args.limit if split == "train" else getattr(args, f"limit_{split}")
+
+
+def write_some(
+    target: Path,
+    rows: Iterable[Record],
+    counts: Counts,
+    sources: Sequence[Path],
+    name: Path | None = None,
+    remedy: str = "",
+) -> None:
+    """Write rows.
+
+    Args:
+        target: the file.
+        rows: its records, counted while they are read.
+        counts: of the rows.
+        sources: what they are read from.
+        name: of the sources in errors, unless they are one file or a folder.
+        remedy: the way out that an error names beside "give a file with records".
+
+    Raises:
+        UserError: there is no row, or the target is a source; nothing is written.
+    """
+    check_not_source(target, sources)
 
     def at_least_one() -> Iterator[Record]:
         yield from rows
-        if counts.kept:
-            return
-        if not counts.read:
-            raise UserError(f"{source} has no row for {target.name}; give a file with records{remedy}")
-        reason, number = counts.dropped.most_common(1)[0]
-        raise UserError(
-            f"none of the {counts.read} rows of {source} can be kept for {target.name} ({number} of them: {reason}); "
-            "mend the data, or give other options"
-        )
+        if not counts.kept:
+            raise none_kept(name or Path(os.path.commonpath(sources)), target, counts, remedy)
 
     write_jsonl(target, at_least_one())
+
+
+def check_not_source(target: Path, sources: Sequence[Path]) -> None:
+    """Refuse to overwrite a source.
+
+    Raises:
+        UserError: the target is one.
+    """
+    if target.exists() and any(map(target.samefile, sources)):
+        raise UserError(f"--out: {target} is the source itself and would be overwritten; choose another folder")
+
+
+def none_kept(source: Path, target: Path, counts: Counts, remedy: str = "") -> UserError:
+    """The error of a source that gives no row; the most frequent reason is named."""
+    if not counts.read:
+        return UserError(f"{source} has no row for {target.name}; give a file with records{remedy}")
+    lost = ""
+    if counts.dropped:
+        reason, number = counts.dropped.most_common(1)[0]
+        lost = f" ({number} of them: {reason})"
+    return UserError(
+        f"none of the {counts.read} rows of {source} can be kept for {target.name}{lost}; fix the data, or give "
+        "other options"
+    )
+
+
+class Row(NamedTuple):
+    """A row of a file: where it is, its number, and its record or why it has none."""
+
+    where: str
+    number: int
+    record: Record | Reject
+
+
+def read_rows(path: Path, what: str = "") -> Iterator[Row]:
+    """The rows of a file of `read_lines`, with a progress bar on a terminal."""
+    return as_rows(read_lines(path), what or path.name)
+
+
+def as_rows(lines: Iterable[Line | BadLine], what: str) -> Iterator[Row]:
+    """Lines as rows, with a progress bar on a terminal."""
+    with contextlib.closing(progress(lines, what)) as found:
+        for line in found:
+            record = Reject(line.reason, bad=True) if isinstance(line, BadLine) else line.record
+            yield Row(line.where, int(line.where.rsplit(" ", 1)[1]), record)
+
+
+def keep(rows: Iterable[tuple[str, T | Reject]], counts: Counts) -> Iterator[T]:
+    """The rows that are not rejected, out of places and rows; all are counted.
+
+    Raises:
+        UserError: a row is broken and ``counts.strict`` is set.
+    """
+    for where, row in rows:
+        counts.read += 1
+        if isinstance(row, Reject):
+            counts.drop(where, row)
+        else:
+            yield row
 
 
 def progress(rows: Iterable[Any], what: str) -> Any:
@@ -123,6 +221,12 @@ def looks_like_hub_name(text: str) -> bool:
     return bool(slash and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)) and not (
         Path(owner).exists() or name.endswith(SUFFIXES)
     )
+
+
+def locate(spec: str, sample: Path, patterns: Sequence[str]) -> Path:
+    """The path that a source names: the bundled sample, a file or folder, or the files of a hub data set."""
+    path = sample if spec == "sample" else Path(spec)
+    return path if path.exists() or not looks_like_hub_name(spec) else fetch(spec, patterns, "dataset")
 
 
 def fetch(repo: str, patterns: Sequence[str], kind: str) -> Path:
@@ -172,7 +276,7 @@ def find_splits(folder: Path, data_dir: str | None = None) -> dict[str, Path]:
         inner = {child: files for child in sorted(folder.iterdir()) if child.is_dir() and (files := _splits_in(child))}
         if len(inner) > 1:
             names = ", ".join(child.name for child in inner)
-            raise UserError(f"{folder} holds several data sets ({names}); choose one with --data_dir")
+            raise UserError(f"{folder} has several data sets ({names}); choose one with --data_dir")
         if inner:
             folder, found = inner.popitem()
     missing = [split for split in SPLITS if split not in found]

@@ -125,7 +125,7 @@ class LengthFilter:
         The function raises `Refusal` where the template refuses messages.
 
         Raises:
-            UserError: the tokenizer has no chat template, or one that is no valid template.
+            UserError: the tokenizer has no chat template, or an invalid one.
         """
         import datetime
 

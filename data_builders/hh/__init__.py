@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +10,7 @@ from typing import Any, NamedTuple
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT, INNER
 from orlhf_ext.files.built import Built, Counts, Reject
-from orlhf_ext.files.records import BadLine, Record, read_lines
+from orlhf_ext.files.records import Record
 from orlhf_ext.groups.render import answer_text, prompt_text
 from orlhf_ext.models.chats import ChatError, is_messages, split_chat
 from orlhf_ext.models.head_settings import Style
@@ -24,14 +21,17 @@ from ..common import (
     SEEN,
     SPLITS,
     Messages,
+    Row,
     check_options,
     digest,
     draw,
-    fetch,
     find_all_splits,
     find_splits,
-    looks_like_hub_name,
-    progress,
+    keep,
+    limit_of,
+    locate,
+    read_rows,
+    write_draw,
     write_some,
 )
 from ..lengths import END_TOKENS, PROMPT_CUT, RESPONSES_CUT, TEMPLATE, LengthFilter
@@ -62,20 +62,23 @@ def parse(record: Record, compat: bool) -> Pair | Reject:
     return make_compat_pair(chosen, rejected) if compat else make_pair(chosen, rejected)
 
 
-def as_kwise(record: Record) -> Record | Reject:
+def as_kwise(row: Row, stem: str) -> Record | Reject:
     """A pair as a K-wise record with K = 2: completions ``[chosen, rejected]``, rewards ``[1, 0]``."""
-    parts = [record.get(key) for key in ("prompt", "chosen", "rejected")]
+    if isinstance(row.record, Reject):
+        return row.record
+    parts = [row.record.get(key) for key in ("prompt", "chosen", "rejected")]
     if not (all(isinstance(part, str) for part in parts) or all(map(is_messages, parts))):
         return NO_PAIR
     prompt, *completions = parts
     texts = [reply_text(part) for part in completions if part]
     if len(texts) < 2 or not all(text.strip() for text in texts):
         return EMPTY
-    return {"prompt": prompt, "completions": completions, "rewards": [1, 0]}
+    name = str(row.record.get("id") or f"{stem}-{row.number:06d}")
+    return {"id": name, "prompt": prompt, "completions": completions, "rewards": [1, 0]}
 
 
 class Source(NamedTuple):
-    """The files of a raw data set, by split. ``whole``: one file stands for both splits."""
+    """The files of a raw data set, by split. ``whole``: one file is both splits."""
 
     label: str
     files: dict[str, list[Path]]
@@ -89,14 +92,11 @@ def find_source(spec: str, data_dir: str | None) -> Source:
     Raises:
         UserError: nothing there, or not both splits.
     """
-    path = Path(spec)
     licence = LICENCES.get(spec, "that of the source")
-    if spec == "sample":
-        path = SAMPLE
-    elif not path.exists() and looks_like_hub_name(spec):
+    if not Path(spec).exists():
         data_dir = data_dir or HUB_FOLDERS.get(spec)
-        folder = f"{'*' if data_dir == ALL else data_dir.strip('/')}/" if data_dir else ""
-        path = fetch(spec, [f"{folder}{split}.*" for split in SPLITS], "dataset")
+    folder = f"{'*' if data_dir == ALL else data_dir.strip('/')}/" if data_dir else ""
+    path = locate(spec, SAMPLE, [f"{folder}{split}.*" for split in SPLITS])
     if path.is_dir() and data_dir == ALL and not (path / ALL).exists():
         return Source(spec, find_all_splits(path), False, licence)
     if path.is_dir():
@@ -145,7 +145,7 @@ class Builder:
             choices=("hh", "chat", *STYLES),
             help="HH text (the default), message lists, SharedRep's tagged text, or text by the tokenizer's template",
         )
-        parser.add_argument("--compat", action="store_true", help="upstream's exact rules, defects included")
+        parser.add_argument("--compat", action="store_true", help="the authors' exact rules, defects included")
         parser.add_argument("--kwise", action="store_true", help="also write K-wise records made from the pairs")
         parser.add_argument(
             "--from_pairs", metavar="PATH", help="only turn a pairs file, or a folder of them, into K-wise records"
@@ -170,7 +170,7 @@ class Builder:
         )
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:
-        """Write the files, each reported as soon as it stands.
+        """Write the files.
 
         Raises:
             UserError: options that exclude one another, a source that cannot be read, or no row left.
@@ -199,21 +199,11 @@ class Builder:
     ) -> Iterator[Built]:
         for stem, path in files.items():
             counts = Counts(args.strict, args.max_count_of_reported)
-
-            def rows(path: Path = path, stem: str = stem, counts: Counts = counts) -> Iterator[Record]:
-                for line in read_lines(path):
-                    counts.read += 1
-                    if isinstance(line, BadLine):
-                        counts.drop(line.where, Reject(line.reason, bad=True))
-                    elif isinstance(kwise := as_kwise(line.record), Reject):
-                        counts.drop(line.where, kwise)
-                    else:
-                        yield {"id": str(line.record.get("id") or f"{stem}-{line.number:06d}"), **kwise}
-
+            rows = keep(((row.where, as_kwise(row, stem)) for row in read_rows(path)), counts)
             # --limit and --limit_test have been applied to pairs that were built by this same command
-            limit = limit_of(stem, args) if args.from_pairs else None
+            limit = limit_of(args, stem if stem == "test" else "train") if args.from_pairs else None
             target = args.out / f"{stem}_kwise.jsonl"
-            write_some(target, draw(rows(), limit, None, counts), counts, path)
+            write_some(target, draw(rows, limit, None, counts), counts, [path])
             yield Built(target, counts, [path], licence, {"rewards": "1 for chosen, 0 for rejected"})
 
 
@@ -238,7 +228,7 @@ def check(args: argparse.Namespace) -> None:
                 raise UserError(f"{flag} has no effect with --from_pairs, which only converts; leave it out")
     if args.compat and args.format not in (None, "hh"):
         raise UserError(
-            f"--compat has upstream's rules, which know no chat format; leave out --compat or --format {args.format}"
+            f"--compat follows the authors' rules, which have no chat format; leave it out, or --format {args.format}"
         )
     check_options(args, args.limit, args.limit_test)
     if args.cut and not args.max_prompt_tokens:
@@ -253,11 +243,6 @@ def check(args: argparse.Namespace) -> None:
             raise UserError("--format template renders a tokenizer's own chat template; add --tokenizer PATH_OR_NAME")
     elif args.tokenizer and not (args.max_prompt_tokens or args.max_tokens):
         raise UserError("--tokenizer has no effect alone; add --max_prompt_tokens N or --max_tokens N")
-
-
-def limit_of(split: str, args: argparse.Namespace) -> int | None:
-    """``--limit``, and ``--limit_test`` for the test file."""
-    return args.limit_test if split == "test" else args.limit
 
 
 def pairs_files(path: Path) -> dict[str, Path]:
@@ -287,20 +272,15 @@ class Pipeline:
         """Write one split's pairs."""
         args, paths = self.args, self.source.files[split]
         counts = Counts(args.strict, args.max_count_of_reported)
-        limit = limit_of(split, args)
-        rng = random.Random(f"{args.seed} {split}") if args.shuffle and limit else None
-        target = args.out / f"{split}.jsonl"
-        rows = draw(self.rows(split, counts), limit, rng, counts)
-        same = [path for path in paths if target.exists() and target.samefile(path)]
+        rows = keep(self.rows(split), counts)
         remedy = ", or a larger --test_size" if self.test_size else ""
-        write_some(
-            target, self.remember(split, rows, counts), counts, [*same, Path(os.path.commonpath(paths))][0], remedy
+        target = write_draw(
+            args, split, rows, lambda drawn: self.remember(split, drawn, counts), counts, paths, remedy=remedy
         )
         details: dict[str, Any] = {"format": args.format or "hh", "source": self.source.label}
         if self.test_size:
-            details["split"] = (
-                f"by a hash of the prompt and the seed; {self.test_size:g} of the prompts are test prompts"
-            )
+            share = f"{self.test_size:g} of the prompts are test prompts"
+            details["split"] = f"by a hash of the prompt and the seed; {share}"
         tokenizer = self.too_long.files if self.too_long else []
         return Built(target, counts, [*paths, *tokenizer], self.source.licence, details)
 
@@ -312,33 +292,28 @@ class Pipeline:
             counts.cut.update(row.cut)
             yield row.record
 
-    def rows(self, split: str, counts: Counts) -> Iterator[Kept]:
-        """The rows of a split that can be kept; the others are counted."""
+    def rows(self, split: str) -> Iterator[tuple[str, Kept | Reject]]:
+        """Where each row of a split is, and what is kept of it or why it is left out."""
         paths = self.source.files[split]
         for path in paths:
             prefix = f"{path.parent.name}-{split}" if len(paths) > 1 else split
-            yield from self.rows_of(path, split, prefix, counts)
+            for row in read_rows(path, split):
+                pair = row.record if isinstance(row.record, Reject) else parse(row.record, self.args.compat)
+                if not self.test_size or self.split_of(pair) == split:
+                    yield row.where, self.row(split, f"{prefix}-{row.number:06d}", pair)
 
-    def rows_of(self, path: Path, split: str, prefix: str, counts: Counts) -> Iterator[Kept]:
-        """Those of one file; ``prefix`` begins their ids."""
-        with contextlib.closing(progress(read_lines(path), split)) as lines:
-            for line in lines:
-                if isinstance(line, BadLine):
-                    outcome: Pair | Reject = Reject(line.reason, bad=True)
-                else:
-                    outcome = parse(line.record, self.args.compat)
-                if self.test_size and self.split_of(outcome) != split:
-                    continue
-                counts.read += 1
-                if isinstance(outcome, Pair):
-                    prompt = digest(outcome.prompt)
-                    row = self.fitted(outcome) if prompt not in self.prompts or split == "train" else SEEN
-                    if not isinstance(row, Reject):
-                        columns, cut = row
-                        yield Kept(prompt, {"id": f"{prefix}-{line.number:06d}", **columns}, cut)
-                        continue
-                    outcome = row
-                counts.drop(line.where, outcome)
+    def row(self, split: str, name: str, pair: Pair | Reject) -> Kept | Reject:
+        """What is kept of a pair, or why it is left out."""
+        if isinstance(pair, Reject):
+            return pair
+        prompt = digest(pair.prompt)
+        if split != "train" and prompt in self.prompts:
+            return SEEN
+        fitted = self.fitted(pair)
+        if isinstance(fitted, Reject):
+            return fitted
+        columns, cut = fitted
+        return Kept(prompt, {"id": name, **columns}, cut)
 
     def split_of(self, outcome: Pair | Reject) -> str:
         """The split of a row of a single file. Rows that give no pair are counted with the training rows."""

@@ -1,7 +1,7 @@
-"""Dialogues in HH's text form: turns, the pair that two dialogues hold, message lists.
+"""Dialogues in HH's text form: turns, the pair that two dialogues make, message lists.
 
-A line of HH holds two whole dialogues, ``chosen`` and ``rejected``, that share their first turns. The first turn in
-which they differ holds the two responses; what comes before it is the prompt, what comes after it is left out.
+A line of HH has two whole dialogues, ``chosen`` and ``rejected``, that share their first turns. The first turn in
+which they differ has the two responses; what comes before it is the prompt, what comes after it is left out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def split_turns(text: str) -> list[Turn]:
     r"""The turns of a dialogue, without surrounding white space; empty if it does not begin with one.
 
     A label (``Human:``, ``Humans:``, ``Assistant:``) opens a turn at the start and after a blank line. A ``Human: ``
-    left inside an assistant's turn becomes a space, as it does upstream.
+    left inside an assistant's turn becomes a space, as in the authors' code.
     """
     text = text.replace("\r\n", "\n").strip()
     labels = list(LABEL.finditer(text))
@@ -72,7 +72,7 @@ def first_difference(ours: Sequence, theirs: Sequence) -> int | None:
 
 
 def make_pair(chosen: str, rejected: str) -> Pair | Reject:
-    """The pair that two dialogues hold, or why they hold none. Both sides are treated alike."""
+    """The pair that two dialogues make, or why they make none. Both sides are treated alike."""
     chosen_turns, rejected_turns = split_turns(chosen), split_turns(rejected)
     if any(not turns or turns[0].speaker != "Human" for turns in (chosen_turns, rejected_turns)):
         return NO_START
@@ -90,9 +90,9 @@ def make_pair(chosen: str, rejected: str) -> Pair | Reject:
 
 
 def compat_turns(text: str, strip: bool) -> list[str] | None:
-    """Turns by upstream's rules, an empty one first; ``None`` where upstream stops (text before the first blank line).
+    """Turns by the authors' rules, an empty one first; ``None`` where they stop (text before the first blank line).
 
-    ``strip`` removes white space after ``Assistant: ``; upstream does so on the chosen side alone. ``Assistant:``
+    ``strip`` removes white space after ``Assistant: ``; the authors do so on the chosen side alone. ``Assistant:``
     without the space opens no turn.
     """
     first, *pieces = text.split("\n\n")
@@ -114,7 +114,7 @@ def compat_turns(text: str, strip: bool) -> list[str] | None:
 
 
 def make_compat_pair(chosen: str, rejected: str) -> Pair | Reject:
-    """The pair that upstream's preprocessing makes of a line, or why it makes none (``bad``: it crashes there)."""
+    """The pair that the authors' preprocessing makes of a line, or why it makes none (``bad``: it crashes there)."""
     chosen_turns, rejected_turns = compat_turns(chosen, strip=True), compat_turns(rejected, strip=False)
     if chosen_turns is None or rejected_turns is None:
         return Reject("does not begin with a blank line", bad=True)

@@ -29,13 +29,13 @@ from typing import Any, NoReturn
 from orlhf_ext.cli.errors import UserError, suggest
 from orlhf_ext.cli.flags import INNER
 from orlhf_ext.files.built import Built, Counts, Reject
-from orlhf_ext.files.records import BadLine, Line, Record, read_lines
+from orlhf_ext.files.records import Record
 from orlhf_ext.groups.assign import MAX_SEED, best_and_worst, held_out, stream_groups
 from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_groups, trait_fault, wanted_traits
 from orlhf_ext.groups.training import by_place, id_text
 from orlhf_ext.models.head_settings import STYLES
 
-from ..common import digest, draw, progress, write_some
+from ..common import digest, draw, read_rows, write_some
 from .dialogues import EMPTY, SAME
 from .prompts import id_of
 
@@ -153,7 +153,7 @@ class Pipeline:
                 yield pair
 
         target = self.args.out / f"{split}.jsonl"
-        write_some(target, draw(counted(), None, None, counts), counts, self.path)
+        write_some(target, draw(counted(), None, None, counts), counts, [self.path])
         groups = {
             group.name: {
                 "group_id": place,
@@ -185,27 +185,27 @@ class Pipeline:
         draws: Iterator[int | None] = repeat(None)
         if None not in shares:
             draws = stream_groups(shares, self.args.seed)  # type: ignore[arg-type]
-        with contextlib.closing(progress(read_lines(self.path), self.path.name)) as lines:
-            # a broken line takes its draw as well: other rows' groups must not depend on it
-            for drawn, line in zip(draws, islice(lines, self.args.limit), strict=False):
-                if isinstance(line, BadLine):
-                    yield line.where, None, Reject(line.reason, bad=True)
-                    continue
-                name = id_of(line, "line")
-                where = f"{line.where} (id {name!r})"
-                group = self.group_of(where, line, drawn)
-                self.hold_style(where, line)
-                known = digest(name) in ids
-                ids.add(digest(name))
-                yield where, group, SAME_ID if known else self.pair(where, name, line.record, group)
+        # a broken line takes its draw as well: other rows' groups must not depend on it
+        for drawn, row in zip(draws, islice(read_rows(self.path), self.args.limit), strict=False):
+            record = row.record
+            if isinstance(record, Reject):
+                yield row.where, None, record
+                continue
+            name = id_of(record, row.number, "line")
+            where = f"{row.where} (id {name!r})"
+            group = self.group_of(where, record, drawn)
+            self.check_style(where, record)
+            known = digest(name) in ids
+            ids.add(digest(name))
+            yield where, group, SAME_ID if known else self.pair(where, name, record, group)
 
-    def group_of(self, where: str, line: Line, drawn: int | None) -> int:
+    def group_of(self, where: str, record: Record, drawn: int | None) -> int:
         """The group of a record.
 
         Raises:
             UserError: it has none, or an unknown one, or one record names its group and another does not.
         """
-        number, name = line.record.get("group_id"), line.record.get("group")
+        number, name = record.get("group_id"), record.get("group")
         own = number is not None or name is not None
         if self.own_groups is None:
             self.own_groups = own
@@ -230,12 +230,16 @@ class Pipeline:
         if name is not None and name != found:
             raise UserError(
                 f"{where} has group_id {number}, which is {found!r} in {self.args.groups}, but group {name!r}; "
-                "mend one of them"
+                "fix one of them"
             )
         return names.index(found)
 
     def check_draw(self, drawn: int | None) -> None:
-        """Hold that groups are either drawn or named, not both and not neither."""
+        """Check that groups are either drawn or named.
+
+        Raises:
+            UserError: they are both, or neither.
+        """
         if self.own_groups and self.args.proportion is not None:
             raise UserError(
                 f"--proportion draws groups at random, but the records of {self.path} name theirs; leave it out"
@@ -245,9 +249,13 @@ class Pipeline:
                 f"{self.args.groups} has no proportions, and the records of {self.path} have no group_id; give one"
             )
 
-    def hold_style(self, where: str, line: Line) -> None:
-        """Hold that all prompts are of one style, and that it is known."""
-        style = line.record.get("style")
+    def check_style(self, where: str, record: Record) -> None:
+        """Check that all prompts are of one style, and that it is known.
+
+        Raises:
+            UserError: they are not.
+        """
+        style = record.get("style")
         if style is None:
             if self.style is None:
                 raise UserError(f"{where} does not say how its prompt was rendered; add --style {', '.join(STYLES)}")

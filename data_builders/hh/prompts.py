@@ -5,14 +5,13 @@ Written are ``OUT/rm.jsonl`` (prompts to sample responses for, from which reward
 
     {"id": str, "prompt": str, "style": "hh" | "chat" | "legacy", "label": str}
 
-``label`` is a JSON object as text, ``{"v": 1, "id": ..., "style": ...}``. No prompt stands in two of the files (save
+``label`` is a JSON object as text, ``{"v": 1, "id": ..., "style": ...}``. No prompt is in two of the files (except
 with ``--share_prompts``), nor does a test prompt in any training row.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import heapq
 from collections.abc import Iterator
@@ -22,13 +21,13 @@ from pathlib import Path
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts, Reject
-from orlhf_ext.files.records import BadLine, Line, Record, load_json, read_lines
+from orlhf_ext.files.records import Record, load_json
 from orlhf_ext.files.sidecars import sidecar_path
 from orlhf_ext.groups.label import Label, write_label
 from orlhf_ext.models.chats import is_messages
 from orlhf_ext.models.head_settings import STYLES
 
-from ..common import SEEN, digest, find_splits, progress, write_some
+from ..common import SEEN, Row, digest, find_splits, keep, read_rows, write_some
 
 #: the format of ``build_data hh`` -> how its prompts were rendered
 FORMATS = {"hh": "hh", "legacy": "legacy", "template": "chat"}
@@ -82,7 +81,7 @@ class Builder:
             own.not_drawn += own.kept - len(rows)
             own.kept = len(rows)
             target = args.out / f"{stem}.jsonl"
-            write_some(target, rows, own, paths[split])
+            write_some(target, rows, own, [paths[split]])
             details = {"style": style, "source": args.source, "shared_prompts": args.share_prompts}
             yield Built(target, own, [paths[split]], licence_of(paths[split]), details)
 
@@ -90,7 +89,7 @@ class Builder:
 def check(args: argparse.Namespace, folder: Path) -> None:
     """Refuse options that exclude one another or would have no effect."""
     if not folder.is_dir():
-        raise UserError(f"SOURCE: {folder} is no folder; give the one that build_data hh wrote")
+        raise UserError(f"SOURCE: {folder} is not a folder; give the one that build_data hh wrote")
     if args.limit:
         raise UserError("--limit has no effect here; use --num_prompts, --num_rl and --num_test")
     if args.share_prompts and args.num_rl not in (None, args.num_prompts):
@@ -103,7 +102,7 @@ def check(args: argparse.Namespace, folder: Path) -> None:
 
 
 def sidecar(path: Path) -> Record:
-    """What stands beside a data file; nothing if there is no such file."""
+    """The sidecar of a data file; empty if there is none."""
     meta = sidecar_path(path)
     try:
         found = load_json(meta.read_text(encoding="utf-8"))
@@ -115,7 +114,7 @@ def sidecar(path: Path) -> Record:
 
 
 def licence_of(path: Path) -> str:
-    """The licence that a file's sidecar tells."""
+    """The licence in a file's sidecar."""
     return str(sidecar(path).get("licence") or "that of the source")
 
 
@@ -138,10 +137,10 @@ def style_of(path: Path, style: str | None) -> str:
     return str(style or known)
 
 
-def id_of(line: Line, stem: str) -> str:
-    """A record's id, or one from its line."""
-    name = line.record.get("id")
-    return f"{stem}-{line.number:06d}" if name is None else str(name)
+def id_of(record: Record, number: int, stem: str) -> str:
+    """A record's id, or one from the number of its line."""
+    name = record.get("id")
+    return f"{stem}-{number:06d}" if name is None else str(name)
 
 
 def _messages(where: str) -> UserError:
@@ -179,41 +178,31 @@ class Prompts:
         """Each different prompt's row, with the hash by which it is drawn."""
         seen: set[int] = set()
         ids: set[int] = set()
-        with contextlib.closing(progress(read_lines(path), split)) as lines:
-            for line in lines:
-                counts.read += 1
-                if isinstance(line, BadLine):
-                    counts.drop(line.where, Reject(line.reason, bad=True))
-                elif isinstance(row := self.row(split, line), Reject):
-                    counts.drop(line.where, row)
-                elif reject := self.repeated(split, row, seen, ids):
-                    counts.drop(line.where, reject)
-                else:
-                    counts.kept += 1
-                    yield digest(row["prompt"], f"{self.args.seed} {split}"), row
+        found = ((row.where, self.row(split, row, seen, ids)) for row in read_rows(path, split))
+        for record in keep(found, counts):
+            counts.kept += 1
+            yield digest(record["prompt"], f"{self.args.seed} {split}"), record
         if split == "train":
             self.trained = seen
 
-    def row(self, split: str, line: Line) -> Record | Reject:
-        """The row of a record."""
-        prompt = line.record.get("prompt")
+    def row(self, split: str, row: Row, seen: set[int], ids: set[int]) -> Record | Reject:
+        """What a row says that those before it, whose hashes are noted, do not."""
+        if isinstance(row.record, Reject):
+            return row.record
+        prompt = row.record.get("prompt")
         if is_messages(prompt):
-            raise _messages(line.where)
+            raise _messages(row.where)
         if not isinstance(prompt, str) or not prompt.strip():
             return NO_PROMPT
-        name = id_of(line, split)
+        name = id_of(row.record, row.number, split)
+        prompt_hash, id_hash = digest(prompt), digest(name)
+        if split == "test" and prompt_hash in self.trained:
+            return SEEN
+        if prompt_hash in seen:
+            return TWICE
+        if id_hash in ids:
+            return SAME_ID
+        seen.add(prompt_hash)
+        ids.add(id_hash)
         label = write_label(Label(name, self.style))
         return {"id": name, "prompt": prompt, "style": self.style, "label": label}
-
-    def repeated(self, split: str, row: Record, seen: set[int], ids: set[int]) -> Reject | None:
-        """Why a row says nothing new, if it does not; else it is noted."""
-        prompt, name = digest(row["prompt"]), digest(row["id"])
-        if split == "test" and prompt in self.trained:
-            return SEEN
-        if prompt in seen:
-            return TWICE
-        if name in ids:
-            return SAME_ID
-        seen.add(prompt)
-        ids.add(name)
-        return None

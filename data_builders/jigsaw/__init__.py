@@ -29,12 +29,12 @@ from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.csv_files import Table, open_table
 from orlhf_ext.files.records import BadLine
 
-from ..common import SAMPLES, merge_out, progress
+from ..common import SAMPLES, merge_out, none_kept, progress
 from .cut import GPT2, cut, load_tokenizer
 from .download import fetch_competition, unpack
 from .table import find_csv, number_of, text_fault
 from .value import build_value
-from .write import built_pair, hold_some, writers
+from .write import built_pair, writers
 
 SAMPLE = SAMPLES / "jigsaw"
 TEXT = "comment_text"
@@ -235,7 +235,6 @@ def build_reward(path: Path, args: argparse.Namespace, licence: str) -> Iterator
     with open_table(path) as table, writers(args.out, ("rm_train.json", "rm_valid.json"), path) as (train, valid):
         place, *labels = table.places([TEXT, *args.label_columns])
         first, *more = labels
-        quote = train.quote
         with contextlib.closing(progress(rows_of(table, counts), path.name)) as rows:
             for row in rows:
                 label = read_label([row[column] for column in labels]) if more else LABELS.get(row[first])
@@ -248,12 +247,13 @@ def build_reward(path: Path, args: argparse.Namespace, licence: str) -> Iterator
                 if fault:
                     counts.drop(table.where, fault)
                     continue
-                writer.add(f'{{"text": {quote(text)}, "label": {label}}}\n')
+                writer.add({"text": text, "label": label})
                 if train.count == args.limit:
                     break
         if dropped:
             counts.dropped[AT_RANDOM] = dropped
-        hold_some(train, counts, path)
+        if not train.count:
+            raise none_kept(path, train.path, counts)
     kept = (train.count, valid.count)
     details = {"label_columns": args.label_columns, "drop_rate": args.drop_rate}
     yield from built_pair(train, valid, kept, counts, [path], licence=licence, details=details)
@@ -282,11 +282,10 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
     held: list[str] = []
     with open_table(path) as table, writers(args.out, (args.prompts_file,), path) as (writer,):
         place, target_place = table.places(SOURCES["prompts"].columns)
-        quote = writer.quote
 
         def flush() -> None:
             for text in cut(held, tokenizer, args.max_len, args.clean_up_tokenization_spaces):
-                writer.add(f'{{"prompt": {{"text": {quote(text)}}}}}\n')
+                writer.add({"prompt": {"text": text}})
             held.clear()
 
         with contextlib.closing(progress(rows_of(table, counts), path.name)) as rows:
@@ -314,6 +313,7 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
         flush()
         if dropped:
             counts.dropped[AT_RANDOM] = dropped
-        hold_some(writer, counts, path)
+        if not writer.count:
+            raise none_kept(path, writer.path, counts)
     counts.kept = writer.count
     yield Built(writer.path, counts, sources, licence, details)

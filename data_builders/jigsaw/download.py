@@ -77,7 +77,7 @@ def _download(name: str, folder: Path) -> Path:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise _refusal(name, error) from None
-    except Exception as error:  # of any kind, and its text may hold what the client sent
+    except Exception as error:  # of any kind, and its text may quote what the client sent
         raise _failure(name, error) from None
     files = [path for path in folder.iterdir() if path.is_file() and path.stem == name]
     if not files:

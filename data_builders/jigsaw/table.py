@@ -1,4 +1,4 @@
-"""What stands in Jigsaw's CSV files: comments, missing ones, numbers, and which file is which."""
+"""The fields of Jigsaw's CSV files: comments, missing ones, numbers; and which file is which."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Reject
 from orlhf_ext.files.csv_files import open_table
 
-#: what marks a missing value for pandas, with which the upstream project reads these files
+#: what marks a missing value for pandas, with which the authors read these files
 MISSING = frozenset(
     {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"}
     | {"NULL", "NaN", "None", "n/a", "nan", "null"}
@@ -33,7 +33,7 @@ def text_fault(text: str, keep_na: bool) -> Reject | None:
 
 
 def number_of(text: str, least: float, most: float) -> float | None:
-    """The number that a field holds, if it holds one within these bounds."""
+    """The number in a field, if there is one within these bounds."""
     try:
         value = float(text)
     except ValueError:

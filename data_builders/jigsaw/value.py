@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +11,9 @@ from typing import Any, NamedTuple
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Built, Counts, Reject
-from orlhf_ext.files.records import BadLine, Line, read_lines
 
-from ..common import progress
-from .write import RowWriter, built_pair, hold_some, writers
+from ..common import Row, none_kept, read_rows
+from .write import built_pair, writers
 
 #: a score from here on is undesired
 THRESHOLD = 0.5
@@ -51,46 +49,41 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
     prompts: Counter[str] = Counter()
     generator = random.Random(args.seed)
     with writers(args.out, ("train.jsonl", "val.jsonl"), path) as (train, val):
-        with contextlib.closing(progress(read_lines(path), path.name)) as lines:
-            for line in lines:
-                counts.read += 1
-                scored = read_scored(line, args.toxicity_type, first=counts.read == 1)
-                if isinstance(scored, Reject):
-                    counts.drop(line.where, scored)
-                    continue
-                drawn = generator.random()
-                if drawn < args.drop_rate and is_clean(scored.scores, args.one_threshold):
-                    clean += 1
-                    continue
-                split, writer = ("train", train) if generator.random() < TRAIN_SHARE else ("val", val)
-                chosen = choose(scored.scores, args, generator)
-                if isinstance(chosen, Reject):
-                    counts.drop(line.where, chosen)
-                    continue
-                prompts[split] += 1
-                if args.limit and writer is train:
-                    chosen = chosen[: args.limit - train.count]
-                write(writer, scored, chosen)
-                if args.limit and train.count >= args.limit:
-                    break
+        for row in read_rows(path):
+            counts.read += 1
+            scored = read_scored(row, args.toxicity_type, first=counts.read == 1)
+            if isinstance(scored, Reject):
+                counts.drop(row.where, scored)
+                continue
+            drawn = generator.random()
+            if drawn < args.drop_rate and is_clean(scored.scores, args.one_threshold):
+                clean += 1
+                continue
+            split, writer = ("train", train) if generator.random() < TRAIN_SHARE else ("val", val)
+            chosen = choose(scored.scores, args, generator)
+            if isinstance(chosen, Reject):
+                counts.drop(row.where, chosen)
+                continue
+            prompts[split] += 1
+            if args.limit and writer is train:
+                chosen = chosen[: args.limit - train.count]
+            for number in chosen:
+                reward = -1.0 if scored.scores[number] >= THRESHOLD else 0.0
+                writer.add({"text": scored.prompt + scored.texts[number], "reward": [reward]})
+            if args.limit and train.count >= args.limit:
+                break
         if clean:
             counts.dropped[CLEAN] = clean
-        hold_some(train, counts, path)
+        if not train.count:
+            raise none_kept(path, train.path, counts)
     details = {"toxicity_type": args.toxicity_type, "mode": args.mode, "counted": "prompts"}
     yield from built_pair(
         train, val, (prompts["train"], prompts["val"]), counts, [path], licence=licence, details=details
     )
 
 
-def write(writer: RowWriter, scored: Scored, chosen: list[int]) -> None:
-    """Write the rows of one prompt."""
-    for number in chosen:
-        reward = -1.0 if scored.scores[number] >= THRESHOLD else 0.0
-        writer.add(f'{{"text": {writer.quote(scored.prompt + scored.texts[number])}, "reward": [{reward}]}}\n')
-
-
 def is_clean(scores: list[float], one_threshold: bool) -> bool:
-    """Whether no continuation is undesired; upstream counts a score of exactly 0.5 as clean here, and only here."""
+    """Whether no continuation is undesired; the authors count a score of exactly 0.5 as clean here, and only here."""
     return max(scores) < THRESHOLD or (not one_threshold and max(scores) == THRESHOLD)
 
 
@@ -105,15 +98,15 @@ def choose(scores: list[float], args: argparse.Namespace, generator: random.Rand
     return numbers[:1] if args.no_repeat and len(numbers) == 1 else [numbers[0], numbers[-1]]
 
 
-def read_scored(line: Line | BadLine, kind: str, first: bool) -> Scored | Reject:
+def read_scored(row: Row, kind: str, first: bool) -> Scored | Reject:
     """A record's prompt, continuations and scores, or why it has none.
 
     Raises:
         UserError: the first record has scores, but of another name.
     """
-    if isinstance(line, BadLine):
-        return Reject(line.reason, bad=True)
-    prompt, generations = line.record.get("prompt"), line.record.get("generations")
+    if isinstance(row.record, Reject):
+        return row.record
+    prompt, generations = row.record.get("prompt"), row.record.get("generations")
     text = prompt.get("text") if isinstance(prompt, dict) else prompt
     if not isinstance(text, str) or not isinstance(generations, list):
         return NO_PROMPT
@@ -126,7 +119,7 @@ def read_scored(line: Line | BadLine, kind: str, first: bool) -> Scored | Reject
         others = (
             f"only {', '.join(known)}; add --toxicity_type {known[0]}" if known else "and no other; score them first"
         )
-        raise UserError(f"{line.where}: its generations have no score {kind!r}, {others}")
+        raise UserError(f"{row.where}: its generations have no score {kind!r}, {others}")
     scores = [one.get(kind) for one in generations]
     if not all(map(is_score, scores)):
         return NO_SCORE

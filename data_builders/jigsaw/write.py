@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import sys
 from collections.abc import Iterator, Sequence
-from json import encoder
 from pathlib import Path
 from typing import IO, Any
 
-from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Built, Counts
-from orlhf_ext.files.records import atomic_write
+from orlhf_ext.files.records import Record, atomic_write
+
+from ..common import check_not_source
 
 
 class RowWriter:
-    """Appends lines to a file and counts them."""
-
-    #: a text as JSON has it, in quotes
-    quote = staticmethod(encoder.encode_basestring)
+    """Appends rows to a file of JSON Lines and counts them."""
 
     def __init__(self, path: Path, stream: IO[str]) -> None:
         self.path = path
         self.count = 0
-        self._write = stream.write
+        self._stream = stream
 
-    def add(self, line: str) -> None:
-        """Append one line; it ends with a line break."""
-        self._write(line)
+    def add(self, row: Record) -> None:
+        """Append one row."""
+        self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.count += 1
 
 
@@ -43,30 +41,9 @@ def writers(folder: Path, names: Sequence[str], source: Path) -> Iterator[list[R
         made = []
         for name in names:
             path = folder / name
-            if path.exists() and path.samefile(source):
-                raise UserError(f"{path} is the source itself and would be overwritten; choose another folder")
+            check_not_source(path, [source])
             made.append(RowWriter(path, stack.enter_context(atomic_write(path))))
         yield made
-
-
-def hold_some(writer: RowWriter, counts: Counts, source: Path) -> None:
-    """Hold that a file has a row; call it before the files get their names.
-
-    Raises:
-        UserError: it has none; the most frequent reason is named.
-    """
-    if writer.count:
-        return
-    if not counts.read:
-        raise UserError(f"{source} has no row; give a file with records")
-    lost = ""
-    if counts.dropped:
-        reason, number = counts.dropped.most_common(1)[0]
-        lost = f" ({number} of them: {reason})"
-    raise UserError(
-        f"none of the {counts.read} rows of {source} can be kept for {writer.path.name}{lost}; mend the data, or give "
-        "other options"
-    )
 
 
 def built_pair(

@@ -21,7 +21,7 @@ from .tombstones import status_of
 _ID = re.compile(rb'"id"\s*:\s*"(?:t[13]_)?([0-9a-z]+)"')
 #: bytes that are read at once, and of zstd files, where one byte can become thousands
 _PIECE, _PACKED = 1 << 18, 1 << 9
-#: no comment is longer; a file of one long line is no JSON Lines
+#: no comment is longer; a file of one long line is not JSON Lines
 _LONGEST = 64 << 20
 #: answers that are handed over at once
 _BATCH = 100
@@ -45,11 +45,11 @@ class Dump:
             if not path.is_file():
                 what = "is a folder" if path.is_dir() else "does not exist"
                 raise UserError(f"--dump: {path} {what}; give files of comments and posts (.jsonl, .gz, .zst)")
-        #: lines that name an id that is looked for, and are no JSON
+        #: lines that name an id that is looked for, and are not JSON
         self.broken = 0
 
     def origin(self) -> list[dict[str, Any]]:
-        """What tells these files from others, without reading them."""
+        """What distinguishes these files from others, without reading them."""
         return [{"file": path.name, "bytes": path.stat().st_size} for path in self.paths]
 
     def look_up(self, kind: str, ids: Sequence[str]) -> Iterator[dict[str, Answer]]:
@@ -98,7 +98,7 @@ class Dump:
 def _lines(path: Path) -> Iterator[bytes]:
     from tqdm import tqdm
 
-    held, size = [b""], 0  # the line that goes on
+    held, size = [b""], 0  # the beginning of the next line
     with (
         open(path, "rb") as stream,
         tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False) as bar,
@@ -147,6 +147,6 @@ def _unpack_zst(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
             if frame.eof:
                 frame = None
     except zstandard.ZstdError as error:
-        raise UserError(f"--dump: {path} is no zstd file that can be read; fetch it again") from error
+        raise UserError(f"--dump: {path} is not a readable zstd file; fetch it again") from error
     if frame:
         raise UserError(f"--dump: {path} is a truncated zstd file; fetch it again")

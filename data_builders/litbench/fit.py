@@ -1,7 +1,7 @@
 """Judging inputs with their answers, as a model reads them: checked, and cut, with the model's own tokenizer.
 
 OpenRLHF's `SFTDataset` tokenises an input alone and again with its answer, and trains the tokens of the second that
-stand behind the number of the first. So the tokens of the input must begin those of both: that is held for each row.
+follow the number of the first. So the tokens of the input must begin those of both: that is checked for each row.
 It appends a space and EOS unless the text ends with EOS: so an answer ends with EOS here, where no chat template ends
 it, and a model learns to stop right behind the letter.
 """
@@ -67,7 +67,7 @@ class Fitter:
         self.lengths = LengthFilter(args.tokenizer, None, None) if args.tokenizer else None
         self.render = self.lengths.chat_template() if self.lengths and args.style == "chat" else None
         self.eos = self._eos() if self.lengths else ""
-        #: what stands between the marker and the answer: in the input, in the completion
+        #: what is between the marker and the answer: in the input, in the completion
         self.gap = ("", "") if args.style == "chat" else ("\n", "")
         self.block = REASONED if args.use_cot else DIRECT
         if self.lengths and args.style == "marker":
@@ -83,7 +83,7 @@ class Fitter:
                 yield key, tasks, self._fit(tasks, some, [next(over) for _ in some])
 
     def text(self, task: Task, stories: Sequence[str] | None = None) -> Fitted:
-        """The texts of a task; ``stories`` stand for its own ones, where these are cut."""
+        """The texts of a task; ``stories`` replace its own ones, where these are cut."""
         first, second = stories or task.stories
         shown = task.prompt if self.args.show_prompt else None
         text = judging_input(first, second, shown, self.args.use_cot, self.args.template)
@@ -204,7 +204,7 @@ class Fitter:
         try:
             token = load_json(config.read_text(encoding="utf-8")).get("eos_token") if config else None
         except ValueError as error:
-            raise UserError(f"--tokenizer: {config} is not JSON ({error}); mend it") from error
+            raise UserError(f"--tokenizer: {config} is not JSON ({error}); fix it") from error
         token = token.get("content") if isinstance(token, dict) else token
         if not token:
             raise UserError(

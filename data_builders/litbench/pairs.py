@@ -4,7 +4,7 @@ Rows are ``{"id", "prompt", "chosen", "rejected"}`` with the facts that the sour
 and comment ids of both stories. An id is that of the two comments, or else a hash of the texts, so that it depends on
 no order. `train_rm` reads the stories alone, as LitBench does, unless it is given ``--data.prompt_key prompt``.
 
-Validation pairs are training pairs with prompts of their own. Upstream draws them from the test set instead, which
+Validation pairs are training pairs with prompts of their own. The authors draw them from the test set instead, which
 ``--val_source test`` does, too; they stay test pairs, and a run that is steered by them has seen its test set.
 """
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--val_source",
         choices=("train", "test"),
         default="train",
-        help="where validation pairs are drawn from; test is upstream's way, and they stay test pairs (%(default)s)",
+        help="where validation pairs are drawn from; test is the authors' way, and they stay test pairs (%(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is known of each comment and post so far, in a file that a killed run goes on with."""
+"""What is known of each comment and post so far, in a file with which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-#: what a fetcher says of an id: the fields of the comment or post, nothing if there is none, or why it cannot tell
+#: a fetcher's answer for an id: the fields of the comment or post, nothing if there is none, or why it cannot tell
 Answer = dict[str, Any] | Failure | None
 
 
@@ -83,7 +83,7 @@ def _number(value: Any) -> float | None:
 class Progress:
     """The journal of one folder: a line ``{"id", "status", "data", "fetched_at"}`` for each id; its last line counts.
 
-    Comments stand under their ids, posts under ``t3_`` and theirs. Where the answers come from stands in a sidecar,
+    Comments have their own ids, posts ``t3_`` and theirs. A sidecar says where the answers come from,
     so that answers of two sources are never mixed. The file is locked while it is open.
 
     Args:

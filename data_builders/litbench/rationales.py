@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--style",
         choices=("marker", "chat"),
         default="marker",
-        help="the answer stands behind a marker line, as upstream has it, or in the turn of a chat (%(default)s)",
+        help="the answer follows a marker line, as in the authors' code, or is a chat's turn (%(default)s)",
     )
     add("--template", choices=tuple(TEMPLATES), default="short", help="wording of the instruction (%(default)s)")
-    add("--show_prompt", action="store_true", help="show the writing prompt, too; upstream does not")
+    add("--show_prompt", action="store_true", help="show the writing prompt, too; the authors do not")
     add("--swap_augment", action="store_true", help="train each pair in both orders")
     add("--val_share", type=INNER, default=VAL_SHARE, metavar="SHARE", help="validation rows (%(default)s, rounded up)")
     add(
@@ -173,7 +173,7 @@ class Rows:
 
 
 def primary(seed: int, pair: str) -> Label:
-    """Where the chosen story of a pair stands first: by a hash of the seed and the pair's id alone."""
+    """Which place the chosen story of a pair has first: by a hash of the seed and the pair's id alone."""
     return LABELS[digest(pair, f"{seed} order") & 1]
 
 

@@ -152,7 +152,7 @@ class Reddit:
 
 
 def _make_client(**settings: Any) -> Any:
-    """A client of praw's with these settings and no others, which refuses a reply that is no listing."""
+    """A client of praw's with these settings and no others, which refuses a reply that is not a listing."""
     import praw
 
     defaults = configparser.ConfigParser(interpolation=None)

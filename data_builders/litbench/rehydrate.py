@@ -2,8 +2,8 @@
 
 The texts come from Reddit (`data_builders.litbench.reddit`) or from local dumps (`data_builders.litbench.dump`): first
 the comments, then the titles of the posts that they answer. What is known of each id is kept at once
-(`data_builders.litbench.progress`), so that a run goes on where one before it was stopped. The CSV has upstream's
-columns in upstream's order, its rows are in the order of the id list, and its bytes are those that pandas writes on
+(`data_builders.litbench.progress`), so that a run resumes where one before it was stopped. The CSV has the authors'
+columns in their order, its rows are in the order of the id list, and its bytes are those that pandas writes on
 Python 3.11.9 or newer.
 """
 
@@ -15,7 +15,7 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +26,9 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.csv_files import format_csv
-from orlhf_ext.files.records import BadLine, Line, atomic_write, load_json, sha256_file, write_json
+from orlhf_ext.files.records import atomic_write, load_json, sha256_file, write_json
 
+from ..common import as_rows
 from .dump import Dump
 from .progress import COMMENT, NAME, POST, Failure, Progress, judge
 from .reddit import Reddit, credentials
@@ -35,14 +36,15 @@ from .sources import HUB_TEST, REHYDRATED, find_source, read_table
 
 REPORT = "rehydrate_report.json"
 SIDES = ("chosen", "rejected")
-#: upstream's columns: what they are called, after ``prompt``, and the field of the comment that they hold
+#: the authors' columns: what they are called, after ``prompt``, and the field of the comment that they hold
 COLUMNS = {"story": "story", "comment_id": "", "comment_score": "score", "username": "author", "timestamp": "timestamp"}
 HEADER = ["prompt", *(f"{side}_{column}" for column in COLUMNS for side in SIDES)]
+NO_IDS = Reject("no two base-36 ids of comments", bad=True)
 #: pairs of the published list
 PUBLISHED = 2381
 LICENCE = "the stories are their authors', under Reddit's user agreement"
 #: wholly failed batches in a row after which a run stops
-ENOUGH = 2
+MAX_FAILED_BATCHES = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,10 +136,9 @@ def run(args: argparse.Namespace) -> Iterator[Built]:
     if ours and not replaceable:
         raise _occupied(target)
     with Progress(args.out, answers, args.resume) as progress:
-        fetch = Fetch(progress, dump, args)
-        if not replaceable and progress.pending(fetch.comments(ids)):
+        if not replaceable and progress.pending(names_of(ids, progress)["comments"]):
             raise _occupied(target)
-        fetch(ids)
+        fetch(ids, progress, dump, args)
         rows, complete = _rows(ids, progress, args, counts)
         if not rows:
             reason, number = counts.dropped.most_common(1)[0]
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> Iterator[Built]:
                 stream.write(content)
         elif target.read_bytes() != content:  # or a run was killed just after it had written this
             raise _occupied(target)
-        statuses = {kind: progress.statuses(names) for kind, names in fetch.names(ids).items()}
+        statuses = {kind: progress.statuses(names) for kind, names in names_of(ids, progress).items()}
     report = {
         "rows": len(ids.pairs),
         "complete": complete,
@@ -196,19 +197,18 @@ def read_ids(args: argparse.Namespace, counts: Counts) -> IdList:
         ) from error
     columns = [f"{side}_comment_id" for side in SIDES]
     pairs: list[Pair] = []
-    for line in read_table(files):
-        if isinstance(line, Line) and not counts.read and not all(column in line.record for column in columns):
+    for where, _, record in as_rows(read_table(files), "ids"):
+        if not isinstance(record, Reject) and not counts.read and not all(column in record for column in columns):
             raise UserError(
-                f"{line.where} has no columns {' and '.join(columns)} (it has {', '.join(map(str, line.record))}); "
+                f"{where} has no columns {' and '.join(columns)} (it has {', '.join(map(str, record))}); "
                 "give a list of ids as --source FILE"
             )
         counts.read += 1
-        found = line if isinstance(line, BadLine) else [_as_id(line.record.get(column)) for column in columns]
-        if isinstance(found, BadLine) or None in found:
-            reason = found.reason if isinstance(found, BadLine) else "no two base-36 ids of comments"
-            counts.drop(line.where, Reject(reason, bad=True))
+        found = None if isinstance(record, Reject) else [_as_id(record.get(column)) for column in columns]
+        if found is None or None in found:
+            counts.drop(where, record if isinstance(record, Reject) else NO_IDS)
             continue
-        pairs.append(Pair(line.where, *map(str, found)))
+        pairs.append(Pair(where, *map(str, found)))
         if len(pairs) == args.limit:
             break
     if not pairs:
@@ -235,59 +235,42 @@ def _as_id(value: Any) -> str | None:
 # --- the texts -------------------------------------------------------------------------------------------------------
 
 
-class Fetch:
-    """Makes known what is not known yet."""
+def names_of(ids: IdList, progress: Progress) -> dict[str, list[str]]:
+    """The names in the progress of all comments, and of the posts that the known ones answer, each once, in order."""
+    comments = dict.fromkeys(name for pair in ids.pairs for name in (pair.chosen, pair.rejected))
+    known = (progress.known[name].data for name in comments if name in progress.known)
+    posts = dict.fromkeys(f"{POST}_{data['post']}" for data in known if data and data.get("post"))
+    return {"comments": list(comments), "posts": list(posts)}
 
-    def __init__(self, progress: Progress, dump: Dump | None, args: argparse.Namespace) -> None:
-        self.progress = progress
-        self.fetcher: Dump | Reddit | None = dump
-        self._make: Callable[[], Reddit] = lambda: Reddit(args.user_agent, args.max_workers)
-        self._failures = 0
 
-    def comments(self, ids: IdList) -> list[str]:
-        """The ids of all comments, each once, in the order of the list."""
-        return list(dict.fromkeys(name for pair in ids.pairs for name in (pair.chosen, pair.rejected)))
+def fetch(ids: IdList, progress: Progress, dump: Dump | None, args: argparse.Namespace) -> None:
+    """Look up the comments that are not known yet, then the posts.
 
-    def posts(self, ids: IdList) -> list[str]:
-        """The ids of the posts that the known comments answer, each once."""
-        found = (self.progress.known[name].data for name in self.comments(ids))
-        return list(dict.fromkeys(data["post"] for data in found if data and data.get("post")))
+    Raises:
+        UserError: as `run`.
+    """
+    from tqdm import tqdm
 
-    def names(self, ids: IdList) -> dict[str, list[str]]:
-        """The names in the progress of all comments and posts."""
-        return {"comments": self.comments(ids), "posts": [f"{POST}_{name}" for name in self.posts(ids)]}
-
-    def __call__(self, ids: IdList) -> None:
-        """Look up the comments, then the posts.
-
-        Raises:
-            UserError: as `run`.
-        """
-        comments = self.comments(ids)
-        known = self.progress.known
-        strangers = sum(not name.startswith(f"{POST}_") for name in known.keys() - set(comments))
-        if strangers:
-            print(f"{self.progress.path} has {strangers} comments of another list too; they are kept, and not used")
-        self._complete(COMMENT, comments)
-        self._complete(POST, self.posts(ids))
-
-    def _complete(self, kind: str, names: list[str]) -> None:
-        from tqdm import tqdm
-
-        prefix = f"{POST}_" if kind == POST else ""
-        pending = [name.removeprefix(prefix) for name in self.progress.pending(prefix + name for name in names)]
-        if not pending:
-            return
-        self.fetcher = self.fetcher or self._make()
-        what = "posts" if kind == POST else "comments"
+    others = sum(
+        not name.startswith(f"{POST}_") for name in progress.known.keys() - names_of(ids, progress)["comments"]
+    )
+    if others:
+        print(f"{progress.path} has {others} comments of another list too; they are kept, and not used")
+    fetcher: Dump | Reddit | None = dump
+    failed = 0
+    for kind, what, prefix in ((COMMENT, "comments", ""), (POST, "posts", f"{POST}_")):
+        names = names_of(ids, progress)[what]
+        if not (pending := [name.removeprefix(prefix) for name in progress.pending(names)]):
+            continue
+        fetcher = fetcher or Reddit(args.user_agent, args.max_workers)
         with tqdm(total=len(names), initial=len(names) - len(pending), desc=what, unit=" ids", disable=None) as bar:
-            for answers in self.fetcher.look_up(kind, pending):
-                self.progress.add({prefix + name: judge(kind, answer) for name, answer in answers.items()})
+            for answers in fetcher.look_up(kind, pending):
+                progress.add({prefix + name: judge(kind, answer) for name, answer in answers.items()})
                 bar.update(len(answers))
                 failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
-                self._failures = self._failures + 1 if failures and len(failures) == len(answers) else 0
-                if self._failures == ENOUGH:
-                    left = len(self.progress.pending(prefix + name for name in names))
+                failed = failed + 1 if failures and len(failures) == len(answers) else 0
+                if failed == MAX_FAILED_BATCHES:
+                    left = len(progress.pending(names))
                     raise UserError(
                         f"Reddit keeps failing ({failures[0].reason}); {len(names) - left} of {len(names)} {what} are "
                         "known and kept: run the same command again later"
@@ -369,7 +352,7 @@ def _tell(report: dict[str, Any], target: Path) -> None:
     if report["errors"]:
         print(f"{report['errors']} ids ended with an error; run the same command again to look them up once more")
     if report["broken_dump_lines"]:
-        print(f"{report['broken_dump_lines']} lines of the dump name an id of the list and are no JSON")
+        print(f"{report['broken_dump_lines']} lines of the dump name an id of the list and are not JSON")
     print(f"report: {target.with_name(REPORT)}", flush=True)
 
 

@@ -23,7 +23,7 @@ from orlhf_ext.files.csv_files import open_table
 from orlhf_ext.files.records import BadLine, Line, Record, read_lines
 from orlhf_ext.litbench.prompts import LABELS, Label, other
 
-from ..common import SAMPLES, SUFFIXES, fetch, looks_like_hub_name
+from ..common import SAMPLES, SUFFIXES, locate
 from .tombstones import status_of
 
 SAMPLE = SAMPLES / "litbench"
@@ -52,7 +52,7 @@ NO_LABEL = Reject("no label A or B", bad=True)
 
 
 class Pair(NamedTuple):
-    """One comparison. ``label``: where the chosen story stands in the source, if it says so."""
+    """One comparison. ``label``: the place of the chosen story in the source, if it says so."""
 
     id: str
     prompt: str
@@ -113,14 +113,12 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 
 def find_source(spec: str, flag: str = "SOURCE") -> Source:
-    """The files that a path, a hub name or ``sample`` stands for.
+    """The files that a path, a hub name or ``sample`` names.
 
     Raises:
         UserError: there are none.
     """
-    path = SAMPLE if spec == "sample" else Path(spec)
-    if not path.exists() and looks_like_hub_name(spec):
-        path = fetch(spec, [f"*{suffix}" for suffix in TABLES], "dataset")
+    path = locate(spec, SAMPLE, [f"*{suffix}" for suffix in TABLES])
     licence = LICENCES.get(spec, "that of the source")
     if path.is_file():
         return Source(spec, [path], [], licence)
@@ -161,7 +159,7 @@ def read_csv(path: Path) -> Iterator[Line | BadLine]:
     """The rows of a CSV file with a header, each with the line that it begins in.
 
     Raises:
-        UserError: no such file, an empty one, or one that is no CSV to its end.
+        UserError: no such file, an empty one, or one that is not CSV to its end.
     """
     with open_table(path, strict=True) as table:
         for row in table.rows():
@@ -257,7 +255,7 @@ def facts_of(record: Record) -> Record:
 
 
 def number(value: Any) -> float | int | None:
-    """The finite number that a field holds, as text or as a time; integers stay integers."""
+    """The finite number in a field, as text or as a time; integers stay integers."""
     if isinstance(value, datetime.datetime):
         zone = value.tzinfo or datetime.UTC
         return value.replace(tzinfo=zone).timestamp()

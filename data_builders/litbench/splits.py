@@ -13,7 +13,6 @@ have one row, and no order of the file changes it. If every prompt has more than
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
@@ -22,9 +21,9 @@ from typing import NamedTuple
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Built, Counts, Reject
-from orlhf_ext.files.records import BadLine, Record
+from orlhf_ext.files.records import Record
 
-from ..common import digest, draw, progress, write_some
+from ..common import as_rows, digest, draw, keep, write_some
 from .leaks import StoryIndex, prompt_key
 from .sources import Pair, as_pair, check_columns, find_source, find_test, read_table
 
@@ -42,7 +41,7 @@ BY_PROMPT = (
 
 
 class Found(NamedTuple):
-    """A pair and the row that it stands in."""
+    """A pair and where its row is."""
 
     where: str
     pair: Pair
@@ -105,18 +104,15 @@ class Splits:
         counts = counts or Counts()
         seen = Seen()
         rows = self._rows(self.test_source.files or self.source.files, "test")
-        for where, outcome in rows:
-            if self.test_source.held_out and not (isinstance(outcome, Pair) and self._held_out(outcome)):
-                continue
-            counts.read += 1
-            outcome = outcome if isinstance(outcome, Reject) else seen(outcome, prompt_key(outcome.prompt))
-            if isinstance(outcome, Reject):
-                counts.drop(where, outcome)
-                continue
-            counts.kept += 1
-            yield Found(where, outcome)
-            if counts.kept == self.args.limit_test:
-                return
+        if self.test_source.held_out:
+            rows = (row for row in rows if isinstance(row[1], Pair) and self._held_out(row[1]))
+
+        def found(where: str, outcome: Pair | Reject) -> Found | Reject:
+            new = outcome if isinstance(outcome, Reject) else seen(outcome, prompt_key(outcome.prompt))
+            return new if isinstance(new, Reject) else Found(where, new)
+
+        kept = keep(((where, found(where, outcome)) for where, outcome in rows), counts)
+        return draw(kept, self.args.limit_test, None, counts)
 
     def val(self) -> Iterator[Found]:
         """The validation pairs in the order of the file that they are drawn from."""
@@ -157,9 +153,8 @@ class Splits:
                 yield from some
 
         sources = [*self.source.files, *self.test_source.files]
-        itself = [path for path in sources if target.exists() and target.samefile(path)]
         main = self.test_source.files if split == "test" and self.test_source.files else sources
-        write_some(target, lines(), counts, (itself or main)[0])
+        write_some(target, lines(), counts, sources, name=main[0])
         counts.not_drawn = counts.read - counts.kept - counts.dropped.total()
         details: Record = {"rows": rows, "source": self.source.label, "test_source": self.test_source.label}
         if split == "train":
@@ -173,14 +168,9 @@ class Splits:
 
     def _rows(self, files: list[Path], what: str, wanted: Iterable[bool] = repeat(True)) -> Iterator[Row]:
         """The rows of some files, only those that are wanted parsed."""
-        with contextlib.closing(progress(read_table(files), what)) as lines:
-            for line, want in zip(lines, wanted, strict=False):
-                if not want:
-                    continue
-                if isinstance(line, BadLine):
-                    yield line.where, Reject(line.reason, bad=True)
-                else:
-                    yield line.where, as_pair(line.record)
+        for row, want in zip(as_rows(read_table(files), what), wanted, strict=False):
+            if want:
+                yield row.where, row.record if isinstance(row.record, Reject) else as_pair(row.record)
 
     def _held_out(self, pair: Pair) -> bool:
         """Whether a pair is held out of the training set: by a hash of its prompt, so the same in every source."""
@@ -268,7 +258,7 @@ class Splits:
             return f"{where} has no {name} pair; {way}"
         reason, rows = counts.dropped.most_common(1)[0]
         return (
-            f"none of the {counts.read} rows of {where} can be kept as a {name} pair ({rows} of them: {reason}); mend "
+            f"none of the {counts.read} rows of {where} can be kept as a {name} pair ({rows} of them: {reason}); fix "
             "the data, or give other options"
         )
 

@@ -19,8 +19,6 @@ chapter with its header, as in the authors' data; that of a conversation is its 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +30,7 @@ from orlhf_ext.files.records import Record
 from orlhf_ext.models.chats import ChatError
 from orlhf_ext.vrcli.labels import as_text, scoring_messages
 
-from ..common import SEEN, Messages, check_options, digest, draw, write_some
+from ..common import SEEN, Messages, check_options, digest, keep, write_draw
 from ..lengths import TEMPLATE, LengthFilter
 from .prompts import Task
 from .sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
@@ -117,12 +115,12 @@ class Builder:
         rows.add_argument(
             "--same_instruction",
             action="store_true",
-            help="ask for the chapter in the same words with and without a plan (upstream's words differ)",
+            help="ask for the chapter in the same words with and without a plan (the authors' words differ)",
         )
         rows.add_argument(
             "--unfiltered",
             action="store_true",
-            help="keep what upstream leaves out: very short and very long chapters, the first two of a story",
+            help="keep what the authors leave out: very short and very long chapters, the first two of a story",
         )
         splits = parser.add_argument_group("splits")
         splits.add_argument("--val_size", type=INNER, help="share of books, or of one file's stories, for val (0.1)")
@@ -148,7 +146,7 @@ class Builder:
         )
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:
-        """Write the files, each reported as soon as it stands.
+        """Write the files.
 
         Raises:
             UserError: options that exclude one another, a source that cannot be used, or no row left in a split.
@@ -215,13 +213,11 @@ class Pipeline:
         """Write one split's rows."""
         args = self.args
         counts = Counts(args.strict, args.max_count_of_reported)
-        limit = {"train": args.limit, "val": args.limit_val, "test": args.limit_test}[split]
-        rng = random.Random(f"{args.seed} {split}") if args.shuffle and limit else None
-        target = args.out / f"{split}.jsonl"
         paths = self.source.paths(split)
         sizes = Sizes()
-        rows = draw(self.rows(split, counts), limit, rng, counts)
-        write_some(target, self.noted(split, rows, sizes), counts, paths[0] if len(paths) == 1 else self.place)
+        rows = keep(((found.where, self.row(split, found)) for found in self.source.candidates(split)), counts)
+        name = paths[0] if len(paths) == 1 else self.place
+        target = write_draw(args, split, rows, lambda drawn: self.noted(split, drawn, sizes), counts, paths, name=name)
         details: dict[str, Any] = {"source": args.source or str(self.place), **self.source.details(split)}
         if self.lengths:
             details["tokens"] = sizes.as_dict()
@@ -238,17 +234,6 @@ class Pipeline:
                 sizes.add(*size)
             label = as_text(task.label(candidate.name))
             yield {"id": candidate.name, "datasource": candidate.kind, "prompt": task.prompt, "label": label}
-
-    def rows(self, split: str, counts: Counts) -> Iterator[Row]:
-        """The candidates of a split that can be kept; the others are counted."""
-        with contextlib.closing(self.source.candidates(split)) as candidates:
-            for candidate in candidates:
-                counts.read += 1
-                row = self.row(split, candidate)
-                if isinstance(row, Reject):
-                    counts.drop(candidate.where, row)
-                else:
-                    yield row
 
     def row(self, split: str, candidate: Candidate) -> Row | Reject:
         """A candidate with its lengths, or why it is left out."""

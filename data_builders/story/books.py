@@ -39,7 +39,7 @@ VOLUME = _heading(r"volume|vol\.|book|part")
 END_OF_VOLUME = re.compile(r"\W*end of (?:the )?(?:\w+ )?(?:volume|vol\.|book|part)\b.{0,20}", re.I)
 THE_END = re.compile(r"\W*(?:the end|finis|end)\W*", re.I)
 
-#: Project Gutenberg's notices. What stands before the first or after the last is not the book.
+#: Project Gutenberg's notices. The text before the first and after the last is not the book.
 GUTENBERG_START = re.compile(r"^\*\*\* ?START OF .*$|^\*END\*THE SMALL PRINT!.*$", re.M)
 GUTENBERG_END = re.compile(r"^(?:\*\*\* ?END OF .*|End of (?:the |this )?Project Gutenberg.*)$", re.M)
 ILLUSTRATION = re.compile(r"\[Illustration(?:[^\[\]]|\[[^\[\]]*\])*\]")
@@ -54,14 +54,14 @@ SENTENCE_END = re.compile(
 
 
 class Chapter(NamedTuple):
-    """One chapter. ``text`` is what stands below the heading, each paragraph on one line."""
+    """One chapter. ``text`` is what is below the heading, each paragraph on one line."""
 
     heading: str
     text: str
 
 
 class _Head(NamedTuple):
-    """A line that looks like a heading: where it is, what it counts, whether it stands as headings do."""
+    """A line that looks like a heading: where it is, what it counts, whether it is set apart as headings are."""
 
     line: int
     key: int | str
@@ -93,7 +93,7 @@ def read_book(path: Path) -> str:
 
 
 def find_chapters(text: str, heading: re.Pattern[str] | Pattern | None = None) -> list[Chapter]:
-    """The chapters of a book, in order. What stands before the first heading (title, contents, preface) is left out.
+    """The chapters of a book, in order. The text before the first heading (title, contents, preface) is left out.
 
     Numbers may start again in every volume; a table of contents is known by that too: its headings have next to
     nothing below them, and the book's own begin with the same number after it.
@@ -266,7 +266,7 @@ def last_words(text: str, most: int) -> str:
 
 
 def text_before(chapters: Sequence[Chapter], place: int, most: int) -> str:
-    """The last ``most`` words at most of what stands before chapter ``place`` (from 0), headings included."""
+    """The last ``most`` words at most of the text before chapter ``place`` (from 0), headings included."""
     pieces: list[str] = []
     found = 0
     while place and found < most:

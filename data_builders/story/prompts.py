@@ -109,7 +109,7 @@ def from_chapter(
         system: what to do with the system message, see `with_system`.
         instruction: what asks the policy for a plan, instead of the usual words.
         same: the words that ask for the chapter are the same without a plan and with one, so that no plan means no
-            change at all (upstream's differ).
+            change at all (the authors' differ).
         book: the gold text is the beginning of a chapter, without its heading.
     """
     gold = record["next_chapter"]

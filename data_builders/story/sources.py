@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.patterns import Pattern
 from orlhf_ext.files.built import Reject
-from orlhf_ext.files.records import BadLine, Record, read_lines, sha256_file
+from orlhf_ext.files.records import Record, sha256_file
 
-from ..common import SAMPLES, SUFFIXES, digest, fetch, looks_like_hub_name, progress
+from ..common import SAMPLES, SUFFIXES, digest, locate, progress, read_rows
 from .books import Chapter, find_chapters, first_words, read_book, text_before
 from .prompts import Task, from_chapter, from_messages
 
 SPLITS = ("train", "val", "test")
 SAMPLE = SAMPLES / "stories"
 CONTEXT_WORDS, GOLD_WORDS, SHARE = 700, 200, 0.1
-#: the name that upstream's files have by default
-SEED_NAME = "story_dataset"
 SPLIT_FILE = re.compile(
     rf"(?:(?P<name>.+)_)?(?P<split>train|val|validation|test)(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})"
 )
@@ -32,7 +30,7 @@ NO_TEXT = Reject("a chapter without text")
 
 
 class Candidate(NamedTuple):
-    """What may become a row: where it stands, its id, and its task or why it has none."""
+    """What may become a row: where it is, its id, and its task or why it has none."""
 
     where: str
     name: str
@@ -76,7 +74,7 @@ class Division:
 
 
 class Rows:
-    """Rows with ``messages``, and upstream's next-chapter rows, in three files or in one that is divided."""
+    """Rows with ``messages``, and the authors' next-chapter rows, in three files or in one that is divided."""
 
     def __init__(self, files: Mapping[str, Path], args: argparse.Namespace) -> None:
         self.files = files
@@ -84,11 +82,10 @@ class Rows:
         self.division: Division | None = None
         if len(set(files.values())) == 1:
             path = files["train"]
-            lines = progress(read_lines(path), "groups")
             groups = (
-                self._group(line.record, task)
-                for line in lines
-                if not isinstance(line, BadLine) and isinstance(task := self._task(line.record), Task)
+                self._group(row.record, task)
+                for row in read_rows(path, "groups")
+                if not isinstance(row.record, Reject) and isinstance(task := self._task(row.record), Task)
             )
             self.division = Division(
                 groups, args.val_size or SHARE, args.test_size or SHARE, path, "stories or prompts"
@@ -107,20 +104,15 @@ class Rows:
 
     def candidates(self, split: str) -> Generator[Candidate, None, None]:
         """The candidates of a split, in the file's order. Of a single file, broken rows are train's."""
-        for line in progress(read_lines(self.files[split]), split):
-            if isinstance(line, BadLine):
-                task: Task | Reject = Reject(line.reason, bad=True)
-                record: Record = {}
-                number = line.where.rsplit(" ", 1)[1]
-            else:
-                record, number = line.record, str(line.number)
-                task = self._task(record)
+        for where, number, found in read_rows(self.files[split], split):
+            record: Record = {} if isinstance(found, Reject) else found
+            task = found if isinstance(found, Reject) else self._task(found)
             if self.division:
                 there = self.division(self._group(record, task)) if isinstance(task, Task) else "train"
                 if there != split:
                     continue
             kind = "messages" if "messages" in record else "chapters"
-            yield Candidate(line.where, str(record.get("id") or f"{split}-{int(number):06d}"), task, kind)
+            yield Candidate(where, str(record.get("id") or f"{split}-{number:06d}"), task, kind)
 
     def _task(self, record: Record) -> Task | Reject:
         args = self.args
@@ -139,7 +131,7 @@ class Rows:
 
 
 def unusual(record: Mapping[str, Any], task: Task) -> Reject | None:
-    """Why upstream leaves a next-chapter row out, if it does. Words are what stands between single spaces."""
+    """Why the authors leave a next-chapter row out, if they do. Words are separated by single spaces."""
 
     def words(text: str) -> int:
         return len(text.split(" "))
@@ -180,8 +172,8 @@ class Books:
         seen: dict[str, Path] = {}
         for path in books:
             if (first := seen.setdefault(sha256_file(path), path)) is not path:
-                raise UserError(f"{first} and {path} are the same book, which could stand in two splits; remove one")
-            self._chapters(path)  # a book that cannot be used is told before anything is written
+                raise UserError(f"{first} and {path} are the same book, which could be in two splits; remove one")
+            self._chapters(path)  # a book that cannot be used is an error before anything is written
         self.books = {split: [path for path in books if self.division(names[path]) == split] for split in SPLITS}
         self.rows: Counter[Path] = Counter()
 
@@ -248,15 +240,11 @@ def find_source(args: argparse.Namespace) -> tuple[Source, Path]:
         UserError: nothing there, not all three splits, or options that have no effect on it.
     """
     spec, name = args.source, args.dataset_name
-    if spec == "sample":
-        path = SAMPLE
-    elif spec is None:  # --data_dir or --dataset_name alone: upstream's way
+    if spec is None:  # --data_dir or --dataset_name alone: the authors' way
         path, spec = Path(args.data_dir or "."), f"--data_dir {args.data_dir}" if args.data_dir else "--dataset_name"
     else:
-        path = Path(spec)
-        if not path.exists() and looks_like_hub_name(spec):
-            inner = f"{args.data_dir.strip('/')}/" if args.data_dir else ""
-            path = fetch(spec, [f"{inner}*{suffix}" for suffix in (*SUFFIXES, ".txt")], "dataset")
+        inner = f"{args.data_dir.strip('/')}/" if args.data_dir else ""
+        path = locate(spec, SAMPLE, [f"{inner}*{suffix}" for suffix in (*SUFFIXES, ".txt")])
         if path.is_file() and (args.data_dir or name):
             raise UserError(
                 f"--data_dir and --dataset_name choose files of a folder, but {spec} is a file; leave them out"
@@ -301,7 +289,7 @@ def _split_files(folder: Path, name: str | None) -> dict[str, Path]:
         found.setdefault(match["name"] or "", {}).setdefault(split, path)
     if name is None and len(found) > 1:
         names = ", ".join(sorted(one or "(none)" for one in found))
-        raise UserError(f"{folder} holds several data sets ({names}); choose one with --dataset_name")
+        raise UserError(f"{folder} has several data sets ({names}); choose one with --dataset_name")
     if name is None and not found:
         return {}
     chosen, files = (name, found.get(name, {})) if name is not None else next(iter(found.items()))

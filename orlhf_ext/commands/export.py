@@ -65,7 +65,7 @@ def find_checkpoint(name: str, tag: str | None = None) -> tuple[Path, str]:
     tags = [path.name for path in folder.iterdir() if _is_tag(path)] if folder.is_dir() else []
     if not tags:
         raise UserError(
-            f"{folder} holds no DeepSpeed checkpoint (no folder such as global_step10 with *_model_states.pt); give "
+            f"{folder} has no DeepSpeed checkpoint (no folder such as global_step10 with *_model_states.pt); give "
             "what --ckpt.path named in a training with --ckpt.save_steps"
         )
     there = ", ".join(sorted(tags, key=_step))
@@ -75,7 +75,7 @@ def find_checkpoint(name: str, tag: str | None = None) -> tuple[Path, str]:
         if tag not in tags:
             raise UserError(f"{folder} does not say which checkpoint is the latest; choose one with --tag: {there}")
     if tag not in tags:
-        raise UserError(f"{folder} holds no checkpoint --tag {tag}; there are: {there}")
+        raise UserError(f"{folder} has no checkpoint --tag {tag}; there are: {there}")
     return folder, tag
 
 
@@ -93,7 +93,7 @@ def read_weights(folder: Path, tag: str) -> dict[str, Tensor]:
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{folder / tag} is no whole ZeRO checkpoint ({reason}); was its saving cut short? "
+            f"{folder / tag} is not a whole ZeRO checkpoint ({reason}); was its saving cut short? "
             "Choose another with --tag"
         ) from error
     return weights
@@ -136,7 +136,7 @@ def export(folder: Path, tag: str, start: Path, out: Path, dtype: str = "bfloat1
     """Write a checkpoint as a model folder, under a temporary name first.
 
     Raises:
-        UserError: as `read_weights` and `fill`; ``start`` is no causal language model.
+        UserError: as `read_weights` and `fill`; ``start`` is not a causal language model.
     """
     from .. import backends
 
@@ -158,7 +158,7 @@ def check_hub(name: str) -> None:
     """What pushing needs, before an hour is spent on the rest.
 
     Raises:
-        UserError: the name is none for a repository, or there is no token.
+        UserError: the name is not a repository's, or there is no token.
     """
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -166,7 +166,7 @@ def check_hub(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"--push_to_hub {name} is no repository's name; give OWNER/NAME") from error
+        raise UserError(f"--push_to_hub {name} is not a repository's name; give OWNER/NAME") from error
     if not get_token():
         raise UserError("--push_to_hub needs a token; run `hf auth login`, or put it into the environment as HF_TOKEN")
 

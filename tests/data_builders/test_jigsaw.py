@@ -328,7 +328,7 @@ def test_bad_rows_are_counted_by_reason_and_line(tmp_path: Path, capsys: pytest.
     for line, reason in [(8, "a row with fewer"), (9, "a row with more"), (10, "no comment"), (12, "no comment")]:
         assert f"{source} line {line}: {reason}" in said
     assert "caf" not in said
-    assert f"{source} line 4: comment that is not UTF-8 text; mend" in refused(
+    assert f"{source} line 4: comment that is not UTF-8 text; fix" in refused(
         capsys, *words, "-s", tmp_path / "strict", "--strict"
     )
     build(*words, "-s", tmp_path / "na", "--keep_na")

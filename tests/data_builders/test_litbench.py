@@ -247,9 +247,9 @@ def test_without_a_test_set(
     hub = {"ids": [{"chosen_comment_id": "a", "rejected_comment_id": "b"}], "texts": rows(3, 1000)}
     for name, data in hub.items():
         write(tmp_path / name / "train.jsonl", data)
-    monkeypatch.setattr(sources, "fetch", lambda *_: tmp_path / "ids")
+    monkeypatch.setattr("data_builders.common.fetch", lambda *_: tmp_path / "ids")
     assert "LitBench-Test has ids only" in refused(capsys, "pairs", source, "--out", tmp_path / "out")
-    monkeypatch.setattr(sources, "fetch", lambda *_: tmp_path / "texts")
+    monkeypatch.setattr("data_builders.common.fetch", lambda *_: tmp_path / "texts")
     build("pairs", source, "--out", tmp_path / "out")
     assert meta(tmp_path / "out" / "pairs_test.jsonl")["test_source"] == "SAA-Lab/LitBench-Test (it has texts)"
 

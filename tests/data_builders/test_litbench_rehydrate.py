@@ -256,7 +256,7 @@ def test_of_several_records_the_first_with_a_text_counts(tmp_path: Path, capfd):
     build(tmp_path / "out", ids, "--dump", path)
     (row,) = table(tmp_path / "out")
     assert (row["prompt"], row["chosen_story"], row["rejected_story"]) == ("T", "first", "other \ufffd half")
-    assert "1 lines of the dump name an id of the list and are no JSON" in capfd.readouterr().out
+    assert "1 lines of the dump name an id of the list and are not JSON" in capfd.readouterr().out
 
 
 def test_memory_does_not_grow_with_the_dump(tmp_path: Path, ids: Path):
@@ -282,7 +282,10 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path, ids: Path):
 def test_broken_dumps(tmp_path: Path, ids: Path, capfd, kind: str):
     path = packed(dumps(tmp_path)[0], kind)
     whole = path.read_bytes()
-    for data, what in ((whole[:-9], "truncated"), (b"neither" * 9, "broken gzip" if kind == "gz" else "no zstd file")):
+    for data, what in (
+        (whole[:-9], "truncated"),
+        (b"neither" * 9, "broken gzip" if kind == "gz" else "not a readable zstd file"),
+    ):
         path.write_bytes(data)
         said = failing(capfd, main, "litbench", "rehydrate", ids, "--dump", path, "--out", tmp_path / "out")
         assert what in said and str(path) in said

@@ -604,7 +604,7 @@ def test_counts_ids_and_prompts_seen_before(tmp_path: Path, capsys: pytest.Captu
     assert secret not in captured.out + captured.err
     assert f"dropped {tmp_path}/in/test.jsonl line 2: the last message is not" in captured.out
     said = refused(capsys, tmp_path / "in", "--out", tmp_path, "--strict")
-    assert "train.jsonl line 2: id of an earlier row; mend or remove that row" in said
+    assert "train.jsonl line 2: id of an earlier row; fix or remove that row" in said
 
 
 def test_lengths(tmp_path: Path, tiny_model: Path, shelf: Path, capsys: pytest.CaptureFixture):
@@ -720,7 +720,7 @@ def test_bad_files_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     said = refused(capsys, folder, *out)
     assert "none of the 1 rows of" in said and "val.jsonl (1 of them: prompt also in the training rows)" in said
     write(folder / "b_train.jsonl", [joke(1)])
-    assert "holds several data sets (a, b); choose one with --dataset_name" in refused(capsys, folder, *out)
+    assert "has several data sets (a, b); choose one with --dataset_name" in refused(capsys, folder, *out)
     assert "has no c_train.jsonl and c_val.jsonl and c_test.jsonl" in refused(
         capsys, "--data_dir", folder, "--dataset_name", "c", *out
     )

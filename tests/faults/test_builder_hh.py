@@ -38,7 +38,7 @@ def source(tmp_path: Path) -> Path:
         (["--cut", "--from_pairs", "x"], "--cut has no effect with --from_pairs"),
         (["--data_dir", "c"], "--data_dir: there is no folder .*in/c"),
         (["--data_dir", "other"], "has no train.jsonl and test.jsonl"),
-        ([], r"holds several data sets \(a, b\); choose one with --data_dir"),
+        ([], r"has several data sets \(a, b\); choose one with --data_dir"),
     ],
 )
 def test_options(fault, source: Path, tmp_path: Path, words: list[str], says: str) -> None:

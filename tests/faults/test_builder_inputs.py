@@ -172,15 +172,15 @@ def test_dumps(fault, tmp_path: Path):
     fault("build_data", *words[:-1], tmp_path, *out, says="--dump: .* is a folder")
     refused("cut.gz", gzip.compress(data)[:-20], r"--dump: .*cut\.gz is a truncated or broken gzip file")
     refused("plain.gz", data, r"--dump: .*plain\.gz is a truncated or broken gzip file")
-    refused("plain.zst", data, r"--dump: .*plain\.zst is no zstd file")
+    refused("plain.zst", data, r"--dump: .*plain\.zst is not a readable zstd file")
     zst = pytest.importorskip("zstandard").ZstdCompressor().compress(data)
     refused("cut.zst", zst[:-10], r"--dump: .*cut\.zst is (a truncated|no) zstd file")
     refused("other.jsonl", b'{"id": "b1", "body": "x"}\n', "none of the 8 pairs is complete")
 
 
 DUMP_LINES: dict[str, tuple[bytes, str]] = {
-    "cut_off": (b'{"id": "a2", "body": "x', "1 lines of the dump name an id of the list and are no JSON"),
-    "deep": (b'{"id": "a2", "body": ' + b"[" * 5000, "1 lines of the dump name an id of the list and are no JSON"),
+    "cut_off": (b'{"id": "a2", "body": "x', "1 lines of the dump name an id of the list and are not JSON"),
+    "deep": (b'{"id": "a2", "body": ' + b"[" * 5000, "1 lines of the dump name an id of the list and are not JSON"),
     "body_is_a_number": (b'{"id": "a2", "body": 5}', "rejected story missing"),
     "body_is_blank": (b'{"id": "a2", "body": " "}', "rejected story missing"),
     "removed": (b'{"id": "a2", "body": "[ Removed by Reddit ]"}', "rejected story removed"),

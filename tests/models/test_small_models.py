@@ -61,10 +61,10 @@ def test_tiny_is_made_once_and_the_seed_decides_the_weights(tmp_path: Path):
 def test_a_folder_with_something_else_is_never_overwritten(tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
-    with pytest.raises(UserError, match=r"mine exists and holds something else"):
+    with pytest.raises(UserError, match=r"mine exists and contains something else"):
         small_models.make_tiny(tmp_path / "mine")
     small_models.make_tiny(tmp_path / "tiny")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains something else"):
         small_models.make_tiny(tmp_path / "tiny", seed=5)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep me"
 
