@@ -1,8 +1,9 @@
 """K-wise rows for OpenRLHF's `DPOTrainer`: one item is a record, one row is a completion.
 
 Prompt and completion are tokenised apart and joined as ids, so that the boundary between them is exact by construction.
-No special token is added, as OpenRLHF's own data sets do; the completion ends with the end-of-sequence id unless it was
-cut, or stopped by length.
+No special token is added, as in OpenRLHF's own data sets. The completion ends with the end-of-sequence id unless it was
+cut, or stopped by length: not with a space and EOS as text (see `models.texts`), because what is trained are the ids
+that the policy sampled, and a policy samples no space that is not its own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _FEATURES = Features(
 
 
 class Rows(NamedTuple):
-    """What travels beside the tensors of a batch, in the place of upstream's prompt lengths."""
+    """What travels beside the tensors of a batch, in the place of OpenRLHF's prompt lengths."""
 
     #: tokens of the prompt, for each row
     prompt_lengths: list[int]
@@ -108,7 +109,7 @@ class Encoder:
 
 
 class KwiseDataset(Dataset):
-    """Stands where `RewardDataset` stands in ``train_dpo``, with the same constructor.
+    """Takes the place of `RewardDataset` in ``train_dpo``, with the same constructor.
 
     Records are tokenised once, into Arrow columns; `datasets` keeps them on disk where the raw data are on disk.
 
@@ -129,7 +130,7 @@ class KwiseDataset(Dataset):
         """As `RewardDataset`; ``num_processors`` is not needed, because the tokenizer has threads of its own."""
         super().__init__()
         if not len(dataset):
-            raise UserError("the data set for EXO holds no record; check --data.dataset and --eval.dataset")
+            raise UserError("the data set for EXO has no record; check --data.dataset and --eval.dataset")
         args = strategy.args
         rules = Rules.from_args(args)
         template = getattr(args.data, "tokenizer_chat_template", None)
@@ -137,7 +138,7 @@ class KwiseDataset(Dataset):
             tokenizer.chat_template = template
         self.pad_id: int = tokenizer.pad_token_id
         encoder = Encoder(tokenizer, rules, max_length, args.exo.max_completion_len, input_template)
-        self.rows: Table = dataset.map(
+        self.records: Table = dataset.map(
             encoder,
             batched=True,
             with_indices=True,
@@ -146,7 +147,7 @@ class KwiseDataset(Dataset):
             load_from_cache_file=False,  # its key does not see a change of our own code
             desc="Tokenising K-wise records",
         )
-        columns = self.rows.with_format("arrow")[:]
+        columns = self.records.with_format("arrow")[:]
         counts = pc.list_value_length(columns["lengths"]).to_numpy()
         #: ``(records + 1,)``: the rows of record i are ``row_offsets[i]`` to ``row_offsets[i + 1]``
         self.row_offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -159,11 +160,11 @@ class KwiseDataset(Dataset):
         strategy.print(_summary(counts, flat))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record ``index`` as K rows: ids, lengths, prompt lengths, rewards."""
-        return {**self.rows[index], "record": index}
+        return {**self.records[index], "record": index}
 
     def collate_fn(
         self, items: list[dict[str, Any]]
@@ -194,7 +195,7 @@ class KwiseDataset(Dataset):
         return sha.hexdigest()
 
     def _token_columns(self) -> Iterator[bytes]:
-        columns = self.rows.with_format("arrow")[:]
+        columns = self.records.with_format("arrow")[:]
         for name in ("lengths", "prompt_lengths", "ids"):
             yield name.encode()
             for values in (pc.list_value_length(columns[name]), pc.list_flatten(columns[name])):

@@ -27,16 +27,11 @@ def groups_of(uniform: np.ndarray, proportions: Sequence[float]) -> np.ndarray:
     return np.minimum(found, len(proportions) - 1)  # a sum of 0.9999999999999999 leaves a gap below 1
 
 
-def draw_groups(count: int, proportions: Sequence[float], seed: int) -> np.ndarray:
-    """``(count,)`` ids of groups, one draw for each row in the order of the file, whatever the rows hold.
+def stream_groups(proportions: Sequence[float], seed: int) -> Iterator[int]:
+    """Ids of groups, one draw for each row in the order of the file, whatever is in the rows; without an end.
 
     The numbers are those of numpy's legacy generator, as in SharedRep's own scripts.
     """
-    return groups_of(np.random.RandomState(seed).random_sample(count), proportions)
-
-
-def stream_groups(proportions: Sequence[float], seed: int) -> Iterator[int]:
-    """`draw_groups` without an end, for a file whose length is not known."""
     state = np.random.RandomState(seed)
     while True:
         yield from groups_of(state.random_sample(_CHUNK), proportions).tolist()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-#: changes whenever the numbers of `score` do
+#: changes whenever the numbers of `span_logprobs` do
 VERSION = 1
 
 _WORTH_SHARING = 32  # tokens; a shorter common beginning costs more as a forward pass of its own
@@ -73,31 +73,15 @@ def span_logprobs(
     return [out[row] for row in range(len(spans))]
 
 
-def score(
-    model: PreTrainedModel,
-    spans: Sequence[Span],
-    groups: Sequence[Hashable] | None = None,
-    batch_tokens: int = 16384,
-    pad_id: int = 0,
-) -> Tensor:
-    """Mean negative log-likelihood of the scored tokens J, ``-1/|J| sum over j in J of log p(s_j | s_<j)``; its exp is
-    the perplexity of Gurung & Lapata, 2025.
+def make_scorer(model: PreTrainedModel, pad_id: int, batch_tokens: int) -> Scorer:
+    """Mean negative log-likelihood of the scored tokens J under one model, in double precision.
+
+    ``-1/|J| sum over j in J of log p(s_j | s_<j)``, in nats a token; its exp is the perplexity of Gurung & Lapata
+    (2025).
 
     Args:
-        model, spans, groups, batch_tokens, pad_id: as in `span_logprobs`.
-
-    Returns:
-        ``(len(spans),)``, float32, on the CPU, in nats a token.
-
-    Raises:
-        ValueError: as `span_logprobs`.
+        model, pad_id, batch_tokens: as in `span_logprobs`.
     """
-    found = span_logprobs(model, spans, groups, batch_tokens, pad_id)
-    return torch.tensor([mean_nll(values.tolist()) for values in found])
-
-
-def make_scorer(model: PreTrainedModel, pad_id: int, batch_tokens: int) -> Scorer:
-    """`score` for one model, as plain numbers in double precision."""
 
     def scorer(spans: Sequence[Span], groups: Sequence[Hashable]) -> list[float]:
         return [mean_nll(values.tolist()) for values in span_logprobs(model, spans, groups, batch_tokens, pad_id)]

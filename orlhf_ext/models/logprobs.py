@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 1024  # positions whose float32 logits are in memory together
 
 
-class Encoded(NamedTuple):
+class LogprobRows(NamedTuple):
     """The rows of a file, and what the length limit did to them."""
 
     rows: list[Row]
@@ -37,7 +37,7 @@ def encode_rows(
     chat: bool = False,
     vocabulary: int = 0,
     no_eos: bool = False,
-) -> Encoded:
+) -> LogprobRows:
     """Token ids of each completion behind its prompt.
 
     The prompt is cut on the left: to as many ids as the sampler saw (``prompt_tokens``), and otherwise to the room that
@@ -62,7 +62,7 @@ def encode_rows(
             rows.append(Row(i, k, start + kept, len(start)))
             prompts_cut += len(start) < len(context)
             completions_cut[-1].append(len(kept) < len(response))
-    return Encoded(rows, prompts_cut, completions_cut)
+    return LogprobRows(rows, prompts_cut, completions_cut)
 
 
 def _sampled_prompt(sample: Sample, prompt: list[int]) -> list[int]:

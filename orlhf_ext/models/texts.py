@@ -3,7 +3,8 @@
 A prompt or a completion is a string, or a list of messages ``{"role", "content"}``. The text rule is the one by which
 OpenRLHF's `SFTDataset` and `RewardDataset` train: prompt and response joined, trailing newlines cut, and ``" "`` with
 the EOS token appended unless it is there. Trailing white space of a completion is cut before that, because a model
-that was trained by this rule ends what it samples with the space that stands before EOS.
+that was trained by this rule ends what it samples with the space before EOS. Data that are trained on as token ids end
+with the id of EOS instead (`with_end`): there is no text to put a space behind.
 """
 
 from __future__ import annotations

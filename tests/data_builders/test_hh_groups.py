@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, build_light, failing, meta, read, write
+from helpers import ROOT, build_light, draw_groups, failing, meta, read, write
 
 from orlhf_ext.build_data import main
-from orlhf_ext.groups.assign import draw_groups
 from orlhf_ext.groups.render import answer_text, prompt_text
 
 PROMPTS, GROUPS = "hh-prompts", "hh-groups"

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT
+from helpers import draw_groups as draw_at_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.groups.assign import best_and_worst, draw_groups, groups_of, held_out, stream_groups
+from orlhf_ext.groups.assign import best_and_worst, groups_of, held_out, stream_groups
 from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_groups
 
 RECIPES = ROOT / "recipes" / "groups"
@@ -138,6 +139,11 @@ def test_traits_that_cannot_be_weighed(traits, message: str):
 # --- the draw ------------------------------------------------------------------------------------------------------
 
 
+def draw_groups(count: int, shares: list[float], seed: int) -> np.ndarray:
+    """The first groups of a stream."""
+    return np.array(list(islice(stream_groups(shares, seed), count)))
+
+
 def test_golden_draws():
     for share, wanted in ((0.1, "1111110111"), (0.2, "1111000111"), (0.5, "0111000111")):
         assert draw_groups(10, [share, 1 - share], 42).tolist() == [int(one) for one in wanted]
@@ -157,7 +163,7 @@ def test_the_first_group_at_a_smaller_share_is_within_that_at_a_larger(seed: int
     assert not ((small == 0) & (large != 0)).any()
     numbers = np.random.RandomState(seed).random_sample(count)
     assert (small == np.where(numbers < shares[0], 0, 1)).all()
-    assert list(islice(stream_groups([shares[0], 1 - shares[0]], seed), count)) == small.tolist()
+    assert draw_at_once(count, [shares[0], 1 - shares[0]], seed).tolist() == small.tolist()
 
 
 def test_more_groups_and_the_end_of_the_range():

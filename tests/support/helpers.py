@@ -160,3 +160,11 @@ def serving(server: HTTPServer) -> Iterator[None]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def draw_groups(count: int, proportions: list[float], seed: int) -> Any:
+    """``(count,)`` ids of groups by one draw of numpy's legacy generator, as in SharedRep's own scripts."""
+    import numpy as np
+
+    uniform = np.random.RandomState(seed).random_sample(count)
+    return np.minimum(np.searchsorted(np.cumsum(proportions), uniform, side="right"), len(proportions) - 1)

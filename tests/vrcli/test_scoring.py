@@ -18,7 +18,7 @@ from data_builders.story.prompts import from_chapter, from_messages
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.models import likelihood
 from orlhf_ext.models.folder import load_tokenizer
-from orlhf_ext.models.likelihood import make_scorer, score, span_logprobs
+from orlhf_ext.models.likelihood import make_scorer, span_logprobs
 from orlhf_ext.models.logprobs import load_model
 from orlhf_ext.models.spans import Span, shared_length
 from orlhf_ext.vrcli.improvement import MARKERS, improvement, map_reward
@@ -51,6 +51,12 @@ def spans_of(*shapes: tuple[int, int, int], seed: int = 0, common: int = 0) -> l
 
     beginning = draw(common)
     return [Span(beginning + draw(context + plan + gold), common + context + plan) for context, plan, gold in shapes]
+
+
+def score(model: Any, spans: Any, groups: Any = None, batch_tokens: int = 16384, pad_id: int = 0) -> Any:
+    """What `make_scorer` gives, as a tensor."""
+    groups = range(len(spans)) if groups is None else groups
+    return torch.tensor(make_scorer(model, pad_id, batch_tokens)(spans, groups))
 
 
 MIXED = ((4, 0, 9), (1, 0, 1), (12, 3, 3), (80, 0, 20), (5, 40, 1))
