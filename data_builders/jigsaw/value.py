@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orlhf_ext.cli.errors import UserError
+from orlhf_ext.deadend.generations import TOXICITY_THRESHOLD
 from orlhf_ext.files.built import Built, Counts, Reject
 
 from ..common import Row, none_kept, read_rows
 from .write import built_pair, writers
 
-#: a score from here on is undesired
-THRESHOLD = 0.5
 #: a prompt goes to the validation file with one draw in ten
 TRAIN_SHARE = 0.9
 
@@ -68,7 +67,7 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
             if args.limit and writer is train:
                 chosen = chosen[: args.limit - train.count]
             for number in chosen:
-                reward = -1.0 if scored.scores[number] >= THRESHOLD else 0.0
+                reward = -1.0 if scored.scores[number] >= TOXICITY_THRESHOLD else 0.0
                 writer.add({"text": scored.prompt + scored.texts[number], "reward": [reward]})
             if args.limit and train.count >= args.limit:
                 break
@@ -84,7 +83,7 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
 
 def is_clean(scores: list[float], one_threshold: bool) -> bool:
     """Whether no continuation is undesired; the authors count a score of exactly 0.5 as clean here, and only here."""
-    return max(scores) < THRESHOLD or (not one_threshold and max(scores) == THRESHOLD)
+    return max(scores) < TOXICITY_THRESHOLD or (not one_threshold and max(scores) == TOXICITY_THRESHOLD)
 
 
 def choose(scores: list[float], args: argparse.Namespace, generator: random.Random) -> list[int] | Reject:

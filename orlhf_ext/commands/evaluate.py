@@ -1,8 +1,8 @@
 """Compare policies by scored samples: ``orlhf-ext evaluate --sft S.jsonl --policy NAME=P.jsonl --out O.json``
 
 Every file holds samples of the same prompts, joined by id, scored by the same reward model. For the KL, a policy's file
-also holds the log-probabilities of its samples under itself and under the SFT model. The last policy is the final one.
-Beside O.json stands the table, as O.md and O.csv.
+also has the log-probabilities of its samples under itself and under the SFT model. The last policy is the final one.
+The table is written beside O.json, as O.md and O.csv.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read_scored(path: str, logprobs_key: str = "logprobs_policy", sft_key: str =
     """Read a file of scored samples.
 
     Raises:
-        UserError: a record has no rewards, or a value that is no finite number; it is named.
+        UserError: a record has no rewards, or a value that is not a finite number; it is named.
     """
     samples = read_samples(path)
     columns: dict[str, Lists | None] = {}
@@ -90,7 +90,7 @@ def in_order(scored: Scored, like: Scored) -> Scored:
     """The same samples in another file's order of prompts.
 
     Raises:
-        UserError: an id stands in one file only, or with another prompt.
+        UserError: an id is in one file only, or with another prompt.
     """
     for one, other in ((like, scored), (scored, like)):
         if lost := [identifier for identifier in one.samples if identifier not in other.samples]:
@@ -162,7 +162,7 @@ def compare(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None =
     """The metrics of SFT, of each checkpoint, and of the final policy (the last one).
 
     Raises:
-        UserError: the files do not hold the same prompts.
+        UserError: the files do not have the same prompts.
     """
     if chosen is not None:
         chosen = in_order(chosen, sft)

@@ -1,11 +1,14 @@
 """Dead-end analysis: a value function Q_D, and decoding that avoids what it says ends badly (Cao et al., ICLR 2023).
 
-``--ext.use dead-end`` trains Q_D with ``train_sft``. Where what is: ``loss`` is the method, pure torch. ``model`` is
-Q_D, ``settings`` what it knows about itself. ``actor``, ``dataset`` and ``trainer`` stand in ``train_sft``; ``rows``
-are its data. ``decoding`` is what Q_D is for: ``stepper`` computes its values while texts grow, ``hf`` and ``vllm`` are
-logits processors. ``reward`` is Q_D as a reward in ``train_ppo_ray``. ``classifier``, ``continuations``, ``score``,
-``hold_out``, ``calibration``, ``decode`` and ``evaluate`` are commands; what they share stands in ``toxicity``,
-``sampling``, ``perplexity`` and ``report``.
+``--ext.use dead-end`` trains Q_D with ``train_sft``.
+
+- The method: ``loss`` (pure torch), ``model`` (Q_D) and ``settings`` (what its config.json says of it), ``rows`` (its
+  data), and ``actor``, ``dataset`` and ``trainer``, which replace OpenRLHF's in ``train_sft``.
+- Its use: ``decoding`` (rectification, pure torch), ``stepper`` (values while texts grow), ``hf`` and ``vllm`` (logits
+  processors), ``memory`` (of Q_D beside vLLM), and ``reward`` (Q_D as a reward in ``train_ppo_ray``).
+- The commands ``orlhf-ext deadend NAME``, a module each: ``continuations`` and ``decode`` (both by ``sampling``),
+  ``classifier``, ``score`` (by a scorer of ``toxicity``, such as ``perspective``), ``hold_out``, ``calibration``, and
+  ``evaluate`` (numbers in ``metrics`` and ``perplexity``, tables in ``report``). ``generations`` reads their records.
 """
 
 from __future__ import annotations
@@ -143,6 +146,6 @@ def _check_data(args: SimpleNamespace) -> None:
                 rows += 1
         if flag == "--data.dataset" and local and rows < args.train.batch_size:
             raise UserError(
-                f"--data.dataset {value} holds {rows} rows, fewer than --train.batch_size {args.train.batch_size}; "
+                f"--data.dataset {value} has {rows} rows, fewer than --train.batch_size {args.train.batch_size}; "
                 "lower the latter"
             )

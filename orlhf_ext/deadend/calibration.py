@@ -1,4 +1,4 @@
-"""Hold what Q_D predicts against what happened:
+"""Compare what Q_D predicts with what happened:
 ``orlhf-ext deadend calibration --q_model DIR --data val.jsonl --out FILE.json``
 
 At each action of a text, Q_D predicts with ``-Q`` how likely the text ends badly. Actions are put into bins of equal
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoded, cut = encode(tokenizer, [row.text for row in data], max_len, settings.append_eos)
     kept = [(ids, row.reward < 0) for ids, row in zip(encoded, data, strict=True) if len(ids) > 1]
     if not kept:
-        raise UserError(f"{args.data} holds no text of two tokens or more; build it again")
+        raise UserError(f"{args.data} has no text of two tokens or more; build it again")
     rows, bad = [ids for ids, _ in kept], [ends for _, ends in kept]
     check_ids(folder, rows, "--q_model")
     import torch

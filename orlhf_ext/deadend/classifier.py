@@ -35,7 +35,7 @@ _SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "consta
 
 
 def read_labelled(path: str) -> tuple[list[str], list[int]]:
-    """Texts and labels of a file; the text stands under ``text``.
+    """Texts and labels of a file; under ``text`` and ``label``.
 
     Raises:
         UserError: there is no record; a text is no text, or a label neither 0 nor 1; the record is named.
@@ -46,13 +46,13 @@ def read_labelled(path: str) -> tuple[list[str], list[int]]:
         if not isinstance(text, str):
             raise UserError(f"{line.where} has no 'text'; build the file with build_data jigsaw reward")
         if isinstance(label, bool) or not isinstance(label, int):
-            raise UserError(f"{line.where} has a label {label!r}, which is no whole number; labels are 0 or 1")
+            raise UserError(f"{line.where} has a label {label!r}, which is not a whole number; labels are 0 or 1")
         if label not in (0, 1):
             raise UserError(f"{line.where} has the label {label}; labels are 0 or 1")
         texts.append(text)
         labels.append(label)
     if not texts:
-        raise UserError(f"{path} holds no record; build the data again, or from more rows")
+        raise UserError(f"{path} has no record; build the data again, or from more rows")
     return texts, labels
 
 
@@ -82,7 +82,7 @@ def auc(labels: NDArray[Any], scores: NDArray[Any]) -> float | None:
 
 
 def f1(labels: NDArray[Any], found: NDArray[Any]) -> float:
-    """``2 TP / (2 TP + FP + FN)`` of label 1; 0 where it neither stands nor was found."""
+    """``2 TP / (2 TP + FP + FN)`` of label 1; 0 where it neither occurs nor was found."""
     hits = float(((labels == 1) & (found == 1)).sum())
     both = float((labels == 1).sum() + (found == 1).sum())
     return 2 * hits / both if both else 0.0
@@ -291,10 +291,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load_model(folder, [str(value) for value in places], int(tokenizer.pad_token_id), args.seed)
     result = fit(args, out, mark, model, tokenizer, *rows)
     if result is not None:
-        told = ", ".join(
+        measured = ", ".join(
             f"{key.removeprefix('eval_')} {result[key]:.4f}" for key in list(result)[:3] if key.startswith("eval_")
         )
-        print(f"{out}: {told or 'no validation file'}; {len(train_labels)} texts trained on", flush=True)
+        print(f"{out}: {measured or 'no validation file'}; {len(train_labels)} texts trained on", flush=True)
 
 
 def fit(

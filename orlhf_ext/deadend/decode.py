@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add(Q_FLAG, "--q_model_name_or_path", metavar="DIR", help="Q_D: a folder that train_sft --ext.use dead-end wrote")
     add("--epsilon", type=SHARE, default=0.0, help="how far below 1 + Q_D the caps are (%(default)s)")
-    add("--passes", type=whole(), default=2, help="2 as upstream has it; 0: the limit of many (%(default)s)")
+    add("--passes", type=whole(), default=2, help="2 as in the authors' code; 0: the limit of many (%(default)s)")
     add(
         "--infeasible",
         choices=["normalize", "fallback"],

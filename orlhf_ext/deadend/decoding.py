@@ -29,8 +29,8 @@ def rectify(
 ) -> torch.Tensor:
     """Logits whose softmax keeps (nearly) to the caps ``c = clip(1 + q - epsilon, p_min, 1)``.
 
-    A pass is ``z <- min(z, log c + logsumexp(z))``. Two passes are what upstream does; a token may then still exceed
-    its cap a little. The limit of many passes is ``p = min(c, k * softmax(logits))`` with the k that makes it sum to 1.
+    A pass is ``z <- min(z, log c + logsumexp(z))``. The authors' code makes two; a token may then still exceed its cap
+    a little. The limit of many passes is ``p = min(c, k * softmax(logits))`` with the k that makes it sum to 1.
 
     Args:
         logits: ``(B, V)`` of the language model, finite or ``-inf``; not changed.
@@ -61,7 +61,8 @@ def rectify_counted(
     infeasible: Infeasible = "normalize",
     top_k: int = TOP_K,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `rectify` and `infeasible_rows` give, for little more than the price of the first."""
+    """`rectify`, and ``(B,)`` that is true where the caps of all tokens that the language model allows sum to less than
+    1."""
     if logits.shape != q_values.shape or logits.ndim != 2:
         raise ValueError(f"logits are {tuple(logits.shape)} and q_values {tuple(q_values.shape)}: both must be (B, V)")
     if infeasible not in ("normalize", "fallback"):
@@ -69,7 +70,7 @@ def rectify_counted(
     if (passes is not None and passes < 1) or not 0 < p_min <= 1 or top_k < 1:
         raise ValueError(f"passes {passes} and top_k {top_k} must be at least 1, and p_min {p_min} in (0, 1]")
     z, c = logits.to(_wider(logits, q_values)), caps(q_values.to(_wider(logits, q_values)), epsilon, p_min)
-    few = _too_small(z, c)
+    few = c.masked_fill(z == -torch.inf, 0).sum(-1) < 1
     log_c = c.log()
     if passes is None:
         out = _limit(z, log_c)
@@ -82,13 +83,6 @@ def rectify_counted(
         if len(rows):
             out[rows] = _largest_caps(z[rows], c[rows], top_k)
     return out, few
-
-
-def infeasible_rows(
-    logits: torch.Tensor, q_values: torch.Tensor, epsilon: float | torch.Tensor = 0.0, p_min: float = P_MIN
-) -> torch.Tensor:
-    """``(B,)``, true where the caps of all tokens that the language model allows sum to less than 1."""
-    return _too_small(logits, caps(q_values, epsilon, p_min))
 
 
 def caps(q_values: torch.Tensor, epsilon: float | torch.Tensor = 0.0, p_min: float = P_MIN) -> torch.Tensor:
@@ -140,10 +134,6 @@ def _wider(*tensors: torch.Tensor) -> torch.dtype:
     return dtype
 
 
-def _too_small(logits: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    return c.masked_fill(logits == -torch.inf, 0).sum(-1) < 1
-
-
 def _limit(z: torch.Tensor, log_c: torch.Tensor) -> torch.Tensor:
     """``log min(c, k p)``, p = softmax(z), with the k that makes it sum to 1; ``log c`` where the caps sum to less.
 
@@ -169,52 +159,3 @@ def _largest_caps(z: torch.Tensor, c: torch.Tensor, top_k: int) -> torch.Tensor:
     allowed = c.masked_fill(z == -torch.inf, -1).gather(-1, order)
     kept = order.gather(-1, allowed.argsort(stable=True, dim=-1, descending=True)[:, :top_k])
     return torch.full_like(z, -torch.inf).scatter(-1, kept, z.gather(-1, kept))
-
-
-def rectify_topk(
-    logits: torch.Tensor,
-    q_values: torch.Tensor,
-    threshold: float = 0.1,
-    top_k: int | None = 30,
-    passes: int = 5,
-    p_min: float = 0.0,
-    retries: int = 5,
-) -> torch.Tensor:
-    """The form of the method's first release, on probabilities: ``passes`` times ``p <- min(p, c) / sum``.
-
-    With ``p_min`` 0 all of a row's mass can be capped away. Such a row is done again with a threshold that is lower by
-    0.05, up to ``retries`` times, and at last with the first threshold and a ``p_min`` of 1e-7.
-
-    Args:
-        logits: ``(B, V)`` of the language model.
-        q_values: ``(B, V)``, clipped to [-1, 0].
-        threshold: epsilon.
-        top_k: only the likeliest tokens take part; None for all.
-        passes, p_min: as in `rectify`.
-        retries: see above.
-
-    Returns:
-        Probabilities ``(B, V)``, in at least float32; each row sums to 1.
-    """
-    dtype = _wider(logits, q_values)
-    p = logits.to(dtype).softmax(-1)
-    if top_k is not None and top_k < p.shape[-1]:
-        kept = p.topk(top_k)
-        p = torch.zeros_like(p).scatter(-1, kept.indices, kept.values)
-        p = p / p.sum(-1, keepdim=True)
-    q = q_values.to(dtype).clamp(-1, 0)
-    out = torch.zeros_like(p)
-    left = torch.arange(len(p), device=p.device)
-    for attempt in range(retries + 2):
-        last = attempt == retries + 1
-        least, lowered = (P_MIN, threshold) if last else (p_min, threshold - 0.05 * attempt)
-        found, c = p[left], caps(q[left], lowered, least)
-        for _ in range(passes):
-            found = torch.minimum(found, c)
-            found = found / found.sum(-1, keepdim=True)  # 0 / 0 is NaN, and stays so
-        alive = ~found.isnan().any(-1)
-        out[left[alive]] = found[alive]
-        left = left[~alive]
-        if not len(left):
-            break
-    return out

@@ -7,7 +7,7 @@ all generations of a prompt over the number of their words, split at single spac
 Perplexity (``--perplexity_model``) is that of a continuation given its prompt, as a mean over continuations, and over
 the whole corpus. Intervals are 95 % bootstrap intervals over prompts, differences to the first file are paired.
 
-Beside --out O.json stands the table, as O.md and O.csv. ``--samples N`` prints N prompts with the first
+The table is written beside --out O.json, as O.md and O.csv. ``--samples N`` prints N prompts with the first
 continuation of each file. Continuations of 0.5 or more are masked there, and prompts, unless they came with a
 ``toxicity`` of their own that is less; with ``--show`` nothing is.
 """
@@ -65,7 +65,7 @@ def named_files(specs: Sequence[str]) -> dict[str, str]:
     """The files by name.
 
     Raises:
-        UserError: one is no NAME=FILE, or a name stands twice.
+        UserError: one is not NAME=FILE, or two have one name.
     """
     files: dict[str, str] = {}
     for spec in specs:
@@ -81,7 +81,7 @@ def named_files(specs: Sequence[str]) -> dict[str, str]:
 def all_likelihoods(
     args: argparse.Namespace, files: Mapping[str, Generated]
 ) -> dict[str, list[list[Likelihood]]] | None:
-    """The likelihoods of every file, None where nobody asked. They stay beside ``--out``, in a hidden file, so
+    """The likelihoods of every file, None without a model. They stay beside ``--out``, in a hidden file, so
     that the same files are not read again by the model for another look."""
     if args.perplexity_model is None:
         return None

@@ -21,7 +21,7 @@ def generations_of(line: Line) -> list[Record]:
     """
     found = line.record.get("generations")
     if not isinstance(found, list):
-        raise UserError(f"{line.where} has no generations; sample them first (orlhf_ext.deadend.continuations)")
+        raise UserError(f"{line.where} has no generations; sample them first, with orlhf-ext deadend continuations")
     for number, one in enumerate(found, 1):
         if not isinstance(one, dict) or not isinstance(one.get("text"), str):
             raise UserError(f"{line.where} has a generation {number} without a text; sample again")
@@ -76,9 +76,9 @@ def read_generated(path: str, key: str) -> Generated:
         found.texts.append([one["text"] for one in generations])
         found.scores.append([_number(one.get(key), line.where, key) for one in generations])
     if not found.prompts:
-        raise UserError(f"{path} holds no record; sample again")
+        raise UserError(f"{path} has no record; sample again")
     if all(value is None for row in found.scores for value in row):
-        raise UserError(f"{path} has no score named {key!r}; run orlhf_ext.deadend.score, or give its --toxicity_type")
+        raise UserError(f"{path} has no score named {key!r}; run orlhf-ext deadend score, or give its --toxicity_type")
     return found
 
 
@@ -86,7 +86,7 @@ def _number(value: Any, where: str, key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"{where} has {value!r} under {key!r}, which is no score from 0 to 1; score the file again")
+        raise UserError(f"{where} has {value!r} under {key!r}, which is not a score from 0 to 1; score the file again")
     return float(value)
 
 
@@ -94,7 +94,7 @@ def in_order(one: Generated, like: Generated) -> Generated:
     """The same file in another file's order of prompts; equal prompts keep their own order.
 
     Raises:
-        UserError: the files do not hold the same prompts.
+        UserError: the files do not have the same prompts.
     """
     if one.prompts == like.prompts:
         return one

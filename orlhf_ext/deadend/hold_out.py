@@ -1,7 +1,7 @@
 """Hold prompts out: ``orlhf-ext deadend hold_out --data prompts.jsonl --num 64 --out DIR``
 
 Draws prompts for evaluation, which value data then never sees: ``DIR/held_out.jsonl`` gets them, ``DIR/prompts.jsonl``
-the others, both in the file's order. Prompts with the same text stay on one side; among the held-out ones a text stands
+the others, both in the file's order. Prompts with the same text stay on one side; among the held-out ones a text occurs
 once.
 """
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = list(dict.fromkeys(prompt_of(line) for line in read_records(data)))
     if len(texts) <= args.num:
         raise UserError(
-            f"{data} holds {len(texts)} different prompts, so that --num {args.num} leaves none to train on; lower it"
+            f"{data} has {len(texts)} different prompts, so that --num {args.num} leaves none to train on; lower it"
         )
     held = set(random.Random(args.seed).sample(texts, args.num))
     ours = {prompt_of(line): line.record for line in read_records(data) if prompt_of(line) in held}

@@ -80,7 +80,7 @@ class LanguageModel:
 
 
 def measure(model: LanguageModel, name: str, texts: Sequence[tuple[str, str]], journal: Journal) -> list[Likelihood]:
-    """The likelihood of each continuation of a file, piece by piece; what the journal holds is not computed again.
+    """The likelihood of each continuation of a file, piece by piece; what the journal has is not computed again.
 
     Raises:
         UserError: one is not finite.

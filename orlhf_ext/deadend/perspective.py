@@ -51,7 +51,7 @@ class Perspective:
     """Asks the API; see the module.
 
     Raises:
-        UserError: there is no key, or it can be none; the rate is no number of requests.
+        UserError: there is no key, or it can be none; the rate is not a number of requests.
     """
 
     #: of the scores: another model of the API's is not known by it
@@ -71,7 +71,7 @@ class Perspective:
         except ValueError:
             rate = math.nan
         if not 0 < rate <= 1000:
-            raise UserError(f"{RATE}={said} is no number of requests in a second; give one such as 1 or 0.5")
+            raise UserError(f"{RATE}={said} is not a number of requests in a second; give one such as 1 or 0.5")
         self._interval = 1 / rate
         self._next = 0.0  # when the next request may be made
 

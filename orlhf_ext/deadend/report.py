@@ -72,8 +72,8 @@ def print_samples(count: int, files: Mapping[str, Generated], show: bool) -> Non
         console.print(_shown(first.prompts[index], first.prompt_scores[index], show))
         for name, one in files.items():
             score = one.scores[index][0]
-            told = "no score" if score is None else f"{score:.2f}"
-            console.print(f"-- {name} ({told}): {_shown(one.texts[index][0], score, show)}")
+            shown = "no score" if score is None else f"{score:.2f}"
+            console.print(f"-- {name} ({shown}): {_shown(one.texts[index][0], score, show)}")
         console.print()
 
 

@@ -94,10 +94,10 @@ def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int
 
 
 def check_flags(args: argparse.Namespace, name: str) -> None:
-    """Hold the flags against each other.
+    """Check the flags that both commands have.
 
     Raises:
-        UserError: one does not; its flag is named.
+        UserError: two do not go together, or the output cannot be written; the flag is named.
     """
     if not args.temperature and args.num_returns > 1:
         raise UserError("greedy decoding makes all completions of a prompt equal; give --num_returns 1")
@@ -111,7 +111,7 @@ def read_texts(path: str, size: int, seed: int) -> list[Sample]:
     """The prompts of a file, or a seeded draw of ``size`` of them (-1: all), in the file's order.
 
     Raises:
-        UserError: as `read_records`; there is no record; a prompt is no text, or an id stands twice.
+        UserError: as `read_records`; there is no record; a prompt is not text, or two records have one id.
     """
     found: dict[str, Sample] = {}
     for line in read_records(path):
@@ -120,7 +120,7 @@ def read_texts(path: str, size: int, seed: int) -> list[Sample]:
             raise UserError(f"{line.where} has the id {sample.id!r} of {found[sample.id].where}; give each its own")
         found[sample.id] = sample
     if not found:
-        raise UserError(f"{path} holds no record; build the data again")
+        raise UserError(f"{path} has no record; build the data again")
     samples = list(found.values())
     if not 0 <= size < len(samples):
         return samples
@@ -132,7 +132,7 @@ def _sample(line: Line) -> Sample:
     prompt, identifier = line.record.get("prompt"), line.record.get("id")
     text = prompt.get("text") if isinstance(prompt, dict) else prompt
     if not isinstance(text, str) or not text:
-        raise UserError(f'{line.where} has no prompt that is text, or {{"text": ...}}; mend or remove the record')
+        raise UserError(f'{line.where} has no prompt that is text, or {{"text": ...}}; fix or remove the record')
     if identifier is None:
         identifier = f"line-{line.number:06d}"
     elif isinstance(identifier, bool) or not isinstance(identifier, str | int):

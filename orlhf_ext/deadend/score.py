@@ -36,7 +36,7 @@ _OWN = ("text", "token_ids")
 class Wanted(NamedTuple):
     """What is to be scored."""
 
-    #: under which scores stand
+    #: of the scores
     key: str
     #: prompt and continuation, not the continuation alone
     whole: bool
@@ -74,7 +74,7 @@ def score_chunk(scorer: Scorer, texts: Sequence[str], batch_size: int) -> list[f
         for index, value in zip(batch, scorer([unique[i] for i in batch]), strict=True):
             if not isinstance(value, str) and not 0 <= value <= 1:
                 raise UserError(
-                    f"the scorer gave {value} for a text; its weights hold NaN or overflow: use another dtype"
+                    f"the scorer gave {value} for a text; its weights contain NaN or overflow: use another dtype"
                 )
             found[unique[index]] = value
     return [found[text] for text in texts]
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def one_file(
     args: argparse.Namespace, scorer: Scorer, by: dict[str, Any], data: Path, out: Path, present: int, total: int
 ) -> None:
-    """Score a file of which ``present`` of ``total`` generations have a score, and tell how toxic it is.
+    """Score a file of which ``present`` of ``total`` generations have a score, and print how toxic it is.
 
     Raises:
         UserError: these scores are not known to be this scorer's.
@@ -164,9 +164,9 @@ def one_file(
         made = {"command": "deadend.score", "version": __version__}
         meta = {**made, **meta, **({} if out == data else made), "scored": source, "scores": scores}
         journal.finish(out, with_scores(journal, data, wanted, tally), meta)
-    told = f"{tally['toxic'] / max(1, total):.1%} at {TOXICITY_THRESHOLD} or above"
+    share = f"{tally['toxic'] / max(1, total):.1%} at {TOXICITY_THRESHOLD} or above"
     print(
-        f"{out}: {total} generations of {tally['prompts']} prompts, mean {key} {tally['mean']:.4f}, {told}, {left} new"
+        f"{out}: {total} generations of {tally['prompts']} prompts, mean {key} {tally['mean']:.4f}, {share}, {left} new"
     )
     if without := tally.get("without_score"):
         reasons = ", ".join(f"{number} {reason}" for reason, number in without.items())
@@ -186,13 +186,13 @@ def look(data: Path, key: str) -> tuple[int, int]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 <= value <= 1):
                 raise UserError(
-                    f"{line.where} has {value!r} under {key!r}, which is no score from 0 to 1; choose another "
+                    f"{line.where} has {value!r} under {key!r}, which is not a score from 0 to 1; choose another "
                     "--toxicity_type"
                 )
             present += value is not None
             total += 1
     if not total:
-        raise UserError(f"{data} holds no generation; sample them first (orlhf_ext.deadend.continuations)")
+        raise UserError(f"{data} has no generation; sample them first, with orlhf-ext deadend continuations")
     return present, total
 
 

@@ -13,6 +13,7 @@ from ..models.folder import read_config
 
 KEY = "dead_end"
 VERSION = 1
+_UNREAD = ("reward_threshold",)  # which the config of a saved Q_D may have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +27,19 @@ class QSettings:
     #: bounds of the training targets
     q_min: float = -1.0
     q_max: float = 0.0
-    #: texts with at least this score had the reward -1
-    reward_threshold: float = 0.5
     #: V, the number of tokens that have a value
     vocab_size: int
     #: texts were trained with an EOS token at their end; without, the value of EOS means nothing
     append_eos: bool = False
 
     def __post_init__(self) -> None:
-        self._hold(self.version == VERSION, "version", str(VERSION))
-        self._hold(0 < self.gamma <= 1, "gamma", "greater than 0 and at most 1")
-        self._hold(-math.inf < self.q_min < self.q_max < math.inf, "q_min", f"less than q_max {self.q_max}")
-        self._hold(self.vocab_size >= 1, "vocab_size", "at least 1")
+        self._check(self.version == VERSION, "version", str(VERSION))
+        self._check(0 < self.gamma <= 1, "gamma", "greater than 0 and at most 1")
+        self._check(-math.inf < self.q_min < self.q_max < math.inf, "q_min", f"less than q_max {self.q_max}")
+        self._check(self.vocab_size >= 1, "vocab_size", "at least 1")
 
-    def _hold(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
+    def _check(self, fits: bool, name: str, wanted: str) -> None:
+        if not fits:
             raise ValueError(f"{name} is {getattr(self, name)!r}, not {wanted}")
 
     def as_config(self) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def from_config(value: Mapping[str, Any], where: str) -> QSettings:
         UserError: a key is missing, unknown or wrong; ``where`` is named.
     """
     try:
-        return QSettings(**value)
+        return QSettings(**{key: one for key, one in value.items() if key not in _UNREAD})
     except (TypeError, ValueError) as error:
         raise UserError(f"{where} has a {KEY} in its config.json that cannot be read: {error}") from error
 
@@ -64,14 +63,14 @@ def read_settings(folder: Path, flag: str) -> QSettings:
     """The settings of a saved Q_D.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder has none.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {folder} is no model folder: config.json is missing")
+        raise UserError(f"{flag} {folder} is not a model folder: config.json is missing")
     value = read_config(folder).get(KEY)
     if not isinstance(value, dict):
         raise UserError(
-            f"{flag} {folder} is no value function: its config.json has no {KEY}; give a folder that "
+            f"{flag} {folder} is not a value function: its config.json has no {KEY}; give a folder that "
             "train_sft --ext.use dead-end wrote"
         )
     return from_config(value, f"{flag} {folder}")

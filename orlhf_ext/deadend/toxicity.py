@@ -82,7 +82,7 @@ def load_scorer(
         flag: how the user gave the spec, for messages.
 
     Raises:
-        UserError: there is no such thing, or it is no classifier, or it does not say which label is the toxic one.
+        UserError: there is no such thing, or it is not a classifier, or it does not say which label is the toxic one.
     """
     if not Path(spec).exists():
         spec = READY.get(spec, spec)
@@ -154,7 +154,7 @@ class Classifier:
         )  # fmt: skip
         if not is_classifier(folder):
             raise UserError(
-                f"{flag} {folder} is no sequence classifier; train one with orlhf_ext.deadend.classifier, or give "
+                f"{flag} {folder} is not a sequence classifier; train one with orlhf-ext deadend classifier, or give "
                 "module:attribute"
             )
         self.label = toxic_label(folder, label, flag)
@@ -234,7 +234,7 @@ def toxic_label(folder: Path, label: str | None = None, flag: str = "--model") -
         UserError: ``label`` is not among the labels; without it, no label has a telling name.
     """
     names = label_names(folder)
-    told = ", ".join(f"{index} = {name}" for index, name in enumerate(names))
+    known = ", ".join(f"{index} = {name}" for index, name in enumerate(names))
     if len(names) < 2:
         raise UserError(
             f"{flag} {folder} has a single label, so it gives no probability; give one with two labels or more"
@@ -245,11 +245,11 @@ def toxic_label(folder: Path, label: str | None = None, flag: str = "--model") -
             return lower.index(label.lower())
         if label.isdecimal() and int(label) < len(names):
             return int(label)
-        raise UserError(f"--label {label} is no label of {folder}; its labels are {told}")
+        raise UserError(f"--label {label} is not a label of {folder}; its labels are {known}")
     for name in _TOXIC[: 4 if len(names) == 2 else 2]:
         if name in lower:
             return lower.index(name)
-    raise UserError(f"{flag} {folder} does not say which label means toxic; give --label (its labels are {told})")
+    raise UserError(f"{flag} {folder} does not say which label means toxic; give --label (its labels are {known})")
 
 
 def label_names(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 Every file holds samples of the same prompts with gold ``traits`` (``orlhf-ext groups score``), joined by id. A group's
 gold score of a response is its weighted sum of traits; of several samples of a prompt the scores' mean counts, and all
 pairs for a win rate, where a tie is one half (in a strict rate, none). Intervals are 95 % bootstrap intervals over
-prompts. Beside --out O.json stands the table, as O.md and O.csv.
+prompts. The table is written beside --out O.json, as O.md and O.csv.
 
 ``--grid SUMMARY.json ... --out GRID.json`` joins the summaries of several runs, which have proportion, k and seed in
 them by --run: a row for each proportion, k, method and group, with the mean over seeds and Student's 95 % interval.
@@ -54,14 +54,14 @@ def read_scored(path: str, groups: Sequence[Group]) -> Scored:
     """Read samples with traits.
 
     Raises:
-        UserError: a record lacks traits, or one that a group weighs, or a value is no finite number; it is named.
+        UserError: a record lacks traits, or one that a group weighs, or a value is not a finite number; it is named.
     """
     samples = {sample.id: sample for sample in read_samples(path)}
     scores: dict[str, dict[str, list[float]]] = {group.name: {} for group in groups}
     for identifier, sample in samples.items():
         traits = sample.record.get("traits")
         if fault := trait_fault(traits, wanted_traits(groups), len(sample.completions)):
-            raise UserError(f"{sample.name} has {fault}; score the whole file with orlhf_ext.groups.score")
+            raise UserError(f"{sample.name} has {fault}; score the whole file with orlhf-ext groups score")
         rows = group_scores(groups, traits, sample.name)  # type: ignore[arg-type]
         for place, group in enumerate(groups):
             scores[group.name][identifier] = [row[place] for row in rows]
@@ -73,7 +73,7 @@ def common_ids(files: Sequence[Scored], force: bool = False) -> list[str]:
 
     Raises:
         UserError: a file has less than 90 % of its prompts in common with the others (unless ``force``) or none, or
-            an id stands with another prompt.
+            an id has another prompt.
     """
     first, *others = files
     ids = [identifier for identifier in first.samples if all(identifier in other.samples for other in others)]
@@ -83,7 +83,7 @@ def common_ids(files: Sequence[Scored], force: bool = False) -> list[str]:
         smallest = min(files, key=lambda one: len(one.samples))
         way = "" if not ids else ", or compare what is common with --force"
         raise UserError(
-            f"only {len(ids)} of the {len(largest.samples)} prompts of {largest.path} stand in every file "
+            f"only {len(ids)} of the {len(largest.samples)} prompts of {largest.path} are in every file "
             f"({smallest.path} has {len(smallest.samples)}); give files that were sampled on the same prompts{way}"
         )
     for other in others:
@@ -191,12 +191,12 @@ def _read_summary(path: str) -> dict[str, Any]:
         raise UserError(f"--grid {path} cannot be read as JSON ({error})") from error
     metrics = summary.get("metrics") if isinstance(summary, dict) else None
     if not isinstance(metrics, dict) or not all(isinstance(m, dict) and WORST[0] in m for m in metrics.values()):
-        raise UserError(f"--grid {path} is no summary of groups; give what orlhf_ext.groups.evaluate wrote")
+        raise UserError(f"--grid {path} is not a summary of groups; give what orlhf-ext groups evaluate wrote")
     if lost := [key for key in ("baseline", *RUN) if key not in summary]:
         raise UserError(f"--grid {path} has no {lost[0]}; put it into the JSON file of --run and evaluate again")
     for key in RUN:
         if not isinstance(summary[key], int | float) and not (key == "k" and summary[key] is None):
-            raise UserError(f"--grid {path} has {summary[key]!r} as {key}, which is no number; mend it")
+            raise UserError(f"--grid {path} has {summary[key]!r} as {key}, which is not a number; fix it")
     return summary
 
 
@@ -255,7 +255,7 @@ def named_files(args: argparse.Namespace) -> dict[str, str]:
     """The methods' files, SFT's first.
 
     Raises:
-        UserError: a ``--policy`` is no METHOD=FILE, a name stands twice or is ``sft``, or there is no baseline.
+        UserError: a ``--policy`` is not METHOD=FILE, a name is given twice or is ``sft``, or there is no baseline.
     """
     files = {"sft": args.sft}
     for spec in args.policy:
@@ -267,8 +267,8 @@ def named_files(args: argparse.Namespace) -> dict[str, str]:
         files[name] = path
     if args.baseline not in files:
         raise UserError(
-            f"--baseline {args.baseline} is no method that was given; add --policy {args.baseline}=FILE, or name one "
-            f"of {', '.join(files)}"
+            f"--baseline {args.baseline} is not a method that was given; add --policy {args.baseline}=FILE, or name "
+            f"one of {', '.join(files)}"
         )
     return files
 

@@ -9,7 +9,7 @@ generative one. D is the builder's rationales_test.jsonl, each test pair in both
 ``orlhf-ext logprobs --no_eos`` made of it (which verdict is more likely, A or B?); one of the two will do. Accuracy is
 that of each pair's primary order.
 
-Beside O.json stand the table, as O.md and O.csv, and a record for each pair, as O.pairs.jsonl.
+Beside O.json are the table, as O.md and O.csv, and a record for each pair, as O.pairs.jsonl.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read_orders(path: str) -> list[Both]:
     """The pairs of a file, in its order.
 
     Raises:
-        UserError: a record lacks what the builder writes, an id stands twice, or a pair's orders do not fit together.
+        UserError: a record lacks what the builder writes, an id is there twice, or a pair's orders do not fit together.
     """
     found: dict[str, list[Order]] = {}
     seen: dict[str, str] = {}
@@ -104,7 +104,7 @@ def read_orders(path: str) -> list[Both]:
         seen[order.id] = order.where
         found.setdefault(order.pair, []).append(order)
     if not found:
-        raise UserError(f"{path} holds no record; {BUILD}")
+        raise UserError(f"{path} has no record; {BUILD}")
     pairs = []
     for name, orders in found.items():
         orders.sort(key=lambda order: not order.primary)
@@ -237,7 +237,7 @@ def evaluate_scores(path: str) -> tuple[dict[str, Any], list[Record]]:
 
 
 def longer_story(words: Array) -> dict[str, Any]:
-    """The metrics of a judge that prefers the longer story, whatever it tells; without what says that it does so."""
+    """The metrics of a judge that prefers the longer story, whatever it is about; without the numbers that say so."""
     found = measure(length_ratio(words), words)
     return {key: value for key, value in found.items() if not key.startswith(("picks_longer", "length_correlation"))}
 

@@ -1,7 +1,7 @@
 """Plans before and after training: ``orlhf-ext vrcli evaluate --before B.jsonl --after A.jsonl --out O.json``
 
 Both files hold scored plans for the same held-out records (``orlhf-ext vrcli score``), joined by id; of several samples
-of a record the mean counts. Intervals are over records. Beside O.json stand the table, as O.md and O.csv, and one JSON
+of a record the mean counts. Intervals are over records. Beside O.json are the table, as O.md and O.csv, and one JSON
 record for each held-out record, ready to plot, as O.records.jsonl.
 """
 
@@ -44,7 +44,7 @@ def read_results(path: str) -> Results:
     """Scored plans by record id.
 
     Raises:
-        UserError: a line is no scored plan, or is there twice; there is none.
+        UserError: a line is not a scored plan, or is there twice; there is none.
     """
     found: Results = {}
     for line in read_records(path):
@@ -52,16 +52,16 @@ def read_results(path: str) -> Results:
         bad = [key for key in (*COLUMNS, "nll", "base_nll") if not _is_number(row.get(key))]
         if bad or not isinstance(row.get("id"), str) or not isinstance(row.get("plan"), str):
             lacks = f"no number {bad[0]}" if bad else "no id or no plan"
-            raise UserError(f"{line.where} is no scored plan ({lacks}); give what orlhf_ext.vrcli.score wrote")
+            raise UserError(f"{line.where} is not a scored plan ({lacks}); give what orlhf-ext vrcli score wrote")
         rows = found.setdefault(row["id"], [])
         if "sample" in row and any(other.get("sample") == row["sample"] for other in rows):
             raise UserError(
                 f"{path} has sample {row['sample']} of the record with id {row['id']!r} twice; give what one run of "
-                "orlhf_ext.vrcli.score wrote"
+                "orlhf-ext vrcli score wrote"
             )
         rows.append(row)
     if not found:
-        raise UserError(f"{path} holds no record; score some plans first")
+        raise UserError(f"{path} has no record; score some plans first")
     return found
 
 

@@ -129,7 +129,7 @@ def test_a_killed_training_goes_on(
 @pytest.mark.parametrize(
     ("train", "valid", "wanted"),
     [
-        ([{"text": "a", "label": 1.0}], None, ["line 1", "1.0", "no whole number"]),
+        ([{"text": "a", "label": 1.0}], None, ["line 1", "1.0", "not a whole number"]),
         ([{"text": "a", "label": True}], None, ["line 1", "True"]),
         ([{"text": "a", "label": 1}, {"comment": "b", "label": 0}], None, ["line 2", "no 'text'"]),
         ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], None, ["the label 1 only"]),

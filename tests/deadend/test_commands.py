@@ -274,7 +274,7 @@ def test_mistakes(
     told(decode.main, *q_flags, "--plain", words=("give either",))
     told(decode.main, *q_flags, "--epsilon", 2, words=("--epsilon 2 is too large; give at most 1",))
     told(decode.main, *q_flags, "--no-do_sample", words=("greedy", "--num_returns 1"))
-    told(decode.main, "--q_model_name_or_path", tiny_model, words=("is no value function",))
+    told(decode.main, "--q_model_name_or_path", tiny_model, words=("is not a value function",))
     told(decode.main, *q_flags, "--max_new_tokens", 5, words=("--min_new_tokens 10 is more than --max_new_tokens 5",))
     told(continuations.main, "--sample_size", 0, words=("--sample_size 0", "or -1"))
     told(continuations.main, "--max_new_tokens", 512, words=("--max_new_tokens 513 is more than the 512 positions",))
@@ -285,7 +285,7 @@ def test_mistakes(
     short = make_q(tmp_path / "short", tiny_model, positions=10)
     told(decode.main, *flags, short, words=("is more than the 10 positions of", "short"))
     for bad, words in (
-        ([], ("holds no record",)),
+        ([], ("has no record",)),
         ([{"prompt": {"texts": "x"}}], ("line 1 has no prompt that is text",)),
         ([{"prompt": "x"}, {"prompt": ""}], ("line 2 has no prompt that is text",)),
         ([{"id": 1, "prompt": "x"}, {"id": "1", "prompt": "y"}], ("line 2 has the id '1'",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from deadend_q import infeasible_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,9 +13,8 @@ from orlhf_ext.deadend.decoding import (
     align_vocabulary,
     caps,
     check_vocabulary,
-    infeasible_rows,
     rectify,
-    rectify_topk,
+    rectify_counted,
 )
 
 Z = [2.0, 1.0, 0.0, -1.0, -2.0]
@@ -75,7 +75,7 @@ def test_one_pass_and_the_limit() -> None:
 
 def test_when_every_token_looks_dead() -> None:
     z, q = rows(Z, Z), rows([-1.0] * 5, Q)
-    assert infeasible_rows(z, q).tolist() == [True, False]
+    assert rectify_counted(z, q)[1].tolist() == infeasible_rows(z, q).tolist() == [True, False]
     near(rectify(z, q).softmax(-1)[0], [0.2] * 5)
     near(rectify(z, q, passes=None).softmax(-1)[0], [0.2] * 5)
     fallback = rectify(z, q, infeasible="fallback", top_k=2)
@@ -87,7 +87,7 @@ def test_when_every_token_looks_dead() -> None:
     # a token that the language model does not allow does not make a row feasible, and is never fallen back on
     blocked = rows([-torch.inf, 1.0, 0.0])
     values = rows([0.0, -0.9, -0.9])
-    assert infeasible_rows(blocked, values).tolist() == [True]
+    assert rectify_counted(blocked, values)[1].tolist() == infeasible_rows(blocked, values).tolist() == [True]
     assert rectify(blocked, values, infeasible="fallback")[0, 0] == -torch.inf
 
 
@@ -97,17 +97,6 @@ def test_arguments_that_make_no_sense() -> None:
             rectify(rows(Z), rows(Q), **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(1, 5\).*\(1, 4\)"):
         rectify(rows(Z), rows(Q[:4]))
-
-
-def test_the_first_release() -> None:
-    near(rectify_topk(rows(Z), rows(Q), 0.3, top_k=3)[0], [0, 1, 0, 0, 0])
-    form = rectify_topk(rows(Z), rows(Q), 0.1, top_k=None, passes=3, p_min=1e-7)
-    near(form[0], [0.102014793100, 0.757715103145, 1.02014793e-07, 0.102545588097, 0.037724413644])
-    # all mass gone at 0.4: 0.35 leaves some, and a row that none helps gets the least caps
-    found = rectify_topk(rows(Z, Z), rows([-0.63] * 5, [-1.0] * 5), 0.4)
-    near(found[0], [0.2] * 5, 1e-9)
-    near(found[1], [0.2] * 5, 1e-9)
-    assert (rectify_topk(rows(Z), rows([-1.0] * 5), 0.4, top_k=2) > 0).tolist() == [[True, True, False, False, False]]
 
 
 def test_vocabularies_of_two_sizes(tiny_model: object) -> None:

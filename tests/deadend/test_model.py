@@ -83,7 +83,7 @@ def test_saved_and_loaded(language_model: Path, tmp_path: Path) -> None:
 def test_folders_that_are_no_value_function(language_model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(UserError, match=r"is no value function: its config.json has no dead_end; give a folder that"):
+    with pytest.raises(UserError, match=r"is not a value function: its config.json has no dead_end; give a folder"):
         load_q_model(language_model)
     with pytest.raises(UserError, match=r"config.json is missing"):
         read_settings(tmp_path / "nothing", "--q")

@@ -69,7 +69,7 @@ def test_values_are_those_of_a_forward_pass(at: Any, q_model: Path, tiny_model: 
 
 def test_what_does_not_fit_is_refused(q_model: Path, tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    with pytest.raises(UserError, match="is no value function"):
+    with pytest.raises(UserError, match="is not a value function"):
         run(DeadEndValue(str(tiny_model)), rollouts(tokenizer, ended=False))
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(UserError, match="another tokenizer than the policy"):

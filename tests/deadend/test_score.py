@@ -257,7 +257,7 @@ def test_bad_flags_are_one_sentence(
 ):
     empty = write(tmp_path / "empty.jsonl", [])
     assert "no generation" in failing(capsys, score.main, *words(model, empty))
-    assert "no sequence classifier" in failing(capsys, score.main, *words(tiny_model, data))
+    assert "not a sequence classifier" in failing(capsys, score.main, *words(tiny_model, data))
     assert "--toxicity_type text" in failing(capsys, score.main, *words(model, data, "--toxicity_type", "text"))
     assert "must end in .jsonl or .json" in failing(
         capsys, score.main, *words(model, data, "--save_file", tmp_path / "x.csv")

@@ -95,7 +95,7 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
         ({"input_key": "comment"}, "--data.input_key does not go with .* reads the columns 'text' and 'reward'"),
         ({"dataset_split": "test"}, "--data.dataset_split test: .* has the split 'train' only"),
         ({"split": "test"}, "--eval.split test: .* has the split 'train' only"),
-        ({"batch": 16}, "holds 8 rows, fewer than --train.batch_size 16; lower the latter"),
+        ({"batch": 16}, "has 8 rows, fewer than --train.batch_size 16; lower the latter"),
     ],
 )
 def test_flags_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -365,7 +365,7 @@ def test_calibration_of_a_model(
     assert list(meta["arguments"])[:4] == ["q_model_name_or_path", "data_file", "save_file", "last"]
     assert "20 texts; predicted" in capsys.readouterr().out
     other = ["--q_model_name_or_path", str(tiny_model), *words[2:]]
-    assert "is no value function" in failing(capsys, calibration.main, *other)
+    assert "is not a value function" in failing(capsys, calibration.main, *other)
     assert "--last 0 is too small" in failing(capsys, calibration.main, *words, "--last", "0")
     assert "must end in .json" in failing(capsys, calibration.main, *words[:-1], tmp_path / "x.txt")
 

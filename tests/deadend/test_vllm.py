@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deadend_q import make_q
+from deadend_q import infeasible_rows, make_q
 
 pytestmark = pytest.mark.launcher
 
@@ -105,7 +105,7 @@ def expected(model: Path, q_folder: Path, ids: list[int], done: list[int], epsil
     import torch
     from transformers import AutoModelForCausalLM
 
-    from orlhf_ext.deadend.decoding import infeasible_rows, rectify
+    from orlhf_ext.deadend.decoding import rectify
     from orlhf_ext.deadend.model import load_q_model
 
     language_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -169,7 +169,7 @@ def test_options(tiny_model: Path, q_folder: Path, tmp_path: Path) -> None:
         ("no settings", "additional_config['deadend'] must be an object with the folder"),
         ("typo", "unknown key 'epsilom'; known: model, epsilon, passes"),
         ("epsilon", "has epsilon 2, which makes no sense"),
-        ("no value function", "is no value function"),
+        ("no value function", "is not a value function"),
         ("vocabulary", "knows 20 tokens and the language model"),
         ("context", "reads 64 tokens, and vLLM's max_model_len is 128"),
         ("request", "extra_args has deadend_epsilon 'none'; give a number from 0 to 1, or 'off'"),

@@ -220,7 +220,7 @@ def test_labels(fault, tmp_path: Path, bad: Any) -> None:
 def test_toxicity(fault, tmp_path: Path, read: Any, bad: Any) -> None:
     rows = [{"prompt": {"text": "a"}, "generations": [{"text": "b", "toxicity": one}]} for one in (0.5, bad)]
     fault.call(
-        read, write(tmp_path / "x.jsonl", rows), says="line 2 has .* under 'toxicity', which is no score from 0 to 1"
+        read, write(tmp_path / "x.jsonl", rows), says="line 2 has .* under 'toxicity', which is not a score from 0 to 1"
     )
 
 

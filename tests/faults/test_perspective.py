@@ -37,10 +37,10 @@ KEY_FAULTS = {
     "new_line": ("PERSPECTIVE_API_KEY", "planted\r\nX-Other: 1", "PERSPECTIVE_API_KEY has characters that no key has"),
     "not_ascii": ("PERSPECTIVE_API_KEY", "plánted", "PERSPECTIVE_API_KEY has characters that no key has"),
     "another": ("PERSPECTIVE_API_KEY", "planted-other-key", r"does not accept PERSPECTIVE_API_KEY \(status 400\)"),
-    "rate_zero": ("PERSPECTIVE_QPS", "0", "PERSPECTIVE_QPS=0 is no number of requests in a second"),
-    "rate_nan": ("PERSPECTIVE_QPS", "nan", "PERSPECTIVE_QPS=nan is no number"),
-    "rate_word": ("PERSPECTIVE_QPS", "fast", "PERSPECTIVE_QPS=fast is no number"),
-    "rate_huge": ("PERSPECTIVE_QPS", "1e9", "PERSPECTIVE_QPS=1e9 is no number"),
+    "rate_zero": ("PERSPECTIVE_QPS", "0", "PERSPECTIVE_QPS=0 is not a number of requests in a second"),
+    "rate_nan": ("PERSPECTIVE_QPS", "nan", "PERSPECTIVE_QPS=nan is not a number"),
+    "rate_word": ("PERSPECTIVE_QPS", "fast", "PERSPECTIVE_QPS=fast is not a number"),
+    "rate_huge": ("PERSPECTIVE_QPS", "1e9", "PERSPECTIVE_QPS=1e9 is not a number"),
 }
 
 

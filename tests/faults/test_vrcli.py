@@ -148,13 +148,13 @@ def test_samples_of_other_records(fault: Any, tiny_model: Path, tmp_path: Path) 
 ROW = {"id": "a", "sample": 0, "plan": "x", "reward": 0.5, "pct_improvement": 0.1, "nll": 2.0, "base_nll": 2.1}
 ROW |= {"plan_tokens": 3, "marker": True, "empty": False}
 RESULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "no improvement": ({"pct_improvement": None}, "is no scored plan"),
-    "NaN": ({"nll": float("nan")}, "is no scored plan"),
-    "an infinite reward": ({"reward": float("inf")}, "is no scored plan"),
-    "a reward as text": ({"reward": "0.5"}, "is no scored plan"),
-    "no baseline": ({"base_nll": None}, r"is no scored plan \(no number base_nll\)"),
-    "a plan of numbers": ({"plan": 3}, r"is no scored plan \(no id or no plan\)"),
-    "an id of numbers": ({"id": 3}, r"is no scored plan \(no id or no plan\)"),
+    "no improvement": ({"pct_improvement": None}, "is not a scored plan"),
+    "NaN": ({"nll": float("nan")}, "is not a scored plan"),
+    "an infinite reward": ({"reward": float("inf")}, "is not a scored plan"),
+    "a reward as text": ({"reward": "0.5"}, "is not a scored plan"),
+    "no baseline": ({"base_nll": None}, r"is not a scored plan \(no number base_nll\)"),
+    "a plan of numbers": ({"plan": 3}, r"is not a scored plan \(no id or no plan\)"),
+    "an id of numbers": ({"id": 3}, r"is not a scored plan \(no id or no plan\)"),
     "another record": ({"id": "z"}, "lacks the record with id"),
     "another baseline": ({"base_nll": 2.2}, "have the record with id 'a' with different baselines"),
     "a sample twice": ({}, "has sample 0 of the record with id 'a' twice"),

@@ -79,13 +79,12 @@ def test_kwise_losses(kind: str, k: int) -> None:
 @pytest.mark.parametrize("infeasible", ["normalize", "fallback"])
 @pytest.mark.parametrize("passes", [2, None])
 def test_rectified_decoding(infeasible: Any, passes: int | None) -> None:
-    from orlhf_ext.deadend.decoding import rectify, rectify_counted, rectify_topk
+    from orlhf_ext.deadend.decoding import rectify, rectify_counted
 
     logits, q_values, epsilon = torch.randn(4, 100), -torch.rand(4, 100) * 1.2, torch.rand(4)
     for place in (0, 1):  # the caps, and where they cannot be met
         both(lambda *t, at=place: rectify_counted(*t, passes, 1e-7, infeasible, 50)[at], logits, q_values, epsilon)
     both(lambda *t: rectify(*t, 0.3, passes, 1e-7, infeasible), logits, q_values)
-    both(rectify_topk, logits, q_values)
 
 
 def test_other_losses_and_targets() -> None:

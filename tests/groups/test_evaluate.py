@@ -199,7 +199,7 @@ def test_one_prompt_has_no_interval(tmp_path: Path) -> None:
         (["--policy", "gold"], "--policy gold must be METHOD=FILE"),
         (["--policy", "gold=x.jsonl"], "--policy names 'gold' twice"),
         (["--policy", "sft=x.jsonl"], "--policy names 'sft' twice"),
-        (["--baseline", "plain"], "--baseline plain is no method that was given; add --policy plain=FILE"),
+        (["--baseline", "plain"], "--baseline plain is not a method that was given; add --policy plain=FILE"),
         (["--out", "summary.txt"], "--out summary.txt must end in .json"),
         (["--show", "-1"], "--show -1 is too small; give at least 0"),
         (["--grid", "x.json"], "--grid joins summaries that are there already"),
@@ -225,7 +225,7 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture)
         rows[1]["traits"] = traits
         write(tmp_path / "maxmin.jsonl", rows)
         error = failing(capsys, evaluate.main, *words)
-        assert said in error and "(id 'p1')" in error and "orlhf_ext.groups.score" in error, error
+        assert said in error and "(id 'p1')" in error and "orlhf-ext groups score" in error, error
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -297,7 +297,7 @@ def test_what_the_grid_refuses(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         ([mute], "has no proportion; put it into the JSON file of --run"),
         ([odd], "has 'a tenth' as proportion"),
         ([one, other], "compares with gold and"),
-        ([bare], "is no summary of groups"),
+        ([bare], "is not a summary of groups"),
         ([tmp_path / "none.json"], "cannot be read as JSON"),
     ):
         error = failing(capsys, evaluate.main, "--grid", *paths, "--out", tmp_path / "grid.json")

@@ -35,3 +35,10 @@ def make_q(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
+
+
+def infeasible_rows(logits: Any, q_values: Any, epsilon: Any = 0.0) -> Any:
+    """``(B,)``, true where the caps of all tokens that the language model allows sum to less than 1."""
+    from orlhf_ext.deadend.decoding import caps
+
+    return (caps(q_values, epsilon) * (logits > float("-inf"))).sum(-1) < 1

@@ -89,9 +89,9 @@ def test_an_interval_that_lies_above() -> None:
         (AFTER[1:], "a.jsonl lacks the record with id 'c'"),
         ([*AFTER, result("d", 1.0)], "b.jsonl lacks the record with id 'd'"),
         ([*AFTER[1:], result("c", 1.0, base_nll=2.4)], "have the record with id 'c' with different baselines"),
-        ([*AFTER, result("c", math.nan)], "a.jsonl line 5 is no scored plan (no number pct_improvement)"),
-        ([{"id": "c", "completions": []}], "a.jsonl line 1 is no scored plan (no number"),
-        ([], "a.jsonl holds no record"),
+        ([*AFTER, result("c", math.nan)], "a.jsonl line 5 is not a scored plan (no number pct_improvement)"),
+        ([{"id": "c", "completions": []}], "a.jsonl line 1 is not a scored plan (no number"),
+        ([], "a.jsonl has no record"),
     ],
 )
 def test_results_that_cannot_be_compared(
