@@ -24,7 +24,7 @@ from ..rewards.selection import choose
 
 #: the oldest driver for which a major version of CUDA is built (NVIDIA's CUDA compatibility guide)
 _DRIVERS = {12: 525, 13: 580}
-_BY = {"launch": "the launcher joins our flags here", "mend": "OpenRLHF's own, mended"}
+_BY = {"launch": "the launcher joins our flags here", "fix": "OpenRLHF's own, fixed"}
 _PACKAGES = ("openrlhf", "torch", "deepspeed", "transformers", "ray", "vllm", "flash-attn", "peft", "trl")
 
 

@@ -1,6 +1,6 @@
 """The one table of seams: what we replace in OpenRLHF and the libraries under it, and what we rely on there.
 
-`problems` holds a contract against what is installed, so that an upgrade fails in seconds and says where.
+`problems` compares a contract with what is installed, so that an upgrade fails in seconds and says where.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Seam:
     #: names of its parameters, in order, separated by spaces (a class: of ``__init__`` without ``self``)
     parameters: str
     why: str
-    #: attributes by name; anything else is text that must stand in its source
+    #: attributes by name; anything else is text that must be in its source
     relies_on: tuple[str, ...] = ()
-    #: who replaces it: an extension, a backend, the launcher itself, or a mend
+    #: who replaces it: an extension, a backend, the launcher itself, or a fix (`orlhf_ext.openrlhf_fixes`)
     by: str = "extension"
 
 
@@ -223,7 +223,7 @@ SEAMS = (
         "normalize_reward attn_implementation ds_config init_value_head value_head_prefix device_map packing_samples "
         "experts_implementation kwargs",
         "the buffers mean and std of a reward model come up uninitialised with transformers 5",
-        by="mend",
+        by="fix",
     ),
     *(
         Seam(
@@ -231,7 +231,7 @@ SEAMS = (
             launchers,
             parameters,
             "cuts a chat at the length of its prompt, or does not name the record that a chat template refuses",
-            by="mend",
+            by="fix",
         )
         for function, launchers, parameters in (
             (
@@ -258,7 +258,7 @@ SEAMS = (
             _TRAIN,
             parameters,
             "a training whose loss, gradients or weights are not finite goes on to its end, and saves",
-            by="mend",
+            by="fix",
         )
         for method, parameters in (
             ("backward", "self loss model _optimizer kwargs"),
@@ -272,7 +272,7 @@ SEAMS = (
         _RAY,
         "experiences args",
         "the step before group normalisation, which turns the rounding error of equal rewards into advantages",
-        by="mend",
+        by="fix",
     ),
     Seam(
         "deepspeed.runtime.zero.partition_parameters:InsertPostInitMethodToModuleSubClasses._add_tensor_creation_wrappers",
@@ -283,7 +283,7 @@ SEAMS = (
             "torch.arange = zero_wrapper_for_fp_tensor_constructor(_orig_torch_arange",
             "DeepSpeedTensorOverride.device in self.",
         ),
-        by="mend",
+        by="fix",
     ),
     *(
         Seam(
@@ -295,7 +295,7 @@ SEAMS = (
                 "start_epoch = consumed_samples // args.train.batch_size // num_update_steps_per_epoch",
                 "consumed_samples = consumed_samples % (num_update_steps_per_epoch * args.train.batch_size)",
             ),
-            by="mend",
+            by="fix",
         )
         for module, launcher in (
             ("dpo_trainer:DPOTrainer.fit", "train_dpo"),
@@ -303,7 +303,7 @@ SEAMS = (
         )
     ),
     *(
-        Seam(f"openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.{name}", _TRAIN, parameters, why, needed, "mend")
+        Seam(f"openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.{name}", _TRAIN, parameters, why, needed, "fix")
         for name, parameters, why, needed in (
             (
                 "setup_dataloader",
@@ -339,10 +339,10 @@ SEAMS = (
         ("train_sft", *_RAY),
         "data_iter strategy accumulated_gradient mask_fn",
         "rollouts that do not fill a batch are a step of their own, which DeepSpeed does not take",
-        by="mend",
+        by="fix",
     ),
     *(
-        Seam(f"openrlhf.trainer.ray.{name}.ppo_train", _RAY, parameters, "shuffles by what was drawn before", by="mend")
+        Seam(f"openrlhf.trainer.ray.{name}.ppo_train", _RAY, parameters, "shuffles by what was drawn before", by="fix")
         for name, parameters in (
             ("ppo_actor:ActorPPOTrainer", "self kl_ctl"),
             ("ppo_critic:CriticPPOTrainer", "self"),
@@ -354,14 +354,14 @@ SEAMS = (
         "self",
         "an episode whose last batch was not full is done again when the run goes on",
         ('"data_loader_state_dict"', '"episode"'),
-        by="mend",
+        by="fix",
     ),
     Seam(
         "openrlhf.trainer.ppo_trainer:BasePPOTrainer.save_logs_and_checkpoints",
         _RAY,
         "self global_step logs_dict client_states",
         "leaves out an adaptive KL coefficient",
-        by="mend",
+        by="fix",
     ),
     Seam(
         "openrlhf.utils.distributed_util:stateless_init_process_group",

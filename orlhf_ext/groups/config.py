@@ -61,7 +61,7 @@ def read_groups(path: str | Path, proportion: float | None = None) -> list[Group
     if given and abs(math.fsum(given) - 1) > TOLERANCE:
         raise UserError(
             f"{path}: the proportions {', '.join(map(repr, given))} add up to {math.fsum(given):.12g}, not to 1"
-            "; mend them"
+            "; fix them"
         )
     return groups
 
@@ -157,28 +157,28 @@ def _entries(path: Path) -> list[Any]:
 
 def _group(where: str, entry: Any) -> Group:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not {{name, proportion, weights}}; mend it")
+        raise UserError(f"{where} is not {{name, proportion, weights}}; fix it")
     if unknown := [key for key in entry if key not in KEYS]:
         raise UserError(f"{where} has {unknown[0]!r}, which means nothing here; known: {', '.join(KEYS)}")
     name, proportion, weights = (entry.get(key) for key in KEYS)
     if not isinstance(name, str) or not name.strip():
-        _mend(where, "name", name, "text")
+        _refuse(where, "name", name, "text")
     where = f"{where} ({name})"
     if proportion is not None and not (_is_number(proportion) and 0 < proportion <= 1):
-        _mend(where, "proportion", proportion, "a number above 0 and at most 1")
+        _refuse(where, "proportion", proportion, "a number above 0 and at most 1")
     if not isinstance(weights, dict) or not weights:
-        _mend(where, "weights", weights, "{trait: weight}")
+        _refuse(where, "weights", weights, "{trait: weight}")
     for trait, weight in weights.items():
         if not isinstance(trait, str):
-            _mend(where, "a trait's name", trait, "text")
+            _refuse(where, "a trait's name", trait, "text")
         if not _is_number(weight):
-            _mend(where, f"weight of {trait}", weight, "a number")
+            _refuse(where, f"weight of {trait}", weight, "a number")
     share = None if proportion is None else float(proportion)
     return Group(name, share, {trait: float(weight) for trait, weight in weights.items()})
 
 
-def _mend(where: str, key: str, value: Any, wanted: str) -> NoReturn:
-    raise UserError(f"{where}: {key} is {value!r}, not {wanted}; mend it")
+def _refuse(where: str, key: str, value: Any, wanted: str) -> NoReturn:
+    raise UserError(f"{where}: {key} is {value!r}, not {wanted}; fix it")
 
 
 def _is_number(value: Any) -> bool:

@@ -131,5 +131,5 @@ def group_name(record: Mapping[str, Any], names: Collection[str], ids: Mapping[s
         shown = ", ".join(list(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         raise UserError(f"{where}{identifier} has the group_id {number}, and there are {len(names)} groups: {shown}")
     if name is not None and own is not None and ids[own] != name:
-        raise UserError(f"{where}{identifier} is of group {name!r} and has the group_id {number}; mend one of them")
+        raise UserError(f"{where}{identifier} is of group {name!r} and has the group_id {number}; correct one of them")
     return name if name is not None else ids[own]  # type: ignore[index]

@@ -1,7 +1,8 @@
-"""Mistakes of OpenRLHF 0.11.2 and of libraries under it that would spoil a run in silence, mended where they happen;
-``patches/`` has the diffs of OpenRLHF's.
+"""Fixes of bugs in OpenRLHF and in libraries under it that would spoil a run without a word.
 
-Each is registered for every launcher, and changes nothing where the mistake does not show.
+`install` registers all of them, for every launcher; each takes effect when the module that it fixes is imported, and
+changes nothing for runs that do not meet the bug. ``patches/`` has those of OpenRLHF as diffs. In `chat_data` are the
+fixes of its data sets, in `resuming` those of its checkpoints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A training that is killed and resumed ends as the run that nobody killed: fixes of OpenRLHF 0.11.2, beside `mends`.
+"""A training that is killed and resumed ends as the run that nobody killed: fixes of OpenRLHF's checkpoints.
 
 A checkpoint has weights, optimizer and schedule. What comes here is the rest of what a run depends on: where it is in
 its data, random numbers, what was measured, and gradients that no step has used yet. ``patches/`` has the diffs.

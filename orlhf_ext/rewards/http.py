@@ -110,7 +110,7 @@ class HTTP(Reward):
         for answer in answers:
             if set(answer) != set(answers[0]):
                 changed = ", ".join(sorted(set(answer) ^ set(answers[0])))
-                raise UserError(f"the servers give {changed} with some answers and not with others; mend them")
+                raise UserError(f"the servers give {changed} with some answers and not with others; fix them")
             for key, values in answer.items():
                 columns.setdefault(key, []).extend(values)
         rewards, scores = columns.pop("rewards"), columns.pop("scores", None)
@@ -215,7 +215,7 @@ def _columns(answer: Any, count: int, server: str) -> dict[str, list[Any]]:
         found["scores"] = answer["scores"]
     extra = answer.get("extra_logs") or {}
     if not isinstance(extra, Mapping):
-        raise UserError(f"the server {server} answers with 'extra_logs' that are no object; mend it")
+        raise UserError(f"the server {server} answers with 'extra_logs' that are not an object; fix it")
     found |= {f"extra_logs.{key}": values for key, values in extra.items()}
     for key, values in found.items():
         if count == 1 and not isinstance(values, list):

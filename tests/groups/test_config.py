@@ -68,11 +68,11 @@ ONE = "groups: [{name: a, proportion: %s, weights: {t: 1}}, {name: %s, proportio
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (ONE % (0.1, "b", 0.8), "the proportions 0.1, 0.8 add up to 0.9, not to 1; mend them"),
+        (ONE % (0.1, "b", 0.8), "the proportions 0.1, 0.8 add up to 0.9, not to 1; fix them"),
         (ONE % (0.1, "b", 0.90000001), "add up to 1.00000001, not to 1"),
         (ONE % (0.5, "a", 0.5), "has two groups named 'a'; give each"),
         (ONE % (0.5, "b", "null"), "group 'b' has no proportion, but another has; give all of them one, or none"),
-        (ONE % (0, "b", 1), r"group 1 \(a\): proportion is 0, not a number above 0 and at most 1; mend it"),
+        (ONE % (0, "b", 1), r"group 1 \(a\): proportion is 0, not a number above 0 and at most 1; fix it"),
         (ONE % (0.5, "b", "half"), r"group 2 \(b\): proportion is 'half', not a number"),
         (ONE % (0.5, "no", 0.5), "group 2: name is False, not text"),
         ("groups: [{name: a, weights: {}}]", r"group 1 \(a\): weights is {}, not {trait: weight}"),

@@ -87,7 +87,7 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
         ({"packing_samples": True}, "--ds.packing_samples does not go with .* one hidden state of each text"),
         ({"loss_type": "logexp"}, "--model.loss_type logexp has no effect"),
         ({"names": ["a", "a"]}, "--groups.names a a: give two names or more, all different"),
-        ({"names": ["majority", "minority"]}, "is of group 'minority' and has the group_id 0; mend one"),
+        ({"names": ["majority", "minority"]}, "is of group 'minority' and has the group_id 0; correct one"),
         ({"style": "chat"}, "train.jsonl line 1 has the style 'hh', and the reward model is to be of style 'chat'"),
     ],
 )  # fmt: skip

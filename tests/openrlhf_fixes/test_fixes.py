@@ -1,4 +1,4 @@
-"""Mistakes of OpenRLHF, shown and mended."""
+"""Mistakes of OpenRLHF, shown and fixed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_groups_of_one_value_become_zero_and_others_stay(size: int) -> None:
 
 
 def test_upstreams_normalisation_needs_it() -> None:
-    """If this fails, OpenRLHF's formula or torch's mean has changed, and the mend can go."""
+    """If this fails, OpenRLHF's formula or torch's mean has changed, and the fix can go."""
     import torch
 
     rewards = torch.full((1, 8), 0.9)
@@ -80,7 +80,7 @@ def test_rotary_frequencies_are_float32_under_zero_3(tiny_model: Path, strategy:
 
 
 def test_zero_3_needs_it() -> None:
-    """If this fails, DeepSpeed asks what a number is for, and the mend can go."""
+    """If this fails, DeepSpeed asks what a number is for, and the fix can go."""
     import torch
     from deepspeed.runtime.zero import partition_parameters as zero
 

@@ -194,7 +194,7 @@ def test_after_one_failure_the_others_give_up(serve: Callable) -> None:
         ((200, {"rewards": 1.0}), "answers no list of rewards for 2 queries"),
         ((200, {"rewards": [1.0, 2.0], "scores": [1.0]}), "answers 1 scores for 2 queries"),
         ((200, {"rewards": [1.0, 2.0], "extra_logs": {"a": [1]}}), "answers 1 extra_logs.a for 2 queries"),
-        ((200, {"rewards": [1.0, 2.0], "extra_logs": [1]}), "'extra_logs' that are no object"),
+        ((200, {"rewards": [1.0, 2.0], "extra_logs": [1]}), "'extra_logs' that are not an object"),
         ((200, {"rewards": [1.0, None]}), "None among the rewards, for sample 'r1'"),
         ((200, {"rewards": [float("nan"), 1.0]}), "nan among the rewards, for sample 'r0'"),
     ],
