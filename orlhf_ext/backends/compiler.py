@@ -90,7 +90,7 @@ def choose(torch: Version) -> Choice:
         if version is not None:
             passed.append(f"{home} has CUDA {version[0]}.{version[1]}")
         elif given:
-            passed.append(f"CUDA_HOME {home} is no toolkit")
+            passed.append(f"CUDA_HOME {home} is not a toolkit")
     if not given and (home := pip_home(torch)):  # type: ignore[assignment]
         version = compiler_version(home)
         if version is not None and fits(version, torch):

@@ -130,7 +130,7 @@ def load(target: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name and (module_name + ".").startswith(error.name + "."):
                 raise UserError(
-                    f"there is no module {error.name!r} for {target!r}; install it, or run from the folder it lies in"
+                    f"there is no module {error.name!r} for {target!r}; install it, or run from its folder"
                 ) from error
             raise
         for part in attribute.split("."):
@@ -150,7 +150,7 @@ def extension(spec: str) -> Extension:
     """
     found = resolve(EXTENSIONS, spec)
     if not (isinstance(found, type) and issubclass(found, Extension)):
-        raise UserError(f"--ext.use {spec}: {found!r} is no subclass of orlhf_ext.extensions.Extension")
+        raise UserError(f"--ext.use {spec}: {found!r} is not a subclass of orlhf_ext.extensions.Extension")
     for attribute in ("name", "launchers", "replacements"):
         if not hasattr(found, attribute):
             raise UserError(f"--ext.use {spec}: {found.__name__} lacks the class variable {attribute!r}")

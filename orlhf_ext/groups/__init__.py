@@ -1,9 +1,9 @@
 """Group preferences (MaxMin-RLHF, SharedRep-RLHF): ``--ext.use group-rm`` with ``train_rm``.
 
-Where what is: ``heads``, ``losses``, ``aggregate`` are the method, pure torch. ``model``, ``dataset``, ``trainer``,
-``features`` stand in ``train_rm`` (``settings`` is what a model knows about itself, ``training`` what a run trains).
-``reward`` and ``experience`` stand in ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render`` and ``label``
-are the data's. ``score``, ``evaluate``, ``merge``, ``em`` are commands.
+The method, pure torch, is in ``losses``, ``aggregate`` and `orlhf_ext.models.group_heads`. ``model``, ``dataset``,
+``trainer`` and ``features`` replace parts of ``train_rm`` (``training`` is what a run trains). ``reward``, ``batch_min``
+and ``experience`` are for ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render`` and ``label`` are about data.
+``score``, ``evaluate``, ``merge`` and ``em`` are commands.
 
 A pair's ``group_id`` is any text or number. The groups' order, in the head and in ``group_reward`` of config.json, is
 that of their ids: numbers by their value, then texts by their characters. A group's name is its pairs' ``group``, or
@@ -104,7 +104,8 @@ class GroupRM(Extension):
         if own and groups.only in names:
             own = [own[names.index(groups.only)]]
         if groups.only is not None and groups.only not in names:
-            raise UserError(f"--groups.only {groups.only} is no group of the pairs{suggest(groups.only, list(names))}")
+            known = suggest(groups.only, list(names))
+            raise UserError(f"--groups.only {groups.only} is not a group of the pairs{known}")
         shared = groups.head == "shared" and groups.only is None
         settings = HeadSettings(
             names=[groups.only] if groups.only else list(names),
@@ -146,7 +147,7 @@ class GroupReward(Extension):
             return  # a hub name: seen when it is loaded
         if KEY not in read_config(folder):
             raise UserError(
-                f"--reward.model_name_or_path {path} is no reward model of groups; leave --ext.use group-reward out"
+                f"--reward.model_name_or_path {path} is not a reward model of groups; leave --ext.use group-reward out"
             )
         if policy.is_dir() and _vocabulary(folder) != _vocabulary(policy):
             raise UserError(

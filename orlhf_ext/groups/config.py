@@ -102,7 +102,7 @@ def trait_fault(traits: Any, wanted: Iterable[str], count: int | None = None) ->
             return f"another number of scores of trait {name!r} than responses ({len(values)} for {count})"
         for value in values:
             if not _is_number(value):
-                return f"a score of trait {name!r} that is no finite number ({value!r})"
+                return f"a score of trait {name!r} that is not a finite number ({value!r})"
     return None
 
 
@@ -118,7 +118,7 @@ def group_scores(groups: Sequence[Group], traits: Mapping[str, Sequence[float]],
         K lists of U scores.
 
     Raises:
-        UserError: a trait is missing, or a score of it is no finite number.
+        UserError: a trait is missing, or a score of it is not a finite number.
     """
     wanted = wanted_traits(groups)
     if fault := trait_fault(traits, wanted):

@@ -23,7 +23,7 @@ class Label(NamedTuple):
 
 
 def write_label(label: Label) -> str:
-    """The JSON text that stands in a record's label column."""
+    """The JSON text of a record's label column."""
     return json.dumps({"v": VERSION, "id": label.id, "style": label.style}, ensure_ascii=False)
 
 
@@ -31,7 +31,7 @@ def read_label(value: Any, where: str) -> Label:
     """Read and check a label.
 
     Args:
-        value: what stands in the label column.
+        value: the value of the label column.
         where: file and line, or the sample, for messages.
 
     Raises:
@@ -54,7 +54,7 @@ def _wrong(fields: dict[str, Any]) -> str | None:
     if fields.get("v") != VERSION:
         return f"its version v is {fields.get('v')!r}, not {VERSION}"
     if not isinstance(fields.get("id"), str) or not fields["id"]:
-        return "its id is no text"
+        return "its id is not text"
     if fields.get("style") not in STYLES:
         return f"its style is {fields.get('style')!r}, none of {', '.join(STYLES)}"
     return None

@@ -56,11 +56,11 @@ def check_model(flag: str, path: str, role: Role, args: SimpleNamespace, q_model
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{flag} {path} is no folder; give a Hugging Face model folder or a hub name")
+        raise UserError(f"{flag} {path} is not a folder; give a Hugging Face model folder or a hub name")
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{flag} {path} is a LoRA adapter, not a model; merge it first")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {path} is no model folder: config.json is missing")
+        raise UserError(f"{flag} {path} is not a model folder: config.json is missing")
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f"{flag} {path} holds no weights (*.safetensors); was its training or its copy cut short?")
     config = read_config(folder)

@@ -1,4 +1,4 @@
-"""Mistakes in a launcher's arguments that would end in a traceback minutes later, told before a model is loaded."""
+"""Mistakes in a launcher's arguments that would end in a traceback minutes later, reported before a model is loaded."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _count_prompts(flag: str, source: str, data: SimpleNamespace) -> int | None:
             known = suggest(data.input_key, list(line.record))
             raise UserError(f"{line.where} has no {data.input_key!r}, which --data.input_key names{known}")
         if not isinstance(prompt, str) and not data.apply_chat_template:
-            raise UserError(f"{line.where} has a prompt that is no text; for chats add --data.apply_chat_template")
+            raise UserError(f"{line.where} has a prompt that is not text; for chats add --data.apply_chat_template")
         found.update(line.record)
     if not count:
         raise _no_record(flag, source)
@@ -164,7 +164,7 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     shards = processes // (args.ds.ring_attn_size * args.ds.tensor_parallel_size) or 1
     if batch % (micro * shards):
         raise UserError(
-            f"--train.batch_size {batch} is no multiple of --train.micro_batch_size {micro} times "
+            f"--train.batch_size {batch} is not a multiple of --train.micro_batch_size {micro} times "
             f"{shards} data-parallel process(es); change one"
         )
     if launcher != "train_sft" and None not in counts and min(rows, args.data.max_samples) < batch:

@@ -73,7 +73,7 @@ def sft_texts(
 
 
 def _check_turns(render: Render, chat: Messages, whole: str) -> None:
-    """Each answer must stand in the whole conversation where it stands when it is the last one."""
+    """Each answer must be in the whole conversation where it is when it is the last one."""
     for place, message in enumerate(chat):
         if message.get("role") == "assistant":
             turn = render(chat[: place + 1], False)

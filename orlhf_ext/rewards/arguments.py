@@ -92,7 +92,7 @@ def parse_json(text: str | None, classes: Sequence[type[Reward]]) -> dict[str, d
     except ValueError as error:
         raise UserError(f'--ext.reward_args is not JSON ({error}); write \'{{"length": {{"target": 50}}}}\'') from error
     if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
-        raise UserError('--ext.reward_args is no object of objects; write \'{"length": {"target": 50}}\'')
+        raise UserError('--ext.reward_args is not an object of objects; write \'{"length": {"target": 50}}\'')
     names = [cls.name for cls in classes]
     for name in found:
         if name not in names:
@@ -127,7 +127,7 @@ def make(cls: type[Reward], flags: Mapping[str, Any], from_json: Mapping[str, An
                 raise UserError(f"reward {cls.name!r} needs {flag}{': ' if argument.help else ''}{argument.help}")
             continue
         if name in values:
-            raise UserError(f"{flag} stands in --ext.reward_args, too; give it once")
+            raise UserError(f"{flag} is in --ext.reward_args, too; give it once")
         values[name] = _read_words(argument, words, flag)
     with user_code(refused := f"reward {cls.name!r} refuses its arguments:"):
         try:

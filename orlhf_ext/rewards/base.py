@@ -47,7 +47,7 @@ class Rollout:
     prompt: str
     #: what the policy wrote (in a chat of several turns: all that follows the prompt), without special tokens
     response: str
-    #: the data set's label column, as it stands
+    #: the data set's label column, unchanged
     label: Any = ""
     #: prompt and response, special tokens (and the end token, if the policy ended by itself) included
     token_ids: Sequence[int] = ()
@@ -76,7 +76,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """The rollouts of a generated batch: iterate over them, or take a column. A prompt's rollouts stand together.
+    """The rollouts of a generated batch: iterate over them, or take a column. Those of a prompt follow each other.
 
     What a reward receives is its own: it cannot be changed, or is a copy, so that no reward sees what another one did.
     """
@@ -188,7 +188,7 @@ class Reward(ABC):
 
     Its arguments are dataclass fields, or typed parameters of ``__init__``: ``words: int = 50`` becomes the flag
     ``--NAME.words``, and may also be given as ``--ext.reward_args '{"NAME": {"words": 40}}'``. A ``ValueError`` that
-    ``__init__`` or ``__post_init__`` raises is told to the user as it stands.
+    ``__init__`` or ``__post_init__`` raises is shown to the user unchanged.
     """
 
     #: the name in logs, and the prefix of its flags; if not set, the class's name in small letters: ``my_reward``

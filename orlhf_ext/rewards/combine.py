@@ -148,7 +148,7 @@ def check_names(names: Sequence[str]) -> None:
     """Names of rewards are prefixes of flags and columns, so each is a word of its own.
 
     Raises:
-        UserError: one is no word, or stands twice.
+        UserError: one is not a word, or is there twice.
     """
     for name in names:
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name)):

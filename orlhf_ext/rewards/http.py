@@ -58,7 +58,7 @@ class HTTP(Reward):
     def __post_init__(self) -> None:
         for url in self.url:
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                raise ValueError(f"--http.url {url} is no http:// or https:// address")
+                raise ValueError(f"--http.url {url} is not an http:// or https:// address")
         if not self.url or min(self.batch_size, self.threads, self.tries) < 1 or self.timeout <= 0 or self.pause < 0:
             raise ValueError("--http.url is empty, or a number is not positive")
         self._decode: Any = None

@@ -27,7 +27,7 @@ FLAG_GROUPS = frozenset(
 
 
 class NoReward(UserError):
-    """What was named is no class that can be used as a reward."""
+    """What was named is not a class that can be used as a reward."""
 
 
 class Chosen(NamedTuple):
@@ -63,7 +63,7 @@ def choose(specs: Sequence[str]) -> list[Chosen]:
     """Read ``SPEC[=WEIGHT]`` words and find their classes.
 
     Raises:
-        UserError: as `find`; a weight is no finite number; two rewards have one name.
+        UserError: as `find`; a weight is not a finite number; two rewards have one name.
     """
     chosen = []
     for text in specs:
@@ -80,7 +80,7 @@ def _weight(text: str, weight: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise UserError(
-            f"--ext.reward {text}: the weight {weight!r} is no finite number; write NAME=0.5, or NAME alone"
+            f"--ext.reward {text}: the weight {weight!r} is not a finite number; write NAME=0.5, or NAME alone"
         )
     return value
 

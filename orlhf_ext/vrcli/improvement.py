@@ -24,7 +24,7 @@ VALUES = (0.5, 0.9, 1.0)
 
 
 def extract_plan(text: str, markers: Sequence[str] = MARKERS) -> str:
-    """The plan of a response: what stands behind the last marker; without any, the whole response.
+    """The plan of a response: what follows the last marker; without any, the whole response.
 
     One marker after the other is looked for (case matters), each in what the one before has left; white space around
     the plan goes.
@@ -33,7 +33,7 @@ def extract_plan(text: str, markers: Sequence[str] = MARKERS) -> str:
         ValueError: a marker is empty.
     """
     if not all(markers):
-        raise ValueError("an empty marker stands everywhere; leave it out")
+        raise ValueError("an empty marker matches everywhere; leave it out")
     text = text.strip()
     for marker in markers:
         text = text.rpartition(marker)[2].strip()

@@ -135,7 +135,7 @@ def read_label(value: Any, where: str = "") -> Label:
     """Read and check the JSON text of a label.
 
     Args:
-        value: what stands in a record's label column.
+        value: the value of a record's label column.
         where: file and line, for messages.
 
     Raises:
@@ -157,7 +157,7 @@ def read_labelled(path: str | Path) -> list[Labelled]:
     """The records of a file with their labels.
 
     Raises:
-        UserError: as `read_records` and `read_label`; an id stands twice, or is another one in the label; no record.
+        UserError: as `read_records` and `read_label`; an id is there twice, or is another one in the label; no record.
     """
     found: dict[str, Labelled] = {}
     for line in read_records(path):
@@ -193,14 +193,14 @@ def _wrong(fields: Mapping[str, Any]) -> str | None:
     if fields.get("v") != VERSION:
         return f"its version v is {fields.get('v')!r}, not {VERSION}"
     if not isinstance(fields.get("id"), str) or not fields["id"]:
-        return "its id is no text"
+        return "its id is not text"
     if fields.get("adapter") not in ("generic", "ncp"):
         return f"its adapter is {fields.get('adapter')!r}, not 'generic' or 'ncp'"
     if not isinstance(fields.get("gold"), str) or not fields["gold"].strip():
         return "its gold text is empty or no text"
     messages = fields.get("messages")
     if not isinstance(messages, list) or not is_messages(messages) or messages[-1]["role"] != "user":
-        return "its messages are no chat of texts that ends with the user"
+        return "its messages are not a chat of texts that ends with the user"
     return _wrong_splice(fields.get("plan"), messages) or _wrong_base(fields.get("base"))
 
 
@@ -208,7 +208,7 @@ def _wrong_splice(splice: Any, messages: Messages) -> str | None:
     if not isinstance(splice, dict) or any(
         not isinstance(splice.get(key), kind) or isinstance(splice[key], bool) for key, kind in _SPLICE.items()
     ):
-        return f"its plan is no object with {', '.join(_SPLICE)}"
+        return f"its plan is not an object with {', '.join(_SPLICE)}"
     if not 0 <= splice["message"] < len(messages):
         return f"its plan goes into message {splice['message']} of {len(messages)}"
     if not 0 <= splice["start"] <= splice["end"] <= len(messages[splice["message"]]["content"]):

@@ -115,7 +115,7 @@ def measure_noise(
 
     Args:
         responses, labels, encoder, scorer: as in `score_plans`.
-        markers: what a plan stands behind.
+        markers: what introduces a plan.
 
     Returns:
         None where no response has a plan.

@@ -32,7 +32,7 @@ class Settings:
     ] = THRESHOLDS
     values: Annotated[tuple[float, ...], "of the tiers, one for each threshold", FINITE] = VALUES
     cap: Annotated[float | None, "the most that positive and raw give (no bound)", FINITE] = None
-    markers: Annotated[tuple[str, ...], "the plan stands behind the last of them, looked for in this order"] = MARKERS
+    markers: Annotated[tuple[str, ...], "the plan follows the last of them, looked for in this order"] = MARKERS
     system: Annotated[System, "system messages: kept, left out, or put before the user's first text"] = "keep"
     tail: Annotated[
         Tail,
@@ -50,7 +50,7 @@ class Settings:
         if self.cap is not None and self.reward == "positive" and self.cap <= 0:
             raise ValueError(f"cap {self.cap:g} would make all positive rewards the same; give more than 0")
         if not all(self.markers):
-            raise ValueError("an empty marker stands everywhere; leave it out of markers")
+            raise ValueError("an empty marker matches everywhere; leave it out of markers")
 
     @staticmethod
     def from_args(args: Any) -> "Settings":

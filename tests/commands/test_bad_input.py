@@ -97,7 +97,7 @@ LINE = '{"prompt": "a", "label": "b"}\n'
             {"data__label_key": "gold"},
             "new.jsonl has no 'gold', which --data.label_key names; known: label, prompt",
         ),
-        ('{"prompt": [], "label": ""}\n', {}, "line 1 has a prompt that is no text; for chats add --data.apply_chat"),
+        ('{"prompt": [], "label": ""}\n', {}, "line 1 has a prompt that is not text; for chats add --data.apply_chat"),
         (LINE, {}, "holds 1 prompts, which make 2 samples, fewer than --train.batch_size 4; lower the latter"),
         (LINE * 9, {"data__max_samples": 1}, "holds 1 prompts"),
         (LINE * 9, {"rollout__max_new_tokens": 400}, "400 leaves no room for a prompt in --data.max_len 400"),

@@ -441,8 +441,8 @@ def test_dropped_rows_are_counted_and_named(tmp_path: Path, capsys: pytest.Captu
     counts = meta(out / "train.jsonl")["counts"]
     assert counts["dropped"] == {
         "chosen and rejected do not differ": 1,
-        "a score of trait 'helpful' that is no finite number": 1,
-        "a score of trait 'other' that is no finite number": 1,
+        "a score of trait 'helpful' that is not a finite number": 1,
+        "a score of trait 'other' that is not a finite number": 1,
         "another number of scores of trait 'helpful' than responses": 1,
         "fewer than two completions": 1,
         "id of an earlier record": 1,
@@ -454,7 +454,7 @@ def test_dropped_rows_are_counted_and_named(tmp_path: Path, capsys: pytest.Captu
     test = read(out / "test.jsonl")
     assert counts["read"] + len(test) == 42 and counts["kept"] + len(test) == 32
     printed = capsys.readouterr().out
-    assert f"{path} line 5 (id '4'): a score of trait 'helpful' that is no finite number (nan)" in printed
+    assert f"{path} line 5 (id '4'): a score of trait 'helpful' that is not a finite number (nan)" in printed
     assert f"{path} line 6 (id '5'): no trait 'harmless'" in printed
     assert "nan" not in (out / "train.jsonl").read_text().lower()
     # a dropped or broken row takes its draw with it: the groups of the others stay
@@ -463,7 +463,7 @@ def test_dropped_rows_are_counted_and_named(tmp_path: Path, capsys: pytest.Captu
     found = read(out / "train.jsonl") + test
     assert all(one["group_id"] == drawn[places[one["id"]]] for one in found)
     said = refused(capsys, GROUPS, *options, "--strict")
-    assert "line 5 (id '4'): a score of trait 'helpful' that is no finite number (nan); fix or remove that row" in said
+    assert "line 5 (id '4'): a score of trait 'helpful' that is not a finite number (nan); fix or remove" in said
 
 
 def test_what_groups_refuse(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -491,7 +491,7 @@ def test_what_groups_refuse(tmp_path: Path, capsys: pytest.CaptureFixture):
     mixed = [*scored(3), record("x", [0.0, 1.0], [0.0, 1.0], group="minority")]
     assert "line 4 (id 'x') has a group, but earlier ones have none" in said(mixed)
     assert "none of the 2 records of" in (none := said([record(n, [1.0, 2.0], [math.nan] * 2) for n in range(2)]))
-    assert "line 1 (id '0'): a score of trait 'harmless' that is no finite number (nan)); score them with" in none
+    assert "line 1 (id '0'): a score of trait 'harmless' that is not a finite number (nan)); score them with" in none
     assert "has no record; give a file of scored samples" in said([])
     one = said([record(n, [1.0, 0.0], [1.0, 0.0], group_id=n) for n in range(2)])
     assert "gives one pair for each group, and none for test.jsonl" in one

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 
 import pytest
+from helpers import ROOT
 
 from orlhf_ext import backends
 from orlhf_ext.extensions import seams
@@ -23,6 +25,11 @@ def test_version_is_the_installed_one() -> None:
     from importlib import metadata
 
     assert metadata.version("openrlhf") == seams.OPENRLHF_VERSION
+
+
+def test_pyproject_asks_for_the_version_that_fits() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["openrlhf"] == [f"openrlhf=={seams.OPENRLHF_VERSION}"]
 
 
 @pytest.mark.parametrize(

@@ -40,17 +40,17 @@ CHAT = [{"role": "user", "content": "Why?"}]
 LABELS: dict[str, tuple[dict[str, Any], str]] = {
     "another version": ({"v": 9}, "its version v is 9, not"),
     "no version": ({"v": None}, "its version v is None"),
-    "an id of numbers": ({"id": 7}, "its id is no text"),
-    "an empty id": ({"id": ""}, "its id is no text"),
+    "an id of numbers": ({"id": 7}, "its id is not text"),
+    "an empty id": ({"id": ""}, "its id is not text"),
     "an adapter": ({"adapter": "joke"}, "its adapter is 'joke'"),
     "no gold": ({"gold": None}, "its gold text is empty or no text"),
     "blank gold": ({"gold": " \n"}, "its gold text is empty or no text"),
     "gold as a list": ({"gold": ["a"]}, "its gold text is empty or no text"),
-    "no messages": ({"messages": []}, "its messages are no chat of texts that ends with the user"),
+    "no messages": ({"messages": []}, "its messages are not a chat of texts that ends with the user"),
     "messages as text": ({"messages": "Why?"}, "its messages are no chat"),
     "an answer at the end": ({"messages": [*CHAT, {"role": "assistant", "content": "x"}]}, "its messages are no chat"),
     "a message without text": ({"messages": [{"role": "user", "content": None}]}, "its messages are no chat"),
-    "no plan": ({"plan": None}, "its plan is no object with message, start"),
+    "no plan": ({"plan": None}, "its plan is not an object with message, start"),
     "a plan without its end": ({"plan": {"message": 0, "start": 0}}, "its plan is no object"),
     "a plan as true": (splice(message=True), "its plan is no object"),
     "a plan in a third message": (splice(message=3), "its plan goes into message 3 of"),
@@ -135,7 +135,7 @@ def test_settings(fault: Any, flags: str, says: str, tiny_model: Path, tmp_path:
 def test_an_empty_marker(fault: Any, tiny_model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "d.jsonl", [record(**base())])
     words = ("--model", tiny_model, "--data", data, "--samples", data, "--out", tmp_path / "out/r.jsonl")
-    fault("vrcli.score", *words, "--markers", "", says="an empty marker stands everywhere")
+    fault("vrcli.score", *words, "--markers", "", says="an empty marker matches everywhere")
 
 
 def test_samples_of_other_records(fault: Any, tiny_model: Path, tmp_path: Path) -> None:

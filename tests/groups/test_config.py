@@ -124,9 +124,12 @@ def test_golden_scores_and_labels():
     ("traits", "message"),
     [
         ({"helpful": [1.0]}, "row 7 has no trait 'harmless'; score it again, with helpful, harmless"),
-        ({"helpful": [1.0], "harmless": [math.nan]}, "row 7 has a score of trait 'harmless' that is no finite number"),
+        (
+            {"helpful": [1.0], "harmless": [math.nan]},
+            "row 7 has a score of trait 'harmless' that is not a finite number",
+        ),
         ({"helpful": [1.0], "harmless": [1.0, 2.0]}, "row 7 has another number of scores of trait 'harmless' than"),
-        ({"helpful": [True], "harmless": [1.0]}, "that is no finite number"),
+        ({"helpful": [True], "harmless": [1.0]}, "that is not a finite number"),
         ({"helpful": 1.0, "harmless": [1.0]}, "no list of scores as trait 'helpful'"),
         (None, "row 7 has no traits"),
     ],

@@ -272,7 +272,7 @@ def check(args: SimpleNamespace) -> None:
         ([LABEL, "gold text"], {}, r"prompts.jsonl line 2 has a label .* it is no JSON;"),
         ([LABEL, None], {}, "line 2 has a label .* it is missing"),
         ([LABEL, json.dumps({"v": 2, "id": "a"})], {}, r"line 2 \(id 'a'\) has a label .* its version v is 2"),
-        ([json.dumps({"v": 1, "style": "hh"})], {}, "its id is no text"),
+        ([json.dumps({"v": 1, "style": "hh"})], {}, "its id is not text"),
         ([json.dumps({"v": 1, "id": "a", "style": "plain"})], {}, r"line 1 \(id 'a'\) .* its style is 'plain'"),
         ([LABEL, write_label(Label("b", "chat"))], {}, r"line 2 \(id 'b'\) has a prompt of style chat, .* style hh"),
         ([LABEL], {"data__label_key": "answer"}, "give --data.label_key label"),

@@ -79,7 +79,7 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
         ({"centering": -1.0}, "--groups.centering -1 is not at least 0"),
         ({"only": "minority", "weighting": "balanced"}, "--groups.weighting balanced has no effect"),
         ({"only": "minority", "batch_size": 4}, "--groups.only minority has 2 pairs, fewer than --train.batch_size 4"),
-        ({"only": "minorty"}, "--groups.only minorty is no group of the pairs; did you mean 'minority'?"),
+        ({"only": "minorty"}, "--groups.only minorty is not a group of the pairs; did you mean 'minority'?"),
         ({"train_backbone": True, "lora_rank": 4}, "--ds.lora.rank trains adapters"),
         ({"cache_features": "x", "lora_rank": 4}, "a backbone that does not change; leave it or --ds.lora.rank out"),
         ({"cache_features": "x", "train_backbone": True}, "leave it or --groups.train_backbone out"),
@@ -143,7 +143,7 @@ def test_a_reward_model_for_the_policys_ids(tiny_model: Path, reward_model: Path
 
     with pytest.raises(UserError, match=r"has no effect without --reward.model_name_or_path"):
         GroupReward().check(args(None))
-    with pytest.raises(UserError, match=r"is no reward model of groups; leave --ext.use group-reward out"):
+    with pytest.raises(UserError, match=r"is not a reward model of groups; leave --ext.use group-reward out"):
         GroupReward().check(args(str(reward_model)))
     folder = tmp_path / "rm"
     folder.mkdir()

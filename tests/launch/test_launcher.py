@@ -56,7 +56,7 @@ def launch(*argv: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProc
         (["train_dpo", "--ext.usee", "exo"], "did you mean '--ext.use'?"),
         (["train_dpo", "--ext.use", "no.such.module:X"], "there is no module 'no'"),
         (["train_dpo", "--ext.use", "my_ext:Absent"], "has no 'Absent'; known: Extension, Mine, NotOne, Wrong"),
-        (["train_dpo", "--ext.use", "my_ext:NotOne"], "is no subclass of orlhf_ext.extensions.Extension"),
+        (["train_dpo", "--ext.use", "my_ext:NotOne"], "is not a subclass of orlhf_ext.extensions.Extension"),
         (["train_dpo", "--ext.use", "my_ext:Wrong"], "its flags begin with --wrong."),
         (["train_dpo", "--ext.use", "exo", "--ext.use", "my_ext:Mine"], "both replace openrlhf.trainer.dpo_trainer"),
     ],
@@ -81,14 +81,14 @@ def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"--model.model_name_or_path": "./nowhere"}, "./nowhere is no folder"),
+        ({"--model.model_name_or_path": "./nowhere"}, "./nowhere is not a folder"),
         ({"--model.model_name_or_path": "."}, "config.json is missing"),
         ({"--model.model_name_or_path": "./bare"}, "holds no weights"),
         ({"--data.dataset": "gone.jsonl"}, "gone.jsonl does not exist"),
         ({"--data.dataset": "bad.jsonl"}, "bad.jsonl line 2 is not JSON"),
         ({"--data.dataset": "empty.jsonl"}, "empty.jsonl holds no record"),
         ({"--train.batch_size": "64"}, "holds 2 records, fewer than --train.batch_size 64"),
-        ({"--train.micro_batch_size": "3"}, "--train.batch_size 2 is no multiple of --train.micro_batch_size 3"),
+        ({"--train.micro_batch_size": "3"}, "--train.batch_size 2 is not a multiple of --train.micro_batch_size 3"),
         ({"--ds.packing_samples": None}, "needs flash-attn"),
     ],
 )

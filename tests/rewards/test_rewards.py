@@ -390,7 +390,7 @@ def test_flags_and_json_give_the_same() -> None:
         ("", '{"type": {"target": 4}}', "names 'type', which --ext.reward does not; did you mean 'typed'"),
         ("", '{"typed": 4}', "no object of objects"),
         ("", "{", "--ext.reward_args is not JSON"),
-        ("--typed.target 4", '{"typed": {"target": 4}}', "--typed.target stands in --ext.reward_args, too"),
+        ("--typed.target 4", '{"typed": {"target": 4}}', "--typed.target is in --ext.reward_args, too"),
     ],
 )
 def test_arguments_that_are_wrong(words: str, text: str | None, said: str) -> None:
@@ -430,9 +430,9 @@ def test_weights_stand_behind_the_name() -> None:
     ("spec", "said"),
     [
         ("lenght", "'lenght' is none of the rewards.*did you mean 'length'"),
-        ("length=x", "--ext.reward length=x: the weight 'x' is no finite number"),
-        ("length=", "the weight '' is no finite number"),
-        ("length=nan", "the weight 'nan' is no finite number"),
+        ("length=x", "--ext.reward length=x: the weight 'x' is not a finite number"),
+        ("length=", "the weight '' is not a finite number"),
+        ("length=nan", "the weight 'nan' is not a finite number"),
         ("math:pi", "reward math:pi is 3.14.*no subclass of orlhf_ext.rewards.Reward"),
         ("math:sqrt", "no subclass of orlhf_ext.rewards.Reward"),
         ("pathlib:Path", "no subclass of orlhf_ext.rewards.Reward"),
