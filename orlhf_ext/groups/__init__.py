@@ -1,9 +1,9 @@
 """Group preferences (MaxMin-RLHF, SharedRep-RLHF): ``--ext.use group-rm`` with ``train_rm``.
 
 The method, pure torch, is in ``losses``, ``aggregate`` and `orlhf_ext.models.group_heads`. ``model``, ``dataset``,
-``trainer`` and ``features`` replace parts of ``train_rm`` (``training`` is what a run trains). ``reward``, ``batch_min``
-and ``experience`` are for ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render`` and ``label`` are about data.
-``score``, ``evaluate``, ``merge`` and ``em`` are commands.
+``trainer`` and ``features`` replace parts of ``train_rm`` (``training`` is what a run trains). ``reward``,
+``batch_min`` and ``experience`` are for ``train_ppo_ray``. ``config``, ``assign``, ``traits``, ``render`` and
+``label`` are about data. ``score``, ``evaluate``, ``merge`` and ``em`` are commands.
 
 A pair's ``group_id`` is any text or number. The groups' order, in the head and in ``group_reward`` of config.json, is
 that of their ids: numbers by their value, then texts by their characters. A group's name is its pairs' ``group``, or

@@ -388,7 +388,7 @@ def test_flags_and_json_give_the_same() -> None:
         ("", '{"typed": {"target": true}}', "'target' of reward 'typed' is true"),
         ("", '{"typed": {"targt": 4}}', "has no argument 'targt'; did you mean 'target'"),
         ("", '{"type": {"target": 4}}', "names 'type', which --ext.reward does not; did you mean 'typed'"),
-        ("", '{"typed": 4}', "no object of objects"),
+        ("", '{"typed": 4}', "not an object of objects"),
         ("", "{", "--ext.reward_args is not JSON"),
         ("--typed.target 4", '{"typed": {"target": 4}}', "--typed.target is in --ext.reward_args, too"),
     ],
