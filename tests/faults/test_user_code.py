@@ -303,11 +303,11 @@ def test_extensions_that_nobody_asked_for_are_left_out(
 ) -> None:
     """Another package's broken extension stops no run, and is named in the help."""
     from orlhf_ext import extensions
-    from orlhf_ext.launch import launcher
+    from orlhf_ext.launch import flags
 
     name = planted("extension", "import", "exit")
     known = {"theirs": f"{name}:It", "exo": "orlhf_ext.exo:EXO"}
-    for module in (launcher, extensions):
+    for module in (flags, extensions):
         monkeypatch.setattr(module, "names", lambda group: known)
     fault("launch", "--help", says=rf"(?s)--exo\.beta_pi.*left out: '{name}:It' cannot be imported: SystemExit", rc=0)
     fault("launch", "train_dpo", "--exo.beta_pi", "1", says="belongs to the extension 'exo'; add --ext.use exo")
