@@ -188,4 +188,4 @@ def test_a_reward_model_on_the_policys_own_ids(tiny_model: Path, reward_model: P
     assert "get_llm_for_sequence_regression is now orlhf_ext.groups.model" in output
     found = scalars(folder)
     assert found["train/reward"] == pytest.approx([-2.0] * 2)
-    assert "size mismatch" in launch(folder, *words, fails=True)  # OpenRLHF's own loader refuses the model
+    assert "add --ext.use group-rm (train_rm) or group-reward (train_ppo_ray)" in launch(folder, *words, fails=True)
