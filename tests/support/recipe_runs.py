@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -18,8 +19,12 @@ from typing import Any
 
 from helpers import ROOT
 
-#: set by recipes for the machine, not for a user to choose
-_INTERNAL = {"TORCH_COMPILE_DISABLE", "OMP_WAIT_POLICY"}
+
+def load(name: str) -> Any:
+    """A program of the recipes as a module."""
+    if str(ROOT / "recipes") not in sys.path:  # as for a program that is run
+        sys.path.append(str(ROOT / "recipes"))
+    return importlib.import_module(name)
 
 
 def pages(*names: str) -> str:
@@ -157,11 +162,15 @@ def check_flags(found: Iterable[list[str]]) -> int:
 
 
 def check_pages(name: str, stages: Iterable[str], *scripts: str) -> None:
-    """Every variable of a recipe (and of other scripts), and every stage, stands in its documentation."""
+    """Every variable of a recipe (or of those that share a page), and every stage, is in its documentation."""
     text = pages(name)
-    script = "".join((ROOT / "recipes" / f"{file}.sh").read_text() for file in (name, "common", *scripts))
-    for variable in set(re.findall(r'"\$\{([A-Z_]+):=', script)) - _INTERNAL:
-        assert f"`{variable}`" in text, variable
+    for script in scripts or (name,):
+        text_of = (ROOT / "recipes" / f"{script}.sh").read_text()
+        blocks = text_of[text_of.index("every=(") : text_of.index("settings ")]
+        variables = set(re.findall(r'(?<=[\s("])([A-Z_]+)(?==)', blocks))
+        assert len(variables) > 10
+        for variable in variables:
+            assert f"`{variable}`" in text, variable
     for stage in stages:
         assert f"`{re.sub('step[0-9]+', 'stepN', stage)}`" in text, stage
 
