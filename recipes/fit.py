@@ -1,26 +1,23 @@
-#!/usr/bin/env python3
-"""Share a machine's GPUs out to the processes of a recipe so that its batches fit.
-
-``fit.py LIMIT NAME=BATCH:MICRO...`` prints ``PROCESSES MICRO...`` for a training that may have LIMIT processes;
-``fit.py --rl GPUS ...`` prints ``PROCESSES ENGINES TP COLOCATE MICRO...`` for one that samples with vLLM, too. A second
-line, if there is one, says in words what differs from what was asked for.
+"""The arithmetic of recipes: batches, lengths and GPUs that fit together, and how often a training saves.
 
 OpenRLHF accumulates ``BATCH / (MICRO * PROCESSES)`` micro-batches in an optimizer step, which must be a whole number.
 A batch is part of what is trained and keeps its size: fewer processes, or smaller micro-batches, make it fit.
+Everything here runs before any package is installed, on Python 3.9 and newer.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import shutil
+import subprocess
+from collections.abc import Mapping
 from typing import NamedTuple
 
-#: what is assumed of a cluster, whose GPUs are not counted
+#: GPUs that are assumed of a cluster, whose GPUs are not counted
 CLUSTER = 8
 
 
 class Misfit(Exception):
-    """Numbers of a user's that cannot go together, in one sentence."""
+    """A user's numbers that cannot go together, in one sentence."""
 
 
 class Batch(NamedTuple):
@@ -49,6 +46,18 @@ class Shares(NamedTuple):
     limit: int
 
 
+def count_gpus(present: bool, environ: Mapping[str, str]) -> int:
+    """NVIDIA GPUs that a recipe may use: those of ``CUDA_VISIBLE_DEVICES``, else all that ``nvidia-smi`` lists."""
+    if not present:
+        return 0
+    if visible := environ.get("CUDA_VISIBLE_DEVICES"):
+        return len(visible.split(",-1")[0].split(","))
+    if not shutil.which("nvidia-smi"):
+        return 1
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return max(1, len(listed.stdout.splitlines()))
+
+
 def fit(batches: list[Batch], limit: int, nodes: int = 1, exact: bool = False) -> Fit:
     """The most processes, at most ``limit`` on each node, whose number divides every batch.
 
@@ -68,7 +77,9 @@ def fit(batches: list[Batch], limit: int, nodes: int = 1, exact: bool = False) -
     ranks = (limit if exact else 1) * nodes
     batch = next(batch for batch in batches if batch.size % ranks)
     given = (f"NPROC={limit}" if exact else "") + (f"{' and ' if exact else ''}NUM_NODES={nodes}" if nodes > 1 else "")
-    raise Misfit(f"{batch.name}={batch.size} is no multiple of the {ranks} training processes of {given}; change one")
+    raise Misfit(
+        f"{batch.name}={batch.size} is not a multiple of the {ranks} training processes of {given}; change one"
+    )
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -125,39 +136,40 @@ def describe(batches: list[Batch], found: Fit, limit: int, nodes: int = 1) -> st
     return "; ".join(words)
 
 
-def read_batch(text: str) -> Batch:
-    """``NAME=BATCH:MICRO``."""
-    name, _, numbers = text.partition("=")
-    size, _, micro = numbers.partition(":")
-    return Batch(name, int(size), int(micro))
+def check_room(max_len: int, new_tokens: int) -> None:
+    """Raises `Misfit` if new tokens leave no room for a prompt."""
+    if new_tokens >= max_len:
+        raise Misfit(f"MAX_NEW_TOKENS={new_tokens} leaves no room for a prompt in MAX_LEN={max_len}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print the numbers, or one sentence on the error stream."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("limit", type=int, help="processes of a training; with --rl GPUs, 0 for uncounted")
-    parser.add_argument("batches", type=read_batch, nargs="+", metavar="NAME=BATCH:MICRO")
-    parser.add_argument("--rl", action="store_true", help="vLLM engines sample beside the training")
-    parser.add_argument("--nodes", type=int, default=1)
-    for name in ("processes", "engines", "tp"):
-        parser.add_argument(f"--{name}", type=int, help="given by the user")
-    args = parser.parse_args(argv)
-    try:
-        if args.rl:
-            shares = share(args.batches, args.limit, args.nodes, args.processes, args.engines, args.tp)
-            found, first = shares.fit, [shares.fit.processes, shares.engines, shares.tp, int(shares.colocate)]
-            limit = shares.limit
-        else:
-            limit = args.processes or args.limit
-            found = fit(args.batches, limit, args.nodes, exact=args.processes is not None)
-            first = [found.processes]
-    except Misfit as error:
-        print(f"recipe: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(*first, *found.micros)
-    if said := describe(args.batches, found, limit, args.nodes):
-        print(f"# {said}")
+def check_rollouts(prompts: int, samples: int, batch: int) -> None:
+    """Raises `Misfit` if a rollout is not a whole number of optimizer steps, or its samples cannot be compared."""
+    if samples < 2:
+        raise Misfit(f"SAMPLES={samples} leaves nothing to compare a sample with; give at least 2")
+    if prompts * samples % batch:
+        raise Misfit(
+            f"ROLLOUT_BATCH={prompts} times SAMPLES={samples} is not a multiple of BATCH_SIZE={batch}; change one"
+        )
 
 
-if __name__ == "__main__":
-    main()
+def checkpoints(records: int, batch: int, most: int) -> tuple[list[int], int]:
+    """The steps of at most ``most`` checkpoints (the last is the final model), and the distance between them."""
+    steps = max(1, records // batch)
+    every = -(-steps // most)
+    return [*range(every, steps, every), steps], every
+
+
+def next_batch(target: int, micro: int, processes: int) -> int:
+    """The smallest multiple of ``micro * processes`` that is at least ``target``."""
+    at_once = micro * processes
+    return -(-target // at_once) * at_once
+
+
+def save_every(steps: int, epochs: int, most: int) -> int:
+    """A checkpoint every ``most`` steps, and at least twice in a run."""
+    return min(most, max(1, steps * epochs // 2))
+
+
+def warmup_ratio(records: int, batch: int, epochs: int, warmup: int = 500) -> float:
+    """The share of ``warmup`` steps in a training, at most half, rounded down to millionths."""
+    return warmup * 1_000_000 // max(2 * warmup, records // batch * epochs) / 1_000_000

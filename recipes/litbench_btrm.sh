@@ -1,40 +1,32 @@
 #!/usr/bin/env bash
-# LitBench's Bradley-Terry reward model, through OpenRLHF's train_rm: pairs of stories -> reward model -> accuracy on the
-# test pairs, with interval, baseline and control for length.
+# LitBench: a Bradley-Terry reward model of stories, its accuracy on the test pairs.
+# (Pairs of stories -> OpenRLHF's train_rm -> accuracy with interval, baseline and control for length.)
 #
 #   bash recipes/litbench_btrm.sh                                           what fits this machine
 #   TARGET_BATCH_SIZE=64 bash recipes/litbench_btrm.sh --epochs 2           variables: recipes/litbench.md
 #   DRY_RUN=1 bash recipes/litbench_btrm.sh                                 only prints the commands
 RECIPE=litbench_btrm
-KIND=bt_reward
-source "$(dirname "${BASH_SOURCE[0]}")/litbench.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-case $PROFILE in
-    smoke)
-        default_model=models/tiny default_data=sample
-        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=4}" "${MAX_LEN:=256}" "${EPOCHS:=1}" "${LEARNING_RATE:=1e-3}"
-        ;;
-    cpu)
-        default_model=models/smollm2-135m-instruct default_data=sample
-        : "${TARGET_BATCH_SIZE:=8}" "${MICRO_BATCH_SIZE:=4}" "${MAX_LEN:=256}" "${EPOCHS:=2}" "${LEARNING_RATE:=3e-5}"
-        ;;
-    gpu) # upstream's
-        default_model=meta-llama/Llama-3.2-1B default_data=SAA-Lab/LitBench-Train
-        : "${TARGET_BATCH_SIZE:=128}" "${MICRO_BATCH_SIZE:=8}" "${MAX_LEN:=2048}" "${EPOCHS:=1}" "${LEARNING_RATE:=1e-5}"
-        ;;
-esac
-: "${LITBENCH_DATA:=$default_data}" "${MODEL:=$default_model}" "${WITH_PROMPT:=0}" "${SAVE_STEPS:=500}"
-choice WITH_PROMPT 0 1
-counts SAVE_STEPS
-adapt_batch
-find_test
-name_run "$LITBENCH_DATA" "$MODEL" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" "$WITH_PROMPT" "$SEED" \
-    "${tested[@]}" "${DATA_ARGS:-}" "${TRAIN_ARGS:-}"
+every=(
+    LITBENCH_DATA=sample TEST_FILE= "DATA_DIR=$caller/data/litbench" ALLOW_TRAIN_HOLDOUT=0 OUTPUT_DIR= NEW=0
+    WITH_PROMPT=0 SAVE_STEPS=500 DATA_ARGS= TRAIN_ARGS= gpu_words=
+)
+smoke=(MODEL=models/tiny TARGET_BATCH_SIZE=8 MICRO_BATCH_SIZE=4 MAX_LEN=256 EPOCHS=1 LEARNING_RATE=1e-3)
+cpu=(MODEL=models/smollm2-135m-instruct TARGET_BATCH_SIZE=8 MICRO_BATCH_SIZE=4 MAX_LEN=256 EPOCHS=2 LEARNING_RATE=3e-5)
+gpu=( # the paper's
+    MODEL=meta-llama/Llama-3.2-1B LITBENCH_DATA=SAA-Lab/LitBench-Train gpu_words=--model.gradient_checkpointing_enable
+    TARGET_BATCH_SIZE=128 MICRO_BATCH_SIZE=8 MAX_LEN=2048 EPOCHS=1 LEARNING_RATE=1e-5
+)
+settings "$@"
+
+# 0. The run's folder, and the model that training starts from
+assign run "$OUT" bt_reward "$NEW" "$LITBENCH_DATA" "$MODEL" "$batch" "$MAX_LEN" "$EPOCHS" "$LEARNING_RATE" \
+    "${WITH_PROMPT:-0}" "$SEED" "${tested[@]}" "$DATA_ARGS" "$TRAIN_ARGS"
+model=$OUT/$name results=$OUT/results/$name data=$OUT/data
+echo "# $RECIPE: profile $PROFILE, data $LITBENCH_DATA, model in $model"
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch"
-data=$OUT/data
-
-# 0. The model that training starts from
-small_model
+small_model "$MODEL"
 
 # 1. Pairs for training and validation, and the test pairs
 stage data --source "$LITBENCH_DATA" ${TEST_FILE:+"$TEST_FILE"} --out "$data" -- \
@@ -44,10 +36,10 @@ run_file data "$data" --prefix pairs_
 
 # 2. The reward model; by default it reads the story alone
 prompted=() alone=(--no_prompt)
-((!WITH_PROMPT)) || prompted=(--data.prompt_key prompt --data.input_template $'{}\n\n') alone=()
-gpu_words=()
-[[ $PROFILE != gpu ]] || gpu_words=(--model.gradient_checkpointing_enable)
-count_steps "$data/pairs_train.jsonl" 43327
+[[ -z $WITH_PROMPT ]] || prompted=(--data.prompt_key prompt --data.input_template $'{}\n\n') alone=()
+assign saving "$data/pairs_train.jsonl" 43327 "$batch" "$EPOCHS" "$SAVE_STEPS"
+saving=(--eval.steps "$interval" --ckpt.save_steps "$interval" --ckpt.path "$OUT/checkpoints/$name" --ckpt.max_num 3
+    --ckpt.load_enable)
 set_logger "$name"
 stage train --in "$data"/pairs_{train,val}.jsonl --source "$MODEL" --out "$model" --scratch "$OUT/checkpoints/$name" -- \
     "${launch[@]}" train_rm --model.model_name_or_path "$MODEL" --ckpt.output_dir "$model" \
@@ -66,4 +58,5 @@ stage evaluate --in "$results/scored.jsonl" -- \
     python -m orlhf_ext litbench evaluate --pairs "$results/scored.jsonl" --run "$OUT/run.json" \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"
-finish_run
+[[ $DRY_RUN == 1 ]] || : >"$OUT/$name.done"
+echo "# model: $model, numbers: $OUT/summary.json and $results/summary.{json,md,csv}, every pair: $results"

@@ -1,119 +1,86 @@
 #!/usr/bin/env bash
-# From stories to a policy whose plans make the next chapter more likely (VR-CLI), through OpenRLHF's train_ppo_ray:
-# data -> baseline likelihoods -> plans before -> GRPO -> plans after -> their improvements -> table.
+# Stories: a policy whose plans make the next chapter more likely (VR-CLI).
+# (Data -> baseline likelihoods -> GRPO -> plans before and after -> their improvements -> table.)
 #
 #   bash recipes/ncp_vrcli.sh                                  what fits this machine, on the bundled stories
 #   STORIES=/path/to/books PROFILE=cpu bash recipes/ncp_vrcli.sh      variables: recipes/README.md
 #   DRY_RUN=1 bash recipes/ncp_vrcli.sh                        only prints the commands
 RECIPE=ncp_vrcli
-PATH_VARIABLES=(STORIES MODEL)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-: "${STORIES:=sample}" "${SYSTEM:=keep}"
-choice SYSTEM keep drop merge
-instruction=()
-case $PROFILE in
-    smoke)
-        default_model=models/tiny-2048
-        : "${TRAIN_PROMPTS:=16}" "${VAL_PROMPTS:=2}" "${TEST_PROMPTS:=4}" "${TEST_COMPLETIONS:=1}" "${EPISODES:=1}"
-        : "${CONTEXT_WORDS:=40}" "${GOLD_WORDS:=20}" "${MAX_LEN:=1400}" "${MAX_NEW_TOKENS:=16}" "${MAX_SCORED:=1900}"
-        : "${ROLLOUT_BATCH:=8}" "${SAMPLES:=4}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=8}" "${EVAL_STEPS:=2}"
-        lr=1e-3 kl=1e-3 mapping=(--vrcli.reward positive --vrcli.cap 20)
-        ;;
-    cpu)
-        default_model=models/smollm2-135m-instruct
-        : "${TRAIN_PROMPTS:=32}" "${VAL_PROMPTS:=8}" "${TEST_PROMPTS:=30}" "${TEST_COMPLETIONS:=2}" "${EPISODES:=1}"
-        : "${CONTEXT_WORDS:=40}" "${GOLD_WORDS:=50}" "${MAX_LEN:=224}" "${MAX_NEW_TOKENS:=32}" "${MAX_SCORED:=320}"
-        : "${ROLLOUT_BATCH:=4}" "${SAMPLES:=4}" "${BATCH_SIZE:=16}" "${MICRO_BATCH_SIZE:=4}" "${EVAL_STEPS:=4}"
-        # the builder's own words are long for a small model, and every sample computes them again
-        instruction=(--instruction 'Plan how the next chapter begins, in one short paragraph that starts with "In summary:".')
-        # A small model's plans make the next sentences less likely at first, and learning not to do so is a gain, too.
-        lr=1e-4 kl=1e-4 mapping=(--vrcli.reward raw)
-        ;;
-    gpu) # upstream's for 3B: 64 prompts x 16 samples, 16 optimizer steps a rollout, 20 episodes (7B: SAMPLES=8)
-        default_model=Qwen/Qwen2.5-3B-Instruct
-        : "${TRAIN_PROMPTS:=all}" "${VAL_PROMPTS:=64}" "${TEST_PROMPTS:=all}" "${TEST_COMPLETIONS:=1}" "${EPISODES:=20}"
-        : "${CONTEXT_WORDS:=5000}" "${GOLD_WORDS:=5000}" "${MAX_LEN:=14048}" "${MAX_NEW_TOKENS:=2048}"
-        : "${MAX_SCORED:=24000}" "${ROLLOUT_BATCH:=64}" "${SAMPLES:=16}" "${BATCH_SIZE:=64}" "${MICRO_BATCH_SIZE:=1}"
-        : "${EVAL_STEPS:=8}"
-        lr=5e-7 kl=1e-6 mapping=(--vrcli.reward tiers) save_steps=16
-        ;;
-esac
-
-: "${NUM_NODES:=1}"
-counts TEST_COMPLETIONS EPISODES CONTEXT_WORDS GOLD_WORDS MAX_LEN MAX_NEW_TOKENS MAX_SCORED ROLLOUT_BATCH SAMPLES \
-    BATCH_SIZE MICRO_BATCH_SIZE EVAL_STEPS
-counts_or_all TRAIN_PROMPTS VAL_PROMPTS TEST_PROMPTS
-((MAX_NEW_TOKENS < MAX_LEN)) || die "MAX_NEW_TOKENS=$MAX_NEW_TOKENS leaves no room for a prompt in MAX_LEN=$MAX_LEN"
-((SAMPLES > 1)) || die "SAMPLES=$SAMPLES leaves nothing to compare a sample with; give at least 2"
-((ROLLOUT_BATCH * SAMPLES % BATCH_SIZE == 0)) ||
-    die "ROLLOUT_BATCH=$ROLLOUT_BATCH times SAMPLES=$SAMPLES is no multiple of BATCH_SIZE=$BATCH_SIZE; change one"
-fit_rl 0 "BATCH_SIZE=$BATCH_SIZE:$MICRO_BATCH_SIZE"
-[[ $NUM_NODES == 1 || -n ${RAY_ADDRESS:-} ]] ||
-    die "NUM_NODES=$NUM_NODES needs a Ray cluster; set RAY_ADDRESS (auto on its head node), or leave NUM_NODES out"
-split_words DATA REWARD RL
-[[ -z ${REWARD_ARGS:-} ]] || mapping=("${reward_args[@]}")
-
-scoring=(--vrcli.system "$SYSTEM")
-# Baselines hold for one kind of attention only, so that all stages have the same.
-if [[ -z ${ATTENTION:-} ]]; then
-    ATTENTION=sdpa
-    [[ $PROFILE != gpu ]] || ! has_flash_attn || ATTENTION=flash_attention_2
-fi
-gpu_words=() engines=() zero=2
-if [[ $PROFILE == gpu ]]; then
-    gpu_words=(--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload)
-    engines=(--num_engines "$((here ? here : 1))")
-    zero=3
-fi
-gpu_words+=("${placement[@]}")
-# A cluster's workers start in folders of their own.
-[[ -z ${RAY_ADDRESS:-} || $OUT == /* ]] || OUT=$PWD/$OUT
+every=(
+    STORIES=sample SYSTEM=keep ATTENTION= NUM_NODES=1 ENGINES= TP= RAY_ADDRESS= DATA_ARGS= RL_ARGS= instruction=
+    gpu_words= zero=2 save_steps=
+)
+smoke=(
+    MODEL=models/tiny-2048 TRAIN_PROMPTS=16 VAL_PROMPTS=2 TEST_PROMPTS=4 TEST_COMPLETIONS=1 EPISODES=1
+    CONTEXT_WORDS=40 GOLD_WORDS=20 MAX_LEN=1400 MAX_NEW_TOKENS=16 MAX_SCORED=1900
+    ROLLOUT_BATCH=8 SAMPLES=4 BATCH_SIZE=16 MICRO_BATCH_SIZE=8 EVAL_STEPS=2
+    lr=1e-3 kl=1e-3 REWARD_ARGS="--vrcli.reward positive --vrcli.cap 20"
+)
+cpu=(
+    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=32 VAL_PROMPTS=8 TEST_PROMPTS=30 TEST_COMPLETIONS=2 EPISODES=1
+    CONTEXT_WORDS=40 GOLD_WORDS=50 MAX_LEN=224 MAX_NEW_TOKENS=32 MAX_SCORED=320
+    ROLLOUT_BATCH=4 SAMPLES=4 BATCH_SIZE=16 MICRO_BATCH_SIZE=4 EVAL_STEPS=4
+    # the builder's own words are long for a small model, and every sample computes them again
+    instruction='Plan how the next chapter begins, in one short paragraph that starts with "In summary:".'
+    # A small model's plans make the next sentences less likely at first, and learning not to do so is a gain, too.
+    lr=1e-4 kl=1e-4 REWARD_ARGS="--vrcli.reward raw"
+)
+gpu=( # the paper's for 3B: 64 prompts x 16 samples, 16 optimizer steps a rollout, 20 episodes (7B: SAMPLES=8)
+    MODEL=Qwen/Qwen2.5-3B-Instruct TRAIN_PROMPTS=all VAL_PROMPTS=64 TEST_PROMPTS=all TEST_COMPLETIONS=1 EPISODES=20
+    CONTEXT_WORDS=5000 GOLD_WORDS=5000 MAX_LEN=14048 MAX_NEW_TOKENS=2048 MAX_SCORED=24000
+    ROLLOUT_BATCH=64 SAMPLES=16 BATCH_SIZE=64 MICRO_BATCH_SIZE=1 EVAL_STEPS=8 save_steps=16
+    gpu_words="--actor.gradient_checkpointing_enable --ds.adam_offload --ref.offload" zero=3
+    lr=5e-7 kl=1e-6 REWARD_ARGS="--vrcli.reward tiers"
+)
+settings "$@"
 data=$OUT/data base=$OUT/baseline plans=$OUT/plans policy=$OUT/policy
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED"
 echo "# $RECIPE: profile $PROFILE, stories $STORIES, output in $OUT"
 
 # 0. The model that training starts from, and that scores all plans
-: "${MODEL:=$default_model}"
-small_model
-[[ -z ${RAY_ADDRESS:-} || $MODEL == /* || ! -d $MODEL ]] || MODEL=$PWD/$MODEL
+small_model "$MODEL"
+[[ -z $RAY_ADDRESS || $MODEL == /* || ! -d $MODEL ]] || MODEL=$PWD/$MODEL # a cluster's workers have folders of their own
+
+# Baselines are those of one kind of attention, so that all stages have the same.
+if [[ -z $ATTENTION ]]; then
+    ATTENTION=sdpa
+    [[ $PROFILE != gpu ]] || ! has_flash_attn || ATTENTION=flash_attention_2
+fi
+scoring=(--attn_implementation "$ATTENTION" --vrcli.system "$SYSTEM")
 
 # 1. Data: prompts that ask for a plan, with the next chapter's beginning in the label; split by story
-limits=() lengths=()
-[[ $TRAIN_PROMPTS == all ]] || limits+=(--limit "$TRAIN_PROMPTS")
-[[ $VAL_PROMPTS == all ]] || limits+=(--limit_val "$VAL_PROMPTS")
-[[ $TEST_PROMPTS == all ]] || limits+=(--limit_test "$TEST_PROMPTS")
-((${#limits[@]} == 0)) || limits+=(--shuffle)
-# Rows have their chapters ready, books are cut.
-[[ $STORIES != sample ]] && ! compgen -G "$STORIES/*.txt" >/dev/null ||
+shuffle=() lengths=()
+[[ -z $TRAIN_PROMPTS$VAL_PROMPTS$TEST_PROMPTS ]] || shuffle=(--shuffle)
+# Books are cut; rows have their chapters ready.
+if [[ $STORIES == sample ]] || compgen -G "$STORIES/*.txt" >/dev/null; then
     lengths=(--context_words "$CONTEXT_WORDS" --gold_words "$GOLD_WORDS")
+fi
 stage data --source "$STORIES" "$MODEL" --out "$data" -- \
-    python -m orlhf_ext.build_data story "$STORIES" --out "$data" "${limits[@]}" --seed "$SEED" \
-    "${instruction[@]}" "${lengths[@]}" --system "$SYSTEM" --tokenizer "$MODEL" --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) \
-    --max_tokens "$MAX_SCORED" "${data_args[@]}"
+    python -m orlhf_ext.build_data story "$STORIES" --out "$data" ${TRAIN_PROMPTS:+--limit "$TRAIN_PROMPTS"} \
+    ${VAL_PROMPTS:+--limit_val "$VAL_PROMPTS"} ${TEST_PROMPTS:+--limit_test "$TEST_PROMPTS"} "${shuffle[@]}" --seed "$SEED" \
+    ${instruction:+--instruction "$instruction"} "${lengths[@]}" --system "$SYSTEM" --tokenizer "$MODEL" \
+    --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_SCORED" "${data_args[@]}"
 run_file data "$data"
 
 # 2. Baselines: how likely each gold text is without a plan
 stage baseline --in "$data"/{train,val,test}.jsonl --source "$MODEL" --out "$base"/{train,val,test}.jsonl -- \
     python -m orlhf_ext vrcli baseline --model "$MODEL" --data "$data"/{train,val,test}.jsonl \
-    --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" \
-    --attn_implementation "$ATTENTION" "${scoring[@]}"
-records=$(rows "$base/train.jsonl" "$BATCH_SIZE")
-((records * SAMPLES >= BATCH_SIZE)) ||
-    die "$records training prompts with SAMPLES=$SAMPLES are fewer than BATCH_SIZE=$BATCH_SIZE; lower it, or give more STORIES"
+    --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" "${scoring[@]}"
 
 # 3. GRPO: OpenRLHF's launcher, with VR-CLI as the reward
 set_logger policy
 stage train --in "$base/train.jsonl" "$base/val.jsonl" --source "$MODEL" --out "$policy/model" "$policy/checkpoints" -- \
-    python -m orlhf_ext.launch train_ppo_ray --ext.reward vrcli "${mapping[@]}" "${scoring[@]}" \
+    python -m orlhf_ext.launch train_ppo_ray --ext.reward vrcli "${reward_args[@]}" --vrcli.system "$SYSTEM" \
     --actor.model_name_or_path "$MODEL" --actor.num_nodes "$NUM_NODES" --actor.num_gpus_per_node "$NPROC" \
     --ref.num_nodes "$NUM_NODES" --ref.num_gpus_per_node "$NPROC" --train.colocate_actor_ref \
     --vllm.num_engines "$ENGINES" --vllm.tensor_parallel_size "$TP" --vllm.enable_prefix_caching \
-    --ds.zero_stage "$zero" --ds.param_dtype bf16 --ds.attn_implementation "$ATTENTION" "${gpu_words[@]}" \
+    --ds.zero_stage "$zero" --ds.param_dtype bf16 --ds.attn_implementation "$ATTENTION" "${gpu_words[@]}" "${placement[@]}" \
     --data.prompt_dataset "$base/train.jsonl" --data.input_key prompt --data.label_key label --data.apply_chat_template \
     --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$MAX_NEW_TOKENS" --rollout.batch_size "$ROLLOUT_BATCH" \
-    --rollout.n_samples_per_prompt "$SAMPLES" --rollout.micro_batch_size "${micros[0]}" \
-    --train.batch_size "$BATCH_SIZE" --train.micro_batch_size "${micros[0]}" --train.num_episodes "$EPISODES" \
+    --rollout.n_samples_per_prompt "$SAMPLES" --rollout.micro_batch_size "$micro" \
+    --train.batch_size "$BATCH_SIZE" --train.micro_batch_size "$micro" --train.num_episodes "$EPISODES" \
     --train.max_epochs 1 --train.seed "$SEED" --actor.adam.lr "$lr" --actor.loss_agg_mode seq-mean-token-mean \
     --algo.advantage.estimator group_norm --algo.kl.init_coef "$kl" --algo.kl.use_loss --algo.kl.estimator k3 \
     --eval.dataset "$base/val.jsonl" --eval.steps "$EVAL_STEPS" --eval.temperature 0.7 --eval.n_samples_per_prompt 1 \
@@ -126,7 +93,7 @@ best=checkpoints/best_global_stepN_hf
 if [[ $DRY_RUN == 0 ]]; then
     best=$(cd "$policy" && find checkpoints -path '*/best_global_step*_hf/tokenizer_config.json' -printf '%h\n' |
         sort -V | tail -n 1)
-    ln -sfnT "${best:=model}" "$policy/best" || die "$policy/best is no link of this recipe's; move it away"
+    ln -sfnT "${best:=model}" "$policy/best" || die "$policy/best is not a link of this recipe's; move it away"
 fi
 
 # 4. Plans for held-out stories before and after, as upstream samples them
@@ -140,7 +107,7 @@ for when in before after; do
     stage "score/$when" --in "$base/test.jsonl" "$plans/$when.jsonl" --source "$MODEL" \
         --out "$plans/${when}_scored.jsonl" -- \
         python -m orlhf_ext vrcli score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$when.jsonl" \
-        --out "$plans/${when}_scored.jsonl" "${mapping[@]}" --attn_implementation "$ATTENTION" "${scoring[@]}"
+        --out "$plans/${when}_scored.jsonl" "${reward_args[@]}" "${scoring[@]}"
 done
 
 # 5. The table, three plans before and after, and where everything lies

@@ -26,7 +26,7 @@ export ORLHF_EXT_PYTHON OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 ruff check .
 ruff format --check .
 mypy
-mypy recipes/fit.py recipes/stage.py
+mypy recipes/*.py
 
 # run MARKERS WORDS...: pytest; "no test was selected" is fine, as with -k.
 run() {
