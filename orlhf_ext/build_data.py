@@ -6,7 +6,7 @@ A builder is a class with
 - ``add_arguments(parser)``: its own options, beside the common ones below; a builder of several steps adds a parser
   for each of them with ``parser.add_subparsers(dest="step")``, and may name one in ``default_step``,
 - ``run(args)``: writes the files under ``args.out`` and yields a `data_builders.common.Built` for each as soon as it
-  stands. Its sidecar is written here.
+  is written. Its sidecar is written here.
 
 Installed packages register theirs under the entry-point group ``orlhf_ext.builders``; any other is named as
 ``module:attribute``. A builder imports nothing heavy.
@@ -77,16 +77,16 @@ def run(builder: Any, args: argparse.Namespace, spec: str) -> Iterator[Built]:
 
 
 def load(spec: str) -> Any:
-    """Make the builder that a name, or ``module:attribute``, stands for.
+    """Make the builder of a name, or of ``module:attribute``.
 
     Raises:
-        UserError: there is none, or it is no builder.
+        UserError: there is none, or it is not a builder.
     """
     builder = resolve(BUILDERS, spec)
     lacking = [part for part in ("name", "help", "add_arguments", "run") if not hasattr(builder, part)]
     if lacking:
         raise UserError(
-            f"{spec} is no builder: it lacks {', '.join(lacking)}; see the docstring of orlhf_ext.build_data"
+            f"{spec} is not a builder: it lacks {', '.join(lacking)}; see the docstring of orlhf_ext.build_data"
         )
     with user_code(f"builder {spec} cannot be made:"):
         return builder() if isinstance(builder, type) else builder

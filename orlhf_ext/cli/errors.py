@@ -1,4 +1,4 @@
-"""One sentence, without a traceback, for what its user can mend and for what the operating system refuses."""
+"""One sentence, without a traceback, for mistakes a user can fix and for what the operating system refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFUSALS = {
     errno.ENOTDIR: "has a file among its folders; correct the path",
     errno.ENOENT: "does not exist; correct the path",
     errno.EEXIST: "exists already, as something else; remove it, or give another path",
-    errno.ENOTEMPTY: "is a folder that holds something; remove it, or give another path",
+    errno.ENOTEMPTY: "is a folder that is not empty; remove it, or give another path",
     errno.ENAMETOOLONG: "has a name that is too long for the file system; shorten it",
     errno.ELOOP: "is a link that leads back to itself; remove it",
     errno.EFBIG: "would be larger than a file may be here; raise the limit (ulimit -f), or use another file system",
@@ -35,7 +35,7 @@ _TORN = (
 
 
 class UserError(Exception):
-    """A mistake its user can mend.
+    """A mistake that the user can fix.
 
     The message is one sentence that names the file, line, record or flag, and the way out.
     """
@@ -76,10 +76,10 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_text(words: Iterable[str]) -> None:
-    """Hold that all words of a command line are text, which sidecars, tables and stamps can say again.
+    """Check that all words of a command line are text, which sidecars, tables and stamps can repeat.
 
     Raises:
-        UserError: one holds bytes that are not UTF-8.
+        UserError: one has bytes that are not UTF-8.
     """
     for word in words:
         if isinstance(word, str) and not word.isascii():
@@ -92,10 +92,10 @@ def check_text(words: Iterable[str]) -> None:
 
 
 def as_os_error(error: BaseException) -> OSError | None:
-    """What the operating system refused, where an exception tells of that.
+    """The error of the operating system behind an exception, if there is one.
 
     Libraries written in Rust (safetensors, tokenizers) have exceptions of their own, which end in ``(os error 28)``;
-    PyTorch, which writes DeepSpeed's checkpoints, does not even say the cause.
+    PyTorch, which writes DeepSpeed's checkpoints, does not name the cause.
     """
     if isinstance(error, OSError):
         return error

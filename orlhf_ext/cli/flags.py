@@ -33,7 +33,7 @@ class Number:
     also: tuple[float, ...] = ()
 
     def __call__(self, text: str) -> Any:
-        """The number that a text stands for; argparse names the flag in front of the error."""
+        """The number in a text; argparse names the flag in front of the error."""
         try:
             value = self.kind(text)
         except ValueError:
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(program: str, description: str | None, **settings: Any) -> argparse.ArgumentParser:
-    """A parser whose help shows a module's docstring as it stands."""
+    """A parser whose help shows a module's docstring unchanged."""
     return Parser(
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
     )

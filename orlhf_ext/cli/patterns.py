@@ -16,7 +16,7 @@ class Pattern:
     """A regular expression, and the flag that gives it.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
 
     flag: str
@@ -29,7 +29,7 @@ class Pattern:
         try:
             object.__setattr__(self, "_compiled", regex.compile(self.pattern))
         except regex.error as error:
-            raise ValueError(f"{self.pattern} is no regular expression ({error})") from error
+            raise ValueError(f"{self.pattern} is not a regular expression ({error})") from error
 
     def search(self, text: str) -> bool:
         """Whether it matches anywhere in the text.

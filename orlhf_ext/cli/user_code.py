@@ -24,8 +24,8 @@ def user_code(what: str, refusals: bool = False) -> Iterator[None]:
     """Run what the user wrote; Ctrl-C stays Ctrl-C, and argparse's own exits stay what they are.
 
     Args:
-        what: the beginning of the sentence that tells of a failure, "reward 'x' raised" say.
-        refusals: whether a `UserError` gets this beginning, too, rather than being told as it stands.
+        what: the beginning of the sentence that reports a failure, "reward 'x' raised" say.
+        refusals: whether a `UserError` gets this beginning, too, rather than staying as it is.
 
     Raises:
         UserError: the code raised anything else, ``SystemExit`` included, or could not be read.

@@ -174,7 +174,7 @@ def load_rollouts(path: str | Path, tokenizer: PreTrainedTokenizerBase | None, l
                 )
             )
     if len(found) < 2:
-        raise UserError(f"{path} holds one completion; give two or more")
+        raise UserError(f"{path} has one completion; give two or more")
     return found[:limit]
 
 

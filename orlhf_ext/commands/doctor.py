@@ -1,4 +1,4 @@
-"""``orlhf-ext doctor``: what stands at every seam, which extensions are there, and what this machine lacks."""
+"""``orlhf-ext doctor``: what is at every seam, which extensions are installed, and what this machine lacks."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def missing() -> list[str]:
 
 
 def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[str]]]:
-    """For every seam: what stands there once the swaps are installed, and what of its contract does not hold."""
+    """For every seam: what is there once the swaps are installed, and which parts of its contract are broken."""
     backends.install()
     broken = {seam.target: seams.problems(seam) for seam in seams.SEAMS}
     planned = {swap.seam: swap for swap in swaps}
@@ -139,14 +139,13 @@ def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[
             load(target)
         except UserError as error:
             problems.append(str(error))
-        own = seams.Seam(target, (), "", "not in our table: no contract is held here")
+        own = seams.Seam(target, (), "", "not in our table: without a contract")
         rows.append((own, f"{swap.by} (extension {swap.owner})", problems))
     return rows
 
 
 def _in_a_worker(swaps: list[inject.Swap], targets: list[str]) -> tuple[dict[str, str], list[str]]:
-    """What stands at the seams in a worker of a Ray that is started (or joined) for this, and the swaps that do not
-    stand there."""
+    """What is at the seams in a worker of a Ray that is started (or joined) for this, and the swaps missing there."""
     import ray
 
     inject.to_environment(swaps)

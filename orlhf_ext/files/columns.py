@@ -1,8 +1,8 @@
 """The columns of JSON files as OpenRLHF's launchers load them: typed by every record, not by the first ten megabytes.
 
 `datasets` takes the types of a JSON file from its beginning, and fails where a column is another one's later. Here each
-column has the type that holds all its values; one that has no such type (text and numbers, say, or objects with other
-keys) is kept as JSON and comes out as it stands in the file. Columns of several files that are joined agree.
+column has a type that all its values have; one that has no such type (text and numbers, say, or objects with other
+keys) is kept as JSON and comes out as it is in the file. Columns of several files that are joined agree.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _JSON = (".json", ".jsonl")
 
 
 def kind_of(value: Any) -> Kind:
-    """The least type that holds a value of a JSON file.
+    """The narrowest type of a value of a JSON file.
 
     Raises:
         OverflowError: a whole number needs more than 64 bits.
@@ -60,7 +60,7 @@ def _list(inner: Kind) -> Kind:
 
 
 def join(one: Kind, other: Kind) -> Kind:
-    """The least type that holds what both hold, or `MIXED`."""
+    """The narrowest type that takes the values of both, or `MIXED`."""
     if one == other or other == "null":
         return one
     if one == "null":
@@ -210,7 +210,7 @@ def use(module: ModuleType) -> None:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"the data set {path} cannot be loaded ({_reason(error)}); mend or convert it") from error
+            raise UserError(f"the data set {path} cannot be loaded ({_reason(error)}); fix or convert it") from error
 
     @functools.wraps(blend)
     def blending_datasets(names: str, *words: Any, **named: Any) -> Any:

@@ -1,6 +1,6 @@
 """CSV that reads back as it was written: the one writer and the one reader of the project.
 
-Any text without a lone surrogate comes back equal, whatever quotes, line ends and control characters it holds. A row
+Any text without a lone surrogate comes back equal, whatever quotes, line ends and control characters it has. A row
 ends at a line feed outside of quotes, as in editors; a carriage return may stand before it, and nowhere else outside
 of quotes. So what was read never depends on where a program that did not quote one would have broken the line.
 """
@@ -56,7 +56,7 @@ def open_table(path: Path, strict: bool = False) -> Iterator[Table]:
         strict: refuse quotes in places where CSV has none, instead of reading them as pandas does.
 
     Raises:
-        UserError: no such file, an empty one, or no CSV at all.
+        UserError: no such file, an empty one, or not CSV at all.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -102,7 +102,7 @@ class Table:
         return f"{self.path} line {self._line}"
 
     def places(self, columns: Sequence[str]) -> list[int]:
-        """Where the columns stand in a row.
+        """The indices of columns in a row.
 
         Raises:
             UserError: some are missing; they and those that are there are named.
@@ -119,7 +119,7 @@ class Table:
         """The rows under the header; one of another width is a `BadLine`. Empty lines are passed over.
 
         Raises:
-            UserError: the file is no CSV from some line on.
+            UserError: the file is not CSV from some line on.
         """
         width = len(self.header)
         for row in self._read():

@@ -1,6 +1,6 @@
 """Progress that outlives a kill: an append-only file of finished pieces beside the output that they will make.
 
-``.NAME.part`` holds one JSON line for the run's fingerprint and one for each finished piece. The same run, started
+``.NAME.part`` has one JSON line for the run's fingerprint and one for each finished piece. The same run, started
 again, finds its pieces; another run (another model, other data, other arguments) discards them and says so.
 """
 
@@ -100,7 +100,7 @@ def lock(stream: IO[bytes], out: str | os.PathLike) -> None:
 
     Args:
         stream: the file.
-        out: what it stands for, to name in the error.
+        out: the output that it belongs to, to name in the error.
 
     Raises:
         UserError: another process has it.
@@ -147,7 +147,7 @@ def scan(stream: IO[bytes], path: Path, take: Callable[[Any], None], head: bool 
     Args:
         stream: the file, at its start.
         path: its name, for the message.
-        take: raises KeyError, TypeError or ValueError for an entry that is none.
+        take: raises KeyError, TypeError or ValueError for an entry that is not one.
         head: the first line says whose the file is, so that the others are worth nothing without it.
 
     Returns:

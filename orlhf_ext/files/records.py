@@ -47,7 +47,7 @@ before_writing: ContextVar[Callable[[Path, bool], None]] = ContextVar("before_wr
 
 
 class Line(NamedTuple):
-    """One record and where it stands: ``train.jsonl line 3`` or ``train.json record 3``."""
+    """One record and its place: ``train.jsonl line 3`` or ``train.json record 3``."""
 
     where: str
     record: Record
@@ -59,7 +59,7 @@ class Line(NamedTuple):
 
 
 class BadLine(NamedTuple):
-    """A line that is no JSON object, and why."""
+    """A line that is not a JSON object, and why."""
 
     where: str
     reason: str
@@ -68,7 +68,7 @@ class BadLine(NamedTuple):
 def read_lines(path: str | os.PathLike) -> Iterator[Line | BadLine]:
     """Stream the records of a ``.jsonl``, ``.json`` (an array, or JSON Lines), ``.parquet`` file, gzipped or not.
 
-    Broken lines (no JSON object, not UTF-8) come out as `BadLine`, so that a caller can count them.
+    Broken lines (not a JSON object, not UTF-8) come out as `BadLine`, so that a caller can count them.
 
     Raises:
         UserError: the file is missing, unreadable, truncated, UTF-16, or of an unknown kind.
@@ -104,7 +104,7 @@ def read_records(path: str | os.PathLike) -> Iterator[Line]:
     """
     for line in read_lines(path):
         if isinstance(line, BadLine):
-            raise UserError(f"{line.where} is {line.reason}; mend or remove that line")
+            raise UserError(f"{line.where} is {line.reason}; fix or remove that line")
         yield line
 
 
@@ -112,7 +112,7 @@ def load_json(text: str | bytes) -> Any:
     """`json.loads` for a text that may be hostile: its depth is looked at before it is parsed.
 
     Raises:
-        ValueError: it is no JSON, not UTF-8, nested deeper than `MAX_DEPTH`, or has a number that is too long.
+        ValueError: it is not JSON, not UTF-8, nested deeper than `MAX_DEPTH`, or has a number that is too long.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _Depth().passes_bound(data):
@@ -125,7 +125,7 @@ class _Depth:
 
     def __init__(self) -> None:
         self.open = 0
-        self._carry = b""  # stands for what was cut in a string: its beginning, and maybe an escape's
+        self._carry = b""  # what was cut in a string, in short: its beginning, and maybe an escape's
 
     def passes_bound(self, piece: bytes) -> bool:
         """Whether the next piece of the text opens more than `MAX_DEPTH` brackets."""
@@ -157,8 +157,8 @@ class _Bounded:
             piece += more  # no escape is cut
         if b"\\ud" in piece.lower() and any(found["half"] for found in _ESCAPE.finditer(piece)):
             raise UserError(
-                f"{self._path} has half of a surrogate pair before byte {self._stream.tell()}, which is no UTF-8 text; "
-                "mend or remove that record"
+                f"{self._path} has half of a surrogate pair before byte {self._stream.tell()}, so it is not UTF-8; "
+                "fix or remove that record"
             )
         if self._depth.passes_bound(piece):
             raise UserError(f"{self._path} is {_TOO_DEEP}, before byte {self._stream.tell()}; flatten or remove that")
@@ -206,7 +206,7 @@ def _read_array(path: Path) -> Iterator[Line | BadLine]:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             # only the message's first line: the next ones quote the data (and it may be the repr of bytes)
             reason = str(error).removeprefix("b'").replace("\\n", "\n").partition("\n")[0]
-            raise UserError(f"{path} is not a whole JSON array ({reason}); mend it or write JSON Lines") from error
+            raise UserError(f"{path} is not a whole JSON array ({reason}); fix it or write JSON Lines") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Line | BadLine]:
@@ -374,14 +374,14 @@ def read_object(path: str | os.PathLike) -> Record:
 
 
 def parse_object(value: Any) -> Record | str:
-    """The JSON object that stands as text in a column, or, in a few words, what is wrong with it."""
+    """The JSON object that is text in a column, or, in a few words, what is wrong with it."""
     if not isinstance(value, str):
         return f"it is {'missing' if value is None else type(value).__name__}, not JSON text"
     try:
         fields = load_json(value)
     except ValueError:
-        return "it is no JSON"
-    return fields if isinstance(fields, dict) else "it is no JSON object"
+        return "it is not JSON"
+    return fields if isinstance(fields, dict) else "it is not a JSON object"
 
 
 def sha256_file(path: str | os.PathLike) -> str:

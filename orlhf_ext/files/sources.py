@@ -13,7 +13,7 @@ from .records import Line, read_records
 _LARGE = 2**30
 
 
-#: what a folder with a data set holds: those of `datasets`, and files of records
+#: files of a folder with a data set: those of `datasets`, and files of records
 _DATA = (
     "state.json",
     "dataset_dict.json",
@@ -44,7 +44,7 @@ def read_source(flag: str, source: str) -> Iterator[Line] | None:
 
 
 def count_rows(flag: str, source: str, keys: Mapping[str, str] | None = None) -> int | None:
-    """How many records a local data file holds, after reading each one; None as in `read_source`.
+    """How many records a local data file has, after reading each one; None as in `read_source`.
 
     Args:
         flag: that names the file.
@@ -71,7 +71,7 @@ def count_rows(flag: str, source: str, keys: Mapping[str, str] | None = None) ->
 
 
 def _no_record(flag: str, source: str) -> UserError:
-    return UserError(f"{flag} {source.strip()} holds no record; build the data again")
+    return UserError(f"{flag} {source.strip()} has no record; build the data again")
 
 
 def looks_local(path: str) -> bool:

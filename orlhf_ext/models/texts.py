@@ -87,7 +87,7 @@ def _collect(path: str | Path, samples: Iterator[Sample], limit: int | None) -> 
             raise UserError(f"{sample.where} has the id {sample.id!r} of {found[sample.id].where}; give each its own")
         found[sample.id] = sample
     if not found:
-        raise UserError(f"{path} holds no record; build the data again")
+        raise UserError(f"{path} has no record; build the data again")
     return list(found.values())
 
 

@@ -168,7 +168,7 @@ def read_labelled(path: str | Path) -> list[Labelled]:
             raise UserError(f"{label.name} has the id of {found[label.id][1].where}; give each record its own")
         found[label.id] = (line.record, label)
     if not found:
-        raise UserError(f"{path} holds no record; build the data again")
+        raise UserError(f"{path} has no record; build the data again")
     return list(found.values())
 
 

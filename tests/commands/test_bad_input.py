@@ -84,7 +84,7 @@ LINE = '{"prompt": "a", "label": "b"}\n'
     ("text", "changes", "said"),
     [
         (None, {}, "new.jsonl does not exist; give a .jsonl"),
-        ("", {}, "--data.prompt_dataset new.jsonl holds no record; build the data again"),
+        ("", {}, "--data.prompt_dataset new.jsonl has no record; build the data again"),
         (LINE + "{oops\n", {}, "new.jsonl line 2 is not JSON"),
         (LINE + '{"label": "b"}\n', {}, "new.jsonl line 2 has no 'prompt', which --data.input_key names; known: label"),
         (
@@ -241,7 +241,7 @@ def test_records_that_are_fine(model: Path, copied: Callable) -> None:
 @pytest.mark.parametrize(
     ("change", "changes", "said"),
     [
-        ({"record": {"label": "So."}}, {}, "line 2 has a label that VR-CLI cannot read: it is no JSON; make the data"),
+        ({"record": {"label": "So."}}, {}, "line 2 has a label that VR-CLI cannot read: it is not JSON; make the data"),
         ({"label": {"base": None}}, {}, "line 2 (id 'r1') has no baseline; compute it with orlhf-ext vrcli baseline"),
         ({"label": {"base": {"nll": 1, "n": 3, "fp": "x"}}}, {}, "line 2 (id 'r1') has a baseline of another model"),
         (

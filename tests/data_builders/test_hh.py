@@ -570,7 +570,7 @@ def test_a_builder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert meta(tmp_path / "data" / "mine" / "x.jsonl")["licence"] == "CC0-1.0"
     with pytest.raises(SystemExit):
         main(["my_builders:NotOne"])
-    assert "my_builders:NotOne is no builder: it lacks help, add_arguments, run" in capsys.readouterr().err
+    assert "my_builders:NotOne is not a builder: it lacks help, add_arguments, run" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["hhh"])
     assert "did you mean 'hh'?" in capsys.readouterr().err

@@ -686,7 +686,7 @@ def test_bad_books(tmp_path: Path, shelf: Path, capsys: pytest.CaptureFixture):
     assert f"{shelf}/ann.txt has no chapter headings that match --heading X+" in refused(
         capsys, shelf, *out, "--heading", "X+"
     )
-    assert "--heading: ( is no regular expression" in refused(capsys, shelf, *out, "--heading", "(")
+    assert "--heading: ( is not a regular expression" in refused(capsys, shelf, *out, "--heading", "(")
     odd.write_text("CHAPTER I\n\nOnly one.")
     assert f"{odd} has one chapter ('CHAPTER I'), and a next chapter takes two" in refused(capsys, shelf, *out)
     odd.write_bytes(book("Zo\u00eb").encode("latin1"))

@@ -307,7 +307,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "unknown_tokenizer": ("jigsaw prompts --raw_dir sample --tokenizer ./nowhere", "nowhere does not exist"),
     "raw_dir": ("jigsaw --raw_dir nowhere", "--raw_dir: nowhere is not a folder"),
     "groups_file": ("hh-groups x.jsonl --groups nowhere.yaml", "nowhere.yaml does not exist"),
-    "heading": ("story sample --heading (", r"--heading: \( is no regular expression"),
+    "heading": ("story sample --heading (", r"--heading: \( is not a regular expression"),
     "style": ("litbench rationales sample --style loud", "invalid choice: 'loud'"),
     "answer_tokens": (
         "litbench rationales sample --answer_tokens 3",

@@ -10,7 +10,7 @@ import pytest
     [
         (("check", "rewards"), "nothing to check is called 'rewards'; did you mean 'reward'"),
         (("build_data", "hhh"), "did you mean 'hh'"),
-        (("build_data", "json:loads"), "json:loads is no builder: it lacks name"),
+        (("build_data", "json:loads"), "json:loads is not a builder: it lacks name"),
         (("launch", "train_dp"), "unknown launcher 'train_dp'; did you mean 'train_dpo'"),
         (("launch", "train_dpo", "--ext.use", "exoo"), "'exoo'.*did you mean 'exo'"),
         (("launch", "train_dpo", "--ext.use", "exo", "--ext.use", "exo"), "exo is given twice"),

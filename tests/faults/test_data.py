@@ -53,7 +53,7 @@ def test_brackets_in_texts_are_no_depth(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"a": text * 300, "b": [[1]] * 200}]))
     assert next(iter(read_records(path))).record["a"] == text * 300
-    assert load_json("[" * 100 + "]" * 100) and parse_object("[" * 101 + "]" * 101) == "it is no JSON"
+    assert load_json("[" * 100 + "]" * 100) and parse_object("[" * 101 + "]" * 101) == "it is not JSON"
 
 
 @pytest.mark.parametrize(

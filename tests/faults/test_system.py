@@ -210,7 +210,7 @@ def test_files_that_cannot_be_read(fault, here: Path, line: str, says: str) -> N
         (errno.ENOTDIR, "a/b has a file among its folders"),
         (errno.ENOENT, "a/b does not exist"),
         (errno.EEXIST, "a/b exists already"),
-        (errno.ENOTEMPTY, "a/b is a folder that holds something"),
+        (errno.ENOTEMPTY, "a/b is a folder that is not empty"),
         (errno.ENAMETOOLONG, "a/b has a name that is too long"),
         (errno.ELOOP, "a/b is a link that leads back to itself"),
         (errno.EFBIG, "a/b would be larger than a file may be here"),

@@ -98,7 +98,7 @@ def test_labels_that_are_no_objects(fault: Any, tiny_model: Path, tmp_path: Path
 FILES: dict[str, tuple[Callable[[list[dict]], list[dict]], str]] = {
     "an id twice": (lambda rows: [*rows, rows[0]], r"line 3 .*has the id of .*line 1; give each record its own"),
     "another id outside": (lambda rows: [{**rows[0], "id": "x"}], "is called 'x' outside of its label"),
-    "no record": (lambda _: [], "holds no record"),
+    "no record": (lambda _: [], "has no record"),
 }
 
 

@@ -119,7 +119,7 @@ def test_broken_lines_are_told_with_their_numbers(tmp_path: Path):
     ]
     good = [line for line in lines if isinstance(line, Line)]
     assert [(line.number, line.record) for line in good] == [(1, {"a": 1}), (8, {"a": "😀"}), (11, {"a": 2})]
-    with pytest.raises(UserError, match=r"x\.jsonl line 3 is not JSON .* mend or remove that line"):
+    with pytest.raises(UserError, match=r"x\.jsonl line 3 is not JSON .* fix or remove that line"):
         records(path)
 
 

@@ -269,7 +269,7 @@ def check(args: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("labels", "more", "said"),
     [
-        ([LABEL, "gold text"], {}, r"prompts.jsonl line 2 has a label .* it is no JSON;"),
+        ([LABEL, "gold text"], {}, r"prompts.jsonl line 2 has a label .* it is not JSON;"),
         ([LABEL, None], {}, "line 2 has a label .* it is missing"),
         ([LABEL, json.dumps({"v": 2, "id": "a"})], {}, r"line 2 \(id 'a'\) has a label .* its version v is 2"),
         ([json.dumps({"v": 1, "style": "hh"})], {}, "its id is not text"),

@@ -319,7 +319,7 @@ def test_bad_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
         ("--data b --out s.json", "--pairs FILE alone"),
         ("--pairs a --out s.csv", "must end in .json"),
         ("--pairs lost.jsonl --out s.json", "lost.jsonl does not exist"),
-        (f"--pairs {tmp_path}/empty.jsonl --out s.json", "holds no record"),
+        (f"--pairs {tmp_path}/empty.jsonl --out s.json", "has no record"),
         (f"--data {tmp_path}/empty.jsonl --verdicts x.jsonl --out s.json", "has no record"),
     ):
         assert said in failing(capsys, evaluate.main, *line.split())

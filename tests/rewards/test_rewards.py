@@ -509,7 +509,7 @@ def test_format() -> None:
     assert Format(r"\d+").score(batch) == [1, 1, 0, 0]
     assert Format(r"\d+", "fullmatch").score(batch) == [0, 1, 0, 0]
     assert Format(r"(?s)<think>.*</think>").score(batch) == [1, 0, 1, 0]
-    with pytest.raises(UserError, match=r"--format.pattern \(a is no regular expression"):
+    with pytest.raises(UserError, match=r"--format.pattern \(a is not a regular expression"):
         built(["format"], "--format.pattern (a")
 
 

@@ -243,9 +243,9 @@ def test_labels_are_read_with_their_baseline() -> None:
     [
         (None, "it is missing, not JSON text"),
         ({"a": 1}, "it is dict, not JSON text"),
-        ("{", "it is no JSON"),
-        ("[]", "it is no JSON object"),
-        ("42", "it is no JSON object"),
+        ("{", "it is not JSON"),
+        ("[]", "it is not a JSON object"),
+        ("42", "it is not a JSON object"),
         (b'{"v": 2}', "its version v is 2, not 1"),
         (b'{"id": 3}', "its id is not text"),
         (b'{"adapter": "joke"}', "its adapter is 'joke'"),
