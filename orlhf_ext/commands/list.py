@@ -14,7 +14,7 @@ from ..cli.flags import make_parser
 from ..extensions import BUILDERS, EXTENSIONS, REWARDS, extension, names, resolve
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
-_PARTS = ("common", "setup", "litbench")  # what recipes share
+_PARTS = ("common", "setup")  # what recipes share
 _WIDTH = 71  # columns of a description, so that a line has 100 at most
 
 
@@ -43,9 +43,9 @@ def recipes(folder: Path = _RECIPES) -> Iterator[tuple[str, str]]:
 
 
 def short(text: str) -> str:
-    """The first clause of a text, without backquotes and brackets; beyond `_WIDTH` it is cut between words."""
+    """The first sentence up to a semicolon, without backquotes and brackets, cut between words to `_WIDTH`."""
     plain = re.sub(r" \([^()]*\)", "", text.replace("`", ""))
-    clause = re.split(r"[.;:](?:\s|$)", plain, maxsplit=1)[0]
+    clause = re.split(r"[.;](?:\s|$)", plain, maxsplit=1)[0]
     return textwrap.shorten(clause, _WIDTH, placeholder=" ...")
 
 
