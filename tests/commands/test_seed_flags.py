@@ -9,7 +9,9 @@ import pytest
 
 FLAGS = {
     # rectification
-    "build_data jigsaw": "-f -s --drop_rate --toxicity_type --mode",
+    "build_data jigsaw reward": "-f -s --drop_rate",
+    "build_data jigsaw prompts": "-f -s --drop_rate",
+    "build_data jigsaw value": "-f -s --drop_rate --toxicity_type --mode",
     "deadend.classifier": "--train_file --validation_file --model_name_or_path --max_length --learning_rate "
     "--per_device_train_batch_size --num_train_epochs --output_dir",
     "deadend.continuations": "--model_name_or_path --data_file --save_file --num_returns --batch_size --sample_size",
@@ -17,7 +19,8 @@ FLAGS = {
     # SharedRep
     "build_data hh-groups": "--seed --proportion",
     # LitBench
-    "build_data litbench": "--output_dir --max_workers --use_cot",
+    "build_data litbench rehydrate": "--output_dir --max_workers",
+    "build_data litbench rationales": "--output_dir --use_cot",
     # next-chapter prediction
     "build_data story": "--tokenizer_name --data_dir --dataset_name",
     "vrcli.baseline": "--model_name --nice_model_name",
