@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Anthropic HH: data, SFT, reward model, samples, labels, EXO or DPO, evaluation.
-# (Each step is one of OpenRLHF's launchers or a command of this project; data in the format of HH will do.)
+# EXO or DPO on Anthropic HH, from raw pairs to an evaluated policy.
+# (Data -> SFT -> reward model -> samples -> labels -> EXO or DPO -> samples of each checkpoint -> table. Data in the format
+# of HH will do.)
 #
 #   bash recipes/hh_exo.sh                                     what fits this machine
 #   PROFILE=smoke LOSS=exo-pref bash recipes/hh_exo.sh         variables: recipes/README.md

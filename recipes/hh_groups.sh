@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Anthropic HH, groups of people: gold, MaxMin and SharedRep policies, compared.
+# Gold, MaxMin and SharedRep policies for several groups on Anthropic HH.
 # (Data -> SFT -> two responses to each prompt -> gold traits -> pairs of groups -> reward models -> GRPO -> answers to
 # held-out prompts -> each group's gold scores and win rates.)
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Jigsaw comments to text with less toxicity, by dead-end analysis (Q_D).
+# Text with less toxicity, by dead-end analysis of Jigsaw's comments.
 # (Comments -> toxicity classifier; prompts -> continuations -> their toxicity -> the value function Q_D -> decoding under
 # its caps, against plain decoding.)
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LitBench: a Bradley-Terry reward model of stories, its accuracy on the test pairs.
+# LitBench's Bradley-Terry reward model of stories, and its accuracy.
 # (Pairs of stories -> OpenRLHF's train_rm -> accuracy with interval, baseline and control for length.)
 #
 #   bash recipes/litbench_btrm.sh                                           what fits this machine

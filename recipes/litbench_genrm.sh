@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LitBench: a generative reward model of stories, its verdicts on the test pairs.
+# LitBench's generative reward model of stories, and its verdicts.
 # (Two stories and a rationale -> OpenRLHF's train_sft -> a model that writes which one is preferred -> its verdicts in
 # both orders -> accuracy.)
 #

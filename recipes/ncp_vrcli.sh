@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stories: a policy whose plans make the next chapter more likely (VR-CLI).
+# A policy whose plans make a story's next chapter more likely (VR-CLI).
 # (Data -> baseline likelihoods -> GRPO -> plans before and after -> their improvements -> table.)
 #
 #   bash recipes/ncp_vrcli.sh                                  what fits this machine, on the bundled stories
