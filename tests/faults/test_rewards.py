@@ -194,6 +194,10 @@ def answering(pieces: Callable[[], Iterator[bytes]]) -> Iterator[str]:
                 if ended.is_set():
                     return
                 there.sendall(piece)
+            # Closed with a part of the request unread, the connection would be reset, and the answer lost.
+            there.shutdown(socket.SHUT_WR)
+            while there.recv(2**16):
+                pass
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=serve, args=(listening,), daemon=True).start()
