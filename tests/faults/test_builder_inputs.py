@@ -24,9 +24,9 @@ def change(path: Path, line: int, **fields: Any) -> None:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 VALUES: dict[str, tuple[Callable, dict[str, Any], str]] = {
-    "trait_nan": (hh_groups, {"traits": {"helpful": [float("nan"), 1], "harmless": [1, 2]}}, "not a finite number"),
-    "trait_infinite": (hh_groups, {"traits": {"helpful": [float("inf"), 1], "harmless": [1, 2]}}, "not a finite number"),
-    "trait_true": (hh_groups, {"traits": {"helpful": [True, 1], "harmless": [1, 2]}}, "not a finite number"),
+    "trait_nan": (hh_groups, {"traits": {"helpful": [float("nan"), 1], "harmless": [1, 2]}}, "not a finite"),
+    "trait_infinite": (hh_groups, {"traits": {"helpful": [float("inf"), 1], "harmless": [1, 2]}}, "not a finite"),
+    "trait_true": (hh_groups, {"traits": {"helpful": [True, 1], "harmless": [1, 2]}}, "not a finite"),
     "trait_text": (hh_groups, {"traits": {"helpful": "12", "harmless": [1, 2]}}, "no list of scores"),
     "trait_missing": (hh_groups, {"traits": {"helpful": [1, 2]}}, "no trait 'harmless'"),
     "three_scores_for_two": (hh_groups, {"traits": {"helpful": [1, 2, 3], "harmless": [1, 2]}}, "another number of"),
