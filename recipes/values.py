@@ -43,10 +43,10 @@ STYLES = {"hh_groups": "hh chat legacy", "litbench_genrm": "marker chat"}
 SHARE = r"0|1|0?\.[0-9]+"
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, code: int = 2) -> NoReturn:
     """Print one sentence and leave."""
-    print(f"recipe: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    print(f"recipe: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
 
 
 def check_count(name: str, text: str, or_all: bool = False) -> None:

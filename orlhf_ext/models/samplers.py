@@ -160,7 +160,7 @@ def load_vllm(
             **(more or {}),
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"vLLM cannot serve {folder} ({_brief(error)}); mend that, or give --backend hf") from error
+        raise UserError(f"vLLM cannot serve {folder} ({_brief(error)}); fix that, or give --backend hf") from error
     _watch(llm, [process for process in multiprocessing.active_children() if process not in before])
     return llm
 
@@ -262,11 +262,11 @@ def sample_vllm(
         except EngineDeadError as error:
             raise UserError(
                 "vLLM's engine process died (killed, out of memory, or by an error that it printed above); finished "
-                "records are kept: mend that and run it again"
+                "records are kept: fix that and run it again"
             ) from error
         except RuntimeError as error:
             raise UserError(
-                f"vLLM broke off ({_brief(error)}); finished records are kept, mend that and go on"
+                f"vLLM broke off ({_brief(error)}); finished records are kept, fix that and go on"
             ) from error
         for output in outputs:
             index, number = map(int, output.request_id.split(":"))

@@ -81,7 +81,7 @@ def test_an_output_of_the_users_is_never_overwritten(fault, tmp_path: Path) -> N
 
 def test_a_folder_or_file_that_is_in_the_way(fault, tmp_path: Path) -> None:
     (tmp_path / "b").write_text("a file")
-    run(fault, "--out", "o", code="open('o', 'w')", text="mend that and run the same command again", rc=1)
+    run(fault, "--out", "o", code="open('o', 'w')", text="fix that and run the same command again", rc=1)
     (tmp_path / "b").unlink()
     (tmp_path / "b" / "logs" / "s.log").mkdir(parents=True)
     run(fault, "--out", "o", code="open('o', 'w')", text="Is a directory (b/logs/s.log)", rc=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from recipe_runs import load
 
 TOOL = Path(__file__).resolve().parents[2] / "recipes" / "stage.py"
 APPEND = "import sys; open(sys.argv[2], 'a').write(open(sys.argv[1]).read())"
@@ -35,14 +35,6 @@ def copy(name: str = "copy", out: str = "o/out.txt", extra: tuple[str, ...] = ()
         "run", name, "--base", "o", "--in", "in.txt", "--out", out, "--", sys.executable, "-c", APPEND, "in.txt", out,
         *extra,
     )  # fmt: skip
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("recipe_stage", TOOL)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_finished_stage_is_skipped_and_keeps_its_seconds(folder: Path):
@@ -142,7 +134,7 @@ for name in ("folder/o", "folder/scratch", "cache", "tb"):
 
 
 def test_folders_are_compared_by_names_and_contents(folder: Path):
-    hashes = load_tool().Hashes(folder / "cache.json")
+    hashes = load("stage").Hashes(folder / "cache.json")
     model = folder / "model"
     (model / "sub").mkdir(parents=True)
     (model / "config.json").write_text("{}")
@@ -157,7 +149,7 @@ def test_folders_are_compared_by_names_and_contents(folder: Path):
 
 
 def test_a_large_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    tool = load_tool()
+    tool = load("stage")
     first = tool.Hashes(folder / "cache.json")
     digest = first.path(folder / "in.txt")
     first.save()
