@@ -41,10 +41,10 @@ def user_code(what: str, refusals: bool = False) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit) and not frames(error):
             raise
-        raise UserError(f"{what} {told(error)}{place(error)}") from error
+        raise UserError(f"{what} {describe(error)}{place(error)}") from error
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An exception in a few words."""
     if isinstance(error, UserError):
         return str(error)

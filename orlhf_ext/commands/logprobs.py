@@ -84,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                     record[cut_key(args.key)] = flags
             journal.finish(out, records, {**meta, "arguments": settings, "counts": counts})
         if prompts_cut or cut:
-            told = f"{prompts_cut} of {len(rows)} prompts are cut on the left"
+            shown = f"{prompts_cut} of {len(rows)} prompts are cut on the left"
             if cut:
-                told = (
+                shown = (
                     f"{cut} of {len(rows)} completions are cut on the right, so that {args.key} are those of their "
                     f"beginnings, and {prompts_cut} prompts on the left"
                 )
-            print(f"{data}: at --max_len {args.max_len}, {told}; raise it")
+            print(f"{data}: at --max_len {args.max_len}, {shown}; raise it")
         mean = sum(sum(column) / len(column) for column in values) / len(values)
         print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)
 

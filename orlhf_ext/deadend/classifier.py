@@ -38,7 +38,7 @@ def read_labelled(path: str) -> tuple[list[str], list[int]]:
     """Texts and labels of a file; under ``text`` and ``label``.
 
     Raises:
-        UserError: there is no record; a text is no text, or a label neither 0 nor 1; the record is named.
+        UserError: there is no record; a text is not a string, or a label neither 0 nor 1; the record is named.
     """
     texts, labels = [], []
     for line in read_records(path):

@@ -128,6 +128,6 @@ class QTrainer(SFTTrainer):
         with self.loss_fn.tally.apart():
             super().evaluate(eval_dataloader, steps)
             means = self.loss_fn.means(self.strategy)
-        told = ", ".join(f"{name.partition('/')[2]} {value:.6f}" for name, value in means.items())
-        self.strategy.print(f"evaluation at step {steps}: {told}")
+        line = ", ".join(f"{name.partition('/')[2]} {value:.6f}" for name, value in means.items())
+        self.strategy.print(f"evaluation at step {steps}: {line}")
         log_evaluation(self, means, steps)

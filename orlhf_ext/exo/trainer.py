@@ -157,8 +157,8 @@ class KwiseTrainer(DPOTrainer):
         with self.tally.apart():
             super().evaluate(eval_dataloader, steps)
             means = self.tally.means(self.strategy)
-        told = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self.strategy.print(f"evaluation at step {steps}: {told}")
+        line = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self.strategy.print(f"evaluation at step {steps}: {line}")
         log_evaluation(self, means, steps)
 
     def _check_vocabulary(self) -> None:

@@ -341,9 +341,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     write_json(sidecar_path(args.out), meta)  # first: it says whose the other is
     write_jsonl(args.out, rows)
-    told = ", ".join(f"{name} {count['annotators']} ({count['pairs']} pairs)" for name, count in counts.items())
+    shown = ", ".join(f"{name} {count['annotators']} ({count['pairs']} pairs)" for name, count in counts.items())
     each = fit.log_likelihood / len(lines)
-    print(f"{args.out}: annotators of {told}; log-likelihood {fit.log_likelihood:.2f}, {each:.3f} a pair", flush=True)
+    print(f"{args.out}: annotators of {shown}; log-likelihood {fit.log_likelihood:.2f}, {each:.3f} a pair", flush=True)
     if each < HARDLY:
         print(f"guessing gives {math.log(0.5):.3f} a pair: the heads have hardly learnt; raise --lr or --epochs")
 

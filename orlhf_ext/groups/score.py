@@ -140,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             meta |= {"data": source, "arguments": settings, "means": means}
             meta["counts"] = {"records": len(samples[data]), "completions": total, "cut": counts}
             journal.finish(out, with_traits(samples[data], found), meta)
-        told = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-        print(f"{out}: mean {told} over {total} completions", flush=True)
+        shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+        print(f"{out}: mean {shown} over {total} completions", flush=True)
 
 
 def _kind(traits: Traits, spec: TraitSpec) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from .. import backends, openrlhf_fixes
 from ..backends import machine, resources
 from ..cli.errors import UserError, command, suggest
-from ..cli.user_code import frames, place, told, user_code
+from ..cli.user_code import describe, frames, place, user_code
 from ..extensions import Extension, inject, run
 from ..extensions.seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
 from ..openrlhf_fixes.chat_data import check_chats
@@ -216,9 +216,9 @@ def main(argv: list[str] | None = None) -> None:
     except SystemExit as stop:
         if not frames(stop):  # argparse's
             raise
-        raise UserError(f"{launcher} was ended before its time by {told(stop)}{place(stop)}") from stop
+        raise UserError(f"{launcher} was ended before its time by {describe(stop)}{place(stop)}") from stop
     except Exception as error:
-        if (cause := ray_setup.told(error)) is error:
+        if (cause := ray_setup.as_user_error(error)) is error:
             raise
         raise cause from error
 

@@ -189,9 +189,9 @@ def standing(targets: list[str]) -> dict[str, str]:
     return found
 
 
-def told(error: Exception) -> Exception:
+def as_user_error(error: Exception) -> Exception:
     """What to raise for an error that a launcher ended with: Ray's wrapping is taken off a user's mistake, and a worker
-    that died is told in one sentence."""
+    that died gets one sentence."""
     cause: Any = error
     while (inner := getattr(cause, "cause", None)) is not None:
         cause = inner

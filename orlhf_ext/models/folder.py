@@ -30,12 +30,12 @@ def find_model(name: str, flag: str = "--model") -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
-            raise UserError(f"{flag} {name} is no folder; give a Hugging Face model folder or a hub name")
+            raise UserError(f"{flag} {name} is not a folder; give a Hugging Face model folder or a hub name")
         folder = _fetch(name, flag)
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{flag} {name} is a LoRA adapter, not a model; merge it into its base model first")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {name} is no model folder: config.json is missing")
+        raise UserError(f"{flag} {name} is not a model folder: config.json is missing")
     if "auto_map" in read_config(folder):
         raise UserError(f"{flag} {name} brings code of its own (auto_map in config.json), which is never run here")
     weight_shapes(folder, flag)
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` as it stands, without transformers.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: it is not a JSON object.
     """
     return _read_object(folder / "config.json")
 
@@ -85,7 +85,7 @@ def check_generation_config(folder: Path, flag: str, saved: bool = False) -> Non
         saved: the model will be saved again, and this file with it.
 
     Raises:
-        UserError: it is no JSON object, names no token ids, or transformers refuses to save it.
+        UserError: it is not a JSON object, names no token ids, or transformers refuses to save it.
     """
     if not (folder / "generation_config.json").is_file():
         return

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, Literal, NoReturn
 
 from ..cli.errors import UserError, suggest
-from ..cli.user_code import place, told, user_code
+from ..cli.user_code import describe, place, user_code
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
 How = Literal["sum", "min"]
@@ -178,7 +178,7 @@ def score_one(reward: Reward, batch: RewardBatch) -> Checked:
         raise
     except BaseException as error:
         whom = _culprit(reward, batch, error)
-        raise UserError(f"reward {reward.name!r} raised {told(error)} on {whom}{place(error)}") from error
+        raise UserError(f"reward {reward.name!r} raised {describe(error)} on {whom}{place(error)}") from error
     with user_code(f"reward {reward.name!r} gives what cannot be read:"):
         return check_result(reward.name, result, batch)
 

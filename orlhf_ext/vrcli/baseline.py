@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             meta |= {"data": {"path": str(data), "sha256": origin["data"]}, "fingerprint": parts, "origin": origin}
             meta |= summary(records)
             journal.finish(out, records, meta)
-        print(f"{out}: {told(meta)}", flush=True)
+        print(f"{out}: {summarise(meta)}", flush=True)
 
 
 def _load(folder: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Compute:
@@ -199,7 +199,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     return out
 
 
-def told(meta: Mapping[str, Any]) -> str:
+def summarise(meta: Mapping[str, Any]) -> str:
     """`summary` as a line for the terminal."""
     text = f"mean baseline {meta['nll_mean']:.4f} nats a token over {meta['counts']['records']} records"
     if "empty_plan" in meta:

@@ -27,7 +27,7 @@ class Noise(NamedTuple):
     percent: float
     records: int
 
-    def told(self, settings: Settings) -> str:
+    def describe(self, settings: Settings) -> str:
         """One line about it; with a first tier that it could reach by itself, about that."""
         what = f"{self.percent:.3g} % (the same gold text in several batches, the largest of {self.records})"
         if settings.reward == "tiers" and settings.thresholds[0] <= self.percent:

@@ -115,7 +115,7 @@ class VRCLI(Settings, Reward):
         if self._noise is None:
             self._noise = measure_noise(batch.responses, labels, self._encoder, self._nlls, self.markers)
             if self._noise is not None:
-                say(self._noise.told(self))
+                say(self._noise.describe(self))
         found = score_plans(batch.responses, labels, self._encoder, self._nlls, self, self._digest)
         metrics = {name.removeprefix("vrcli_"): values for name, values in found.metrics.items()}
         return RewardResult(found.rewards, metrics, found.scores)

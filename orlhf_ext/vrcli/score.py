@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         meta["noise"] = noise and noise._asdict()
         journal.finish(args.out, rows, meta)
     if noise is not None:
-        print(noise.told(settings), flush=True)
+        print(noise.describe(settings), flush=True)
     gain, reward = (sum(row[key] for row in rows) / len(rows) for key in ("pct_improvement", "reward"))
     print(f"{args.out}: mean improvement {gain:+.3f} %, mean reward {reward:.3f} over {len(rows)} plans", flush=True)
 

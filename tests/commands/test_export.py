@@ -61,7 +61,7 @@ def test_mistakes_are_told_before_anything_is_loaded(
     def told(*words: object, out: str = "out") -> str:
         return failing(capsys, main, folder, "--model", tmp_path / "absent", "--out", tmp_path / out, *words)
 
-    assert "absent is no folder" in told()
+    assert "absent is not a folder" in told()
     assert "some exists; remove it" in told(out="some")
     assert "--public has no effect" in told("--public")
     assert "--push_to_hub a//b is not a repository's name" in told("--push_to_hub", "a//b")

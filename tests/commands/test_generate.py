@@ -386,7 +386,7 @@ def test_memory_of_keys_and_values(tiny_model: Path) -> None:
         ("--max_len 1000", "--max_len 1000 is more than the 512 positions"),
         ("--out x.json", "must end in .jsonl"),
         ("--num_engines 2 --backend hf", "--num_engines is for vLLM"),
-        ("--model /nowhere", "--model /nowhere is no folder"),
+        ("--model /nowhere", "--model /nowhere is not a folder"),
         ("--data /nowhere.jsonl", "/nowhere.jsonl does not exist"),
     ],
 )

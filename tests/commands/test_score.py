@@ -158,7 +158,7 @@ def test_folders_that_cannot_score_are_refused(
         (code, "code of its own"),
         (mute, "has no tokenizer"),
         (lost, "lacks model-00001-of-00002.safetensors"),
-        (tmp_path / "nowhere", "is no folder"),
+        (tmp_path / "nowhere", "is not a folder"),
     ):
         with pytest.raises(SystemExit) as stop:
             run(folder, pairs, tmp_path / "out.jsonl")

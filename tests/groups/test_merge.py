@@ -145,7 +145,7 @@ def test_what_cannot_be_stacked(members: list[str], reward_model: Path, tmp_path
     assert "is a reward model of majority; give it that name" in said(first, second.replace("majority=", "other="))
     assert "--style chat is not that of" in said(first, second, "--style", "chat")
     assert "have no effect: every model says" in said(first, second, "--style", "hh")
-    assert "gone is no folder" in said(first, f"b={tmp_path / 'gone'}")
+    assert "gone is not a folder" in said(first, f"b={tmp_path / 'gone'}")
     assert "were trained with style hh and chat" in said(first, changed(second, style="chat"))
     assert "were trained with eos append and none" in said(first, changed(second, style="hh", eos="none"))
     assert "squash tanh and identity" in said(first, changed(second, eos="append", squash="identity"))

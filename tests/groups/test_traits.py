@@ -166,7 +166,7 @@ def test_a_model_of_train_rm_scores_as_score_does(reward_model: Path, tmp_path: 
 
 def test_models_that_do_not_fit(gpt2: Path, tiny_model: Path, tmp_path: Path) -> None:
     for traits, said in (
-        (Traits([f"h={tmp_path}/none"]), "--trait h: .*none is no folder"),
+        (Traits([f"h={tmp_path}/none"]), "--trait h: .*none is not a folder"),
         (Traits([f"h={tiny_model}"]), "--trait h: .*is not a reward model: its weights have no score.weight"),
         (Traits([f"h={gpt2}"], max_len=49), "--max_len 49 is more than the 48 positions"),
         (Traits([f"h={tmp_path}/none"], flag="--groups.traits"), "--groups.traits h: "),

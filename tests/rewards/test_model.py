@@ -148,7 +148,7 @@ def test_folders_that_do_not_fit(reward_model: Path, tiny_model: Path, tmp_path:
     (mute / "chat_template.jinja").unlink()
     two = classifier(tiny_model, tmp_path / "two", "<pad>", labels=2)
     for reward, said in (
-        (Model(str(tmp_path / "none")), "--model.path .*none is no folder"),
+        (Model(str(tmp_path / "none")), "--model.path .*none is not a folder"),
         (Model(str(tiny_model)), "--model.path .*is not a reward model: its weights have no score.weight"),
         (Model(str(two)), "--model.path .*gives 2 scores for a text"),
         (Model(str(reward_model), max_len=513), "--model.max_len 513 is more than the 512 positions"),

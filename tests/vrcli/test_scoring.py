@@ -318,7 +318,7 @@ def test_the_noise_is_what_improvements_are_off_by(tiny_model: Path, encoder: En
     ],
 )
 def test_a_first_tier_below_the_noise_is_told(percent: float, settings: Settings, said: str) -> None:
-    assert re.search(said, Noise(percent, 4).told(settings))
+    assert re.search(said, Noise(percent, 4).describe(settings))
 
 
 def test_what_plans_cannot_be_scored_against(model: Any, encoder: Encoder, tiny_model: Path) -> None:
