@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -145,10 +146,10 @@ def following(command: list[str], flag: str) -> str:
 
 
 def check_flags(found: Iterable[list[str]]) -> int:
-    """Every flag of the commands stands in the help of what they start; returns how many programs there are."""
+    """Every flag of the commands is in the help of what they start; returns how many programs there are."""
     seen: dict[tuple[str, ...], set[str]] = {}
     for command in found:
-        words = command[2:4] if command[2].endswith((".launch", ".build_data", ".small_models")) else command[2:3]
+        words = list(itertools.takewhile(re.compile(r"[a-z][\w.-]*").fullmatch, command[2:]))
         for flag in ("--ext.use", "--ext.reward"):
             words += [flag, following(command, flag)] if flag in command else []
         seen.setdefault(tuple(words), set()).update(word for word in command if word.startswith("--"))
