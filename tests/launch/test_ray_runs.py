@@ -80,7 +80,9 @@ def test_what_the_readme_says_about_a_reward_works(tiny_model: Path, tmp_path: P
     commands = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     write_inputs(tmp_path, prompts=16)
     (tmp_path / "my_rewards.py").write_text(code[0])
-    checked = run(tmp_path, *commands[0].split()[1:])
+    program, *words = commands[0].split()
+    assert program == "orlhf-ext"
+    checked = run(tmp_path, "-m", "orlhf_ext", *words)
     assert checked.returncode == 0, checked.stdout
     words = commands[1].replace("<any OpenRLHF flag>", "").split()
     assert words[:4] == ["python", "-m", "orlhf_ext.launch", "train_ppo_ray"]
