@@ -23,7 +23,7 @@ from ..extensions import Extension, inject, run
 from ..extensions.seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
 from ..openrlhf_fixes.chat_data import check_chats
 from . import ray_setup
-from .flags import flags_help, make_parser, refuse_strays, switched_on
+from .flags import flags_help, make_parser, refuse_strays, switched_on, with_needed
 from .preflight import check_arguments
 
 #: what reads the records of a run; an extension that replaces one checks them itself
@@ -197,6 +197,9 @@ def main(argv: list[str] | None = None) -> None:
     refuse_strays(rest, parser, extensions)
     if "-h" in rest or "--help" in rest:
         print(f"{flags_help(extensions)}\n{launcher}:", flush=True)
+    else:
+        extensions = with_needed(extensions, own)
+        _check_launcher(launcher, extensions)
     swaps = inject.plan(extensions)
     rest = _machine_defaults(launcher, rest)
     backends.install()

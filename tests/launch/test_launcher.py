@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 from orlhf_ext.extensions.seams import OPENRLHF_VERSION
 
@@ -131,3 +131,28 @@ def test_preflight(change: dict[str, str | None], said: str, tmp_path: Path, tin
     finally:
         os.chdir(old)
     assert said in str(told.value)
+
+
+def test_a_launch_switches_on_what_its_rewards_need() -> None:
+    """The swaps that would travel to Ray's workers; only the run itself is left out."""
+    code = (
+        "import os, sys; from orlhf_ext.launch import launcher\n"
+        "launcher.runpy.run_module = lambda *_, **__: print('swaps', os.environ['ORLHF_EXT_SWAPS'])\n"
+        "launcher.main(sys.argv[1:])\n"
+    )
+    words = [
+        "-c",
+        code,
+        "train_ppo_ray",
+        "--ext.reward",
+        "groups",
+        "--groups.kind",
+        "gold",
+        "--groups.config",
+        "g.yaml",
+    ]
+    words += ["--groups.traits", "short=conciseness"]
+    for aggregate, on in (("batch-min", True), ("min", False)):
+        done = run_python(*words, "--groups.aggregate", aggregate)
+        assert done.returncode == 0, done.stderr
+        assert ("orlhf_ext.groups.experience:WorstGroup" in done.stdout.partition("swaps ")[2]) is on
