@@ -132,19 +132,19 @@ def test_the_doctor_looks_into_a_worker() -> None:
     assert "missing" not in " ".join(worker for _, worker in found.values())
 
 
-def test_a_users_mistake_is_told_without_rays_wrapping() -> None:
+def test_a_users_mistake_comes_without_rays_wrapping() -> None:
     import ray
 
     inner = UserError("the file is missing; give another")
     error = ray.exceptions.RayTaskError("fit", "a long traceback", ray.exceptions.RayTaskError("score", "more", inner))
-    found = ray_setup.told(error)
+    found = ray_setup.as_user_error(error)
     assert isinstance(found, UserError) and str(found) == str(inner)
     bug = ray.exceptions.RayTaskError("fit", "a long traceback", ZeroDivisionError("1/0"))
-    assert ray_setup.told(bug) is bug
+    assert ray_setup.as_user_error(bug) is bug
 
 
-def test_a_dead_worker_is_told_with_the_way_out() -> None:
+def test_a_dead_worker_names_the_way_out() -> None:
     import ray
 
-    found = ray_setup.told(ray.exceptions.ActorDiedError())
+    found = ray_setup.as_user_error(ray.exceptions.ActorDiedError())
     assert isinstance(found, UserError) and "--ckpt.load_enable" in str(found)
