@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from ..cli.errors import UserError
 from ..cli.flags import FINITE, PART
 from ..extensions import Extension
-from ..files.sources import read_source
+from ..files.sources import run_records
 from ..models.folder import check_context
 from .rows import parse_row
 
@@ -84,7 +84,8 @@ class DeadEnd(Extension):
         if (folder / "config.json").is_file():
             check_context(folder, args.data.max_len, "--data.max_len")
         if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
-            _check_data(args)
+            for _, line in run_records(args):
+                parse_row(line.record, line.where, args.deadend.q_min, args.deadend.q_max)
 
 
 def _check_numbers(own: SimpleNamespace) -> None:
@@ -120,32 +121,3 @@ def _check_flags(args: SimpleNamespace) -> None:
     for flag, given, why in refused:
         if given:
             raise UserError(f"--{flag} does not go with --ext.use dead-end, {why}; leave it out")
-
-
-def _check_data(args: SimpleNamespace) -> None:
-    """Every record of local files can be trained on."""
-    for flag, value, split, other in (
-        ("--data.dataset", args.data.dataset, args.data.dataset_split, "--data.dataset_split"),
-        ("--eval.dataset", args.eval.dataset, args.eval.split, "--eval.split"),
-    ):
-        rows, local = 0, bool(value)
-        for source in (value or "").split(","):
-            if Path(source.strip().partition("@")[0]).suffix == ".gz":
-                raise UserError(
-                    f"{flag} {source.strip()} is packed, and OpenRLHF reads .jsonl, .json and .parquet; unpack it with "
-                    "gunzip"
-                )
-            lines = read_source(flag, source) if source else None
-            if lines is None:
-                local = False  # a hub name: seen when it is loaded
-                continue
-            if split != "train":
-                raise UserError(f"{other} {split}: {source.strip()} is a file, which has the split 'train' only")
-            for line in lines:
-                parse_row(line.record, line.where, args.deadend.q_min, args.deadend.q_max)
-                rows += 1
-        if flag == "--data.dataset" and local and rows < args.train.batch_size:
-            raise UserError(
-                f"--data.dataset {value} has {rows} rows, fewer than --train.batch_size {args.train.batch_size}; "
-                "lower the latter"
-            )

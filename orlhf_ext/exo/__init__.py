@@ -12,8 +12,7 @@ from ..cli.errors import UserError
 from ..cli.flags import LENGTH, NOT_NEGATIVE, POSITIVE, whole
 from ..extensions import Extension
 from ..files.outputs import check_folder
-from ..files.records import read_records
-from ..models.chats import Render
+from ..files.sources import run_records
 from ..models.folder import context_length, load_tokenizer
 from ..openrlhf_fixes.chat_data import template_of
 from .rows import Rules, chat_texts, parse_record
@@ -83,12 +82,10 @@ class EXO(Extension):
             if (folder / "config.json").is_file():
                 load_tokenizer(folder, "--model.model_name_or_path")  # completions end with its EOS
             render = template_of(args) if rules.chat else None
-            for flag, value, split in (
-                ("data.dataset", args.data.dataset, getattr(args.data, "dataset_split", None)),
-                ("eval.dataset", getattr(args.eval, "dataset", None), getattr(args.eval, "split", None)),
-            ):
-                for source in (value or "").split(","):
-                    _check_source(flag, source.strip(), split, rules, render)
+            for _, line in run_records(args):
+                kwise = parse_record(line.record, line.where, rules)
+                if render:
+                    chat_texts(render, kwise, line.where)
 
 
 def _check_flags(args: SimpleNamespace) -> None:
@@ -130,21 +127,3 @@ def _check_length(args: SimpleNamespace) -> None:
             f"--data.max_len {args.data.max_len} is more than {args.model.model_name_or_path} has positions; "
             f"give --data.max_len {limit} or less"
         )
-
-
-def _check_source(flag: str, source: str, split: str | None, rules: Rules, render: Render | None) -> None:
-    """Read every record of a local file as training will; hub names and folders are checked when they are loaded."""
-    path = Path(source.partition("@")[0])
-    if path.suffix == ".gz":
-        raise UserError(
-            f"--{flag} {path} is packed, and OpenRLHF reads .jsonl, .json and .parquet; unpack it with gunzip"
-        )
-    if path.suffix not in (".jsonl", ".json", ".parquet") or not path.is_file():
-        return
-    if split != "train":
-        other = "--eval.split" if flag.startswith("eval") else "--data.dataset_split"
-        raise UserError(f"{other} {split}: {path} is a file, which has the split 'train' only; add {other} train")
-    for line in read_records(path):
-        kwise = parse_record(line.record, line.where, rules)
-        if render:
-            chat_texts(render, kwise, line.where)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from ..cli.errors import UserError, suggest
+from ..cli.errors import UserError
 from . import columns
 from .records import Line, read_records
 
@@ -29,9 +31,13 @@ def read_source(flag: str, source: str) -> Iterator[Line] | None:
     """The records of a local data file; None for hub names, folders and large files.
 
     Raises:
-        UserError: the file is missing, or (while reading) broken; the file and line are named.
+        UserError: the file is missing or gzipped, or (while reading) broken; the file and line are named.
     """
     path = source.strip().partition("@")[0]
+    if path.endswith(".gz"):
+        raise UserError(
+            f"{flag} {path} is packed, and OpenRLHF reads .jsonl, .json and .parquet; unpack it with gunzip"
+        )
     if Path(path).suffix.lower() not in (".json", ".jsonl", ".parquet"):
         if looks_local(path) and not os.path.exists(path):
             raise UserError(f"{flag} {path} does not exist")
@@ -43,35 +49,46 @@ def read_source(flag: str, source: str) -> Iterator[Line] | None:
     return columns.read(path) if columns.is_json(path) else read_records(path)
 
 
-def count_rows(flag: str, source: str, keys: Mapping[str, str] | None = None) -> int | None:
-    """How many records a local data file has, after reading each one; None as in `read_source`.
+def nested(args: SimpleNamespace, flag: str) -> Any:
+    """The value of ``data.dataset`` and the like in a launcher's nested arguments; None where there is none."""
+    value: Any = args
+    for part in flag.split("."):
+        value = getattr(value, part, None)
+    return value
 
-    Args:
-        flag: that names the file.
-        source: the file.
-        keys: columns that every record must have, as text or messages, with the flags that name them.
+
+def sources_of(args: SimpleNamespace, flag: str) -> list[str]:
+    """The files and hub names that a flag lists."""
+    return str(value).split(",") if (value := nested(args, flag)) else []
+
+
+def run_records(args: SimpleNamespace) -> Iterator[tuple[str, Line]]:
+    """Every record of a run's local files, for training and evaluation, with the flag that names its file.
 
     Raises:
-        UserError: as `read_source`; there is no record, or one without such a column.
+        UserError: as `read_source`.
+    """
+    for flag in ("data.dataset", "data.prompt_dataset", "eval.dataset"):
+        for source in sources_of(args, flag):
+            for line in read_source(f"--{flag}", source) or ():
+                yield f"--{flag}", line
+
+
+def count_rows(flag: str, source: str, look: Callable[[Line], None] = lambda line: None) -> int | None:
+    """How many records a local data file has, each of which ``look`` has seen; None as in `read_source`.
+
+    Raises:
+        UserError: as `read_source` and ``look``; there is no record.
     """
     records = read_source(flag, source)
     if records is None:
         return None
     count = 0
-    for line in records:
-        count += 1
-        for key, named in (keys or {}).items():
-            if not isinstance(value := line.record.get(key), str | list):
-                what = f"no {key!r}" if value is None else f"a {key!r} that is neither text nor messages"
-                known = suggest(key, list(line.record)) if value is None else ""
-                raise UserError(f"{line.where} has {what}, which {named} names{known}")
+    for count, line in enumerate(records, 1):  # noqa: B007
+        look(line)
     if not count:
-        raise _no_record(flag, source)
+        raise UserError(f"{flag} {source.strip()} has no record; build the data again")
     return count
-
-
-def _no_record(flag: str, source: str) -> UserError:
-    return UserError(f"{flag} {source.strip()} has no record; build the data again")
 
 
 def looks_local(path: str) -> bool:

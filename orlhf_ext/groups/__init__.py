@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from ..cli.flags import COUNT, NOT_NEGATIVE
 from ..extensions import Extension
 from ..files.outputs import check_folder
 from ..files.records import Line
-from ..files.sources import read_source
+from ..files.sources import run_records
 from ..models.folder import read_config
 from ..models.head_settings import EOS, HEADS, HOW, KEY, SQUASHES, STYLES, HeadSettings, from_config
 from . import training
@@ -194,14 +195,6 @@ def _check_flags(args: SimpleNamespace) -> None:
         raise UserError(f"--model.loss_type {args.model.loss_type} has no effect with --ext.use group-rm; leave it out")
 
 
-def _pairs(args: SimpleNamespace) -> Iterator[tuple[str, Line]]:
-    """Every record of local files, with the flag that names its file."""
-    for flag, value in (("--data.dataset", args.data.dataset), ("--eval.dataset", getattr(args.eval, "dataset", None))):
-        for source in (value or "").split(","):
-            for line in read_source(flag, source) or () if source else ():
-                yield flag, line
-
-
 def _look_at_pairs(args: SimpleNamespace) -> tuple[dict[str, str], str]:
     """The groups' names by id, in the groups' order, and the style that the prompts are written in."""
     given = args.groups.names
@@ -210,11 +203,14 @@ def _look_at_pairs(args: SimpleNamespace) -> tuple[dict[str, str], str]:
     named: dict[str, str | None] = {}
     bare: dict[str, None] = {}
     style = args.groups.style
-    for _, line in _pairs(args):
+    #: a group as pairs write it -> the first of them, and how many each flag has
+    written: dict[tuple[str, str], tuple[Line, Counter[str]]] = {}
+    for flag, line in run_records(args):
         record = line.record
         name = record.get("group")
+        written.setdefault((repr(name), repr(record.get("group_id"))), (line, Counter()))[1][flag] += 1
         own = None
-        with contextlib.suppress(ValueError):  # told by `_check_pairs`
+        with contextlib.suppress(ValueError):  # an error of `_check_pairs`
             own = training.id_text(record.get("group_id"))
         if own is not None:
             before = named.setdefault(own, None)
@@ -240,11 +236,11 @@ def _look_at_pairs(args: SimpleNamespace) -> tuple[dict[str, str], str]:
             f"{args.data.dataset} has no pairs with a group_id; make them with build_data hh-groups, or give "
             "--groups.names"
         )
-    _check_pairs(args, ids)
+    _check_pairs(args, ids, written.values())
     return ids, style or "hh"
 
 
-def _check_pairs(args: SimpleNamespace, ids: Mapping[str, str]) -> None:
+def _check_pairs(args: SimpleNamespace, ids: Mapping[str, str], written: Iterable[tuple[Line, Counter[str]]]) -> None:
     """Every pair has a known group, and every group that is trained has pairs."""
     if os.environ.get("RANK", "0") != "0":  # one process says it; the others are ended with it
         return
@@ -257,11 +253,10 @@ def _check_pairs(args: SimpleNamespace, ids: Mapping[str, str]) -> None:
             f"{args.data.dataset} has two groups, {both}, that are called {name!r}; give each a name of its own"
         )
     local = False
-    for flag, line in _pairs(args):
+    for line, pairs in written:
         name = training.group_name(line.record, counts, ids, line.where)
-        if flag == "--data.dataset":
-            local = True
-            counts[name] += 1
+        counts[name] += pairs["--data.dataset"]
+        local = local or "--data.dataset" in pairs
     wanted = [args.groups.only] if args.groups.only in counts else list(names)
     if local and (empty := [name for name in wanted if not counts[name]]):
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ..cli.errors import UserError, suggest
 from ..cli.flags import FINITE, LENGTH, NOT_NEGATIVE, POSITIVE, whole
-from ..files.sources import read_source
+from ..files.sources import run_records
 from ..models.folder import find_model, length_limit, read_config
 from ..models.head_settings import KEY, Eos, read_settings
 from ..models.reward_models import RewardModel
@@ -168,12 +168,10 @@ class Groups(Reward):
         ):
             if given:
                 raise UserError(f"{flag} would render prompts again, which are text for group rewards; leave it out")
-        for flag, value in (("--data.prompt_dataset", data.prompt_dataset), ("--eval.dataset", args.eval.dataset)):
-            for source in value.split(",") if value else ():
-                for line in read_source(flag, source) or ():
-                    label = read_label(line.record.get("label"), line.where)
-                    style = style or label.style
-                    self._check_style(label, style, line.where)
+        for _, line in run_records(args):
+            label = read_label(line.record.get("label"), line.where)
+            style = style or label.style
+            self._check_style(label, style, line.where)
 
     def setup(self, context: RewardContext) -> None:
         """Load what gives the scores.

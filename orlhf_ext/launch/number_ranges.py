@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from ..cli.errors import UserError
 from ..cli.flags import COUNT, FINITE, LENGTH, NOT_NEGATIVE, PART, POSITIVE, SEED, SHARE, Number, whole
+from ..files.sources import nested
 
 _NEVER = whole(1, also=(-1,))  # -1: never, or at the end of an epoch
 _BETA = Number(float, least=0, below=1)
@@ -107,9 +108,7 @@ def check_numbers(args: SimpleNamespace) -> None:
         UserError: a number is outside of its range; its flag is named.
     """
     for flag, number in RANGES.items():
-        value: object = args
-        for part in flag.split("."):
-            value = getattr(value, part, None)
+        value = nested(args, flag)
         for one in value if isinstance(value, list | tuple) else (value,):
             # OpenRLHF itself writes infinity for "never" into some of them
             if isinstance(one, int | float) and not isinstance(one, bool) and (fault := number.fault(one)):

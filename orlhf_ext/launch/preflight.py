@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..backends import machine
 from ..cli.errors import UserError, suggest
 from ..files.outputs import check_folder
-from ..files.sources import _no_record, count_rows, read_source
+from ..files.records import Line
+from ..files.sources import count_rows, nested, sources_of
 from .models import check_models
 from .number_ranges import check_numbers
 
@@ -17,34 +19,36 @@ from .number_ranges import check_numbers
 _FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 
 
-def _get(args: SimpleNamespace, flag: str) -> object:
-    value: object = args
-    for part in flag.split("."):
-        value = getattr(value, part, None)
-    return value
-
-
-def _check_split(flag: str, sources: str, split_flag: str, split: object) -> None:
+def _check_split(args: SimpleNamespace, flag: str, split_flag: str) -> None:
     """A file has one split, which `datasets` calls ``train``.
 
     Raises:
         UserError: another one is asked of a local file.
     """
-    for source in sources.split(","):
+    split = nested(args, split_flag)
+    for source in sources_of(args, flag):
         path = source.strip().partition("@")[0]
         if split not in (None, "train") and Path(path).suffix in _FILES and os.path.isfile(path):
             raise UserError(
-                f"{split_flag} {split}: {flag} {path} is a file, which has the split 'train' only; add {split_flag} "
-                "train"
+                f"--{split_flag} {split}: --{flag} {path} is a file, which has the split 'train' only; add "
+                f"--{split_flag} train"
             )
 
 
-def _pair_keys(launcher: str, args: SimpleNamespace) -> dict[str, str]:
-    """The columns that OpenRLHF reads from pairs; EXO reads other records, too, and looks at them itself."""
+def check_pair(launcher: str, args: SimpleNamespace, line: Line) -> None:
+    """A record has the columns that OpenRLHF reads from pairs; EXO reads other records, too, and checks them itself.
+
+    Raises:
+        UserError: one is missing, or neither text nor messages.
+    """
     if launcher not in ("train_rm", "train_dpo") or hasattr(args, "exo"):
-        return {}
-    names = ("prompt_key", "chosen_key", "rejected_key")
-    return {key: f"--data.{name}" for name in names if (key := getattr(args.data, name, None))}
+        return
+    for name in ("prompt_key", "chosen_key", "rejected_key"):
+        key = getattr(args.data, name, None)
+        if key and not isinstance(value := line.record.get(key), str | list):
+            what = f"no {key!r}" if value is None else f"a {key!r} that is neither text nor messages"
+            known = suggest(key, list(line.record)) if value is None else ""
+            raise UserError(f"{line.where} has {what}, which --data.{name} names{known}")
 
 
 def _count_prompts(flag: str, source: str, data: SimpleNamespace) -> int | None:
@@ -53,23 +57,20 @@ def _count_prompts(flag: str, source: str, data: SimpleNamespace) -> int | None:
     Raises:
         UserError: as `count_rows`; a record has no prompt, or a chat and no template; no record has the label.
     """
-    records = read_source(flag, source)
-    if records is None:
-        return None
-    count, found = 0, set[str]()
-    for line in records:
-        count += 1
+    columns = set[str]()
+
+    def look(line: Line) -> None:
         prompt = line.record.get(data.input_key)
         if prompt is None:
             known = suggest(data.input_key, list(line.record))
             raise UserError(f"{line.where} has no {data.input_key!r}, which --data.input_key names{known}")
         if not isinstance(prompt, str) and not data.apply_chat_template:
             raise UserError(f"{line.where} has a prompt that is not text; for chats add --data.apply_chat_template")
-        found.update(line.record)
-    if not count:
-        raise _no_record(flag, source)
-    if data.label_key is not None and data.label_key not in found:
-        known = suggest(data.label_key, list(found))
+        columns.update(line.record)
+
+    count = count_rows(flag, source, look)
+    if count is not None and data.label_key is not None and data.label_key not in columns:
+        known = suggest(data.label_key, list(columns))
         raise UserError(f"{flag} {source.strip()} has no {data.label_key!r}, which --data.label_key names{known}")
     return count
 
@@ -78,10 +79,10 @@ def _check_prompts(args: SimpleNamespace) -> None:
     """The data of ``train_ppo_ray``: all of it is readable, and makes a step."""
     if not args.data.prompt_dataset:
         raise UserError("train_ppo_ray needs --data.prompt_dataset")
-    sources = args.data.prompt_dataset.split(",")
-    counts = [_count_prompts("--data.prompt_dataset", source, args.data) for source in sources]
-    for source in args.eval.dataset.split(",") if args.eval.dataset else ():
-        _count_prompts("--eval.dataset", source, args.data)
+    counts, _ = (
+        [_count_prompts(f"--{flag}", source, args.data) for source in sources_of(args, flag)]
+        for flag in ("data.prompt_dataset", "eval.dataset")
+    )
     if (new := args.rollout.max_new_tokens) is not None and not 0 < new < args.data.max_len:
         raise UserError(
             f"--rollout.max_new_tokens {new} leaves no room for a prompt in --data.max_len {args.data.max_len}; "
@@ -90,7 +91,7 @@ def _check_prompts(args: SimpleNamespace) -> None:
     rows, size = min(sum(count or 0 for count in counts), args.data.max_samples), args.rollout.n_samples_per_prompt
     if None not in counts and rows * size < args.train.batch_size:
         raise UserError(
-            f"--data.prompt_dataset {args.data.prompt_dataset} holds {rows} prompts, which make {rows * size} samples, "
+            f"--data.prompt_dataset {args.data.prompt_dataset} has {rows} prompts, which make {rows * size} samples, "
             f"fewer than --train.batch_size {args.train.batch_size}; lower the latter"
         )
 
@@ -127,38 +128,37 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     """
     check_numbers(args)
     required = {"train_ppo_ray": "actor.model_name_or_path"}.get(launcher, "model.model_name_or_path")
-    if launcher.startswith("train_") and not _get(args, required):
+    if launcher.startswith("train_") and not nested(args, required):
         raise UserError(f"{launcher} needs --{required}")
     for flag in ("ckpt.output_dir", "ckpt.path", "logger.tensorboard_dir"):
-        if launcher.startswith("train_") and (folder := _get(args, flag)):
+        if launcher.startswith("train_") and (folder := nested(args, flag)):
             check_folder(str(folder), f"--{flag}")
     check_models(launcher, args)
-    if _get(args, "ds.packing_samples") and not machine.flash_attn_present():
+    if nested(args, "ds.packing_samples") and not machine.flash_attn_present():
         raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
-    _check_wandb(_get(args, "logger.wandb.key"))
+    _check_wandb(nested(args, "logger.wandb.key"))
     for flag, split in (
         ("data.dataset", "data.dataset_split"),
         ("data.prompt_dataset", "data.prompt_split"),
         ("eval.dataset", "eval.split"),
     ):
-        if sources := _get(args, flag):
-            _check_split(f"--{flag}", str(sources), f"--{split}", _get(args, split))
+        _check_split(args, flag, split)
     if launcher == "train_ppo_ray":
         _check_prompts(args)
-        if _get(args, "train.enable_ema") and _get(args, "ckpt.load_enable"):
+        if nested(args, "train.enable_ema") and nested(args, "ckpt.load_enable"):
             raise UserError(
                 "--train.enable_ema with --ckpt.load_enable would save another average: OpenRLHF's checkpoints do not "
                 "have the moving average; leave one of the two out"
             )
     if launcher not in ("train_sft", "train_rm", "train_dpo"):
         return
-    if not (dataset := _get(args, "data.dataset")):
+    if not (dataset := nested(args, "data.dataset")):
         raise UserError(f"{launcher} needs --data.dataset")
-    keys = _pair_keys(launcher, args)
-    counts = [count_rows("--data.dataset", source, keys) for source in str(dataset).split(",")]
-    if evaluation := _get(args, "eval.dataset"):
-        for source in str(evaluation).split(","):
-            count_rows("--eval.dataset", source, keys)
+    look = partial(check_pair, launcher, args)
+    counts, evaluation = (
+        [count_rows(f"--{flag}", source, look) for source in sources_of(args, flag)]
+        for flag in ("data.dataset", "eval.dataset")
+    )
     rows = sum(count or 0 for count in counts)
     batch, micro, processes = args.train.batch_size, args.train.micro_batch_size, int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes // (args.ds.ring_attn_size * args.ds.tensor_parallel_size) or 1
@@ -167,9 +167,10 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
             f"--train.batch_size {batch} is not a multiple of --train.micro_batch_size {micro} times "
             f"{shards} data-parallel process(es); change one"
         )
-    if launcher != "train_sft" and None not in counts and min(rows, args.data.max_samples) < batch:
+    whole = launcher != "train_sft" or hasattr(args, "deadend")  # texts of a language model may be packed
+    if whole and None not in counts and min(rows, args.data.max_samples) < batch:
         raise UserError(
-            f"--data.dataset {dataset} holds {rows} records, fewer than --train.batch_size {batch}; lower the latter"
+            f"--data.dataset {dataset} has {rows} records, fewer than --train.batch_size {batch}; lower the latter"
         )
     if launcher == "train_rm" and not evaluation and None not in counts and rows < 100:
         raise UserError("train_rm evaluates on 1 % of its data, which is none below 100 records; give --eval.dataset")

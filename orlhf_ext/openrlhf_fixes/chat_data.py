@@ -124,16 +124,13 @@ def check_chats(launcher: str, args: SimpleNamespace) -> None:
     data: Any = getattr(args, "data", None)
     if not getattr(data, "apply_chat_template", False) or os.environ.get("RANK", "0") != "0":
         return
-    from ..files.sources import read_source
+    from ..files.sources import run_records
 
     on_ray = launcher == "train_ppo_ray"
     render = template_of(args, "actor" if on_ray else "model")
     read, remedy = _reader(launcher, args), REMEDY if on_ray else REMEDY_FLAG
-    train = ("--data.prompt_dataset", data.prompt_dataset) if on_ray else ("--data.dataset", data.dataset)
-    for name, sources in (train, ("--eval.dataset", args.eval.dataset)):
-        for source in sources.split(",") if sources else ():
-            for line in read_source(name, source) or ():
-                with_name(line.where, remedy, read, render, line.record)
+    for _, line in run_records(args):
+        with_name(line.where, remedy, read, render, line.record)
 
 
 def _reader(launcher: str, args: SimpleNamespace) -> Callable[[Render, Mapping[str, Any]], Any]:

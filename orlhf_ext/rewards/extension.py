@@ -16,7 +16,7 @@ from ..cli.flags import COUNT, LENGTH, PART, whole
 from ..cli.user_code import user_code
 from ..extensions import Extension
 from ..files.outputs import check_folder
-from ..files.sources import read_source
+from ..files.sources import run_records
 from .combine import RewardSet
 from .selection import Chosen, add_flags, build, from_args
 
@@ -154,11 +154,9 @@ class Rewards(Extension):
 def _refuse_images(name: str, args: SimpleNamespace) -> None:
     """Raises UserError for the first prompt with images."""
     key = getattr(args.data, "image_key", "images")
-    for flag, value in (("--data.prompt_dataset", args.data.prompt_dataset), ("--eval.dataset", args.eval.dataset)):
-        for source in value.split(",") if value else ():
-            for line in read_source(flag, source) or ():
-                if line.record.get(key):
-                    raise UserError(
-                        f"reward {name!r} reads text only, and {line.where} has {key!r}; remove such records, or set "
-                        "reads_images = True in its class if it may pass over them"
-                    )
+    for _, line in run_records(args):
+        if line.record.get(key):
+            raise UserError(
+                f"reward {name!r} reads text only, and {line.where} has {key!r}; remove such records, or set "
+                "reads_images = True in its class if it may pass over them"
+            )

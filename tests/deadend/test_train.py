@@ -93,9 +93,6 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
         ({"output_key": "reward"}, "--data.output_key does not go with"),
         ({"input_template": "Q: {}"}, "--data.input_template does not go with"),
         ({"input_key": "comment"}, "--data.input_key does not go with .* reads the columns 'text' and 'reward'"),
-        ({"dataset_split": "test"}, "--data.dataset_split test: .* has the split 'train' only"),
-        ({"split": "test"}, "--eval.split test: .* has the split 'train' only"),
-        ({"batch": 16}, "has 8 rows, fewer than --train.batch_size 16; lower the latter"),
     ],
 )
 def test_flags_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

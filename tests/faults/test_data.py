@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,12 +238,12 @@ def test_toxicity(fault, tmp_path: Path, read: Any, bad: Any) -> None:
     ids=["k-wise", "null", "no prompt", "a number", "a typo"],
 )
 def test_pairs_are_meant(fault, tmp_path: Path, launcher: str, row: dict, says: str) -> None:
-    from orlhf_ext.launch.preflight import _pair_keys
+    from orlhf_ext.launch.preflight import check_pair
 
     data = SimpleNamespace(prompt_key="prompt", chosen_key="chosen", rejected_key="rejected")
-    keys = _pair_keys(launcher, SimpleNamespace(data=data))
+    check = partial(check_pair, launcher, SimpleNamespace(data=data))
     path = write(tmp_path / "x.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}, row])
-    fault.call(count_rows, "--data.dataset", str(path), keys, says=says)
+    fault.call(count_rows, "--data.dataset", str(path), check, says=says)
 
 
 def test_samples_where_scored_pairs_are_meant(fault, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
         ({"--data.dataset": "gone.jsonl"}, "gone.jsonl does not exist"),
         ({"--data.dataset": "bad.jsonl"}, "bad.jsonl line 2 is not JSON"),
         ({"--data.dataset": "empty.jsonl"}, "empty.jsonl has no record"),
-        ({"--train.batch_size": "64"}, "holds 2 records, fewer than --train.batch_size 64"),
+        ({"--train.batch_size": "64"}, "has 2 records, fewer than --train.batch_size 64"),
         ({"--train.micro_batch_size": "3"}, "--train.batch_size 2 is not a multiple of --train.micro_batch_size 3"),
         ({"--ds.packing_samples": None}, "needs flash-attn"),
     ],
