@@ -11,6 +11,8 @@ A test plants a fault with the fixture `fault`::
         fault("score", "--model", tmp_path / "gone", ..., says="gone is neither a folder nor a model")
         # counted and reported, and the command goes on
         fault("build_data", "hh", source, "--out", out, says="1 row", rc=0, makes=("*.jsonl", "*.json"))
+        # another program's main
+        fault.main(load("settings").main, "values", ..., says="SEED=x")
         # a function that raises UserError
         fault.call(read_prompts, path, says="line 2 is not JSON")
         # a process of its own
@@ -58,11 +60,17 @@ class Fault:
             makes: patterns of file names that it may leave in the test's folder.
         """
         module = find(name.replace(".", " ").split())[1].module
-        main = importlib.import_module(f"orlhf_ext.{module}").main
-        before, printed = _files(self.folder), io.StringIO()
+        return self.main(importlib.import_module(f"orlhf_ext.{module}").main, *words, says=says, rc=rc, makes=makes)
+
+    def main(
+        self, main: Callable[[list[str]], None], *words: object, says: str, rc: int = 2, makes: Sequence[str] = ()
+    ) -> str:
+        """Run a program's ``main`` in this process."""
+        before = _files(self.folder)
+        printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             status = _status(lambda: main([str(word) for word in words]))
-        return self._judge(printed.getvalue(), status, says, rc, before, makes)
+        return self._judge(printed.buffer.getvalue().decode(), status, says, rc, before, makes)
 
     def call(self, function: Callable[..., Any], *args: Any, says: str, **named: Any) -> str:
         """Call a function that must raise a `UserError`."""

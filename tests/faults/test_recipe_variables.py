@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from recipe_runs import variable_names
+from recipe_runs import asked, called, load, variable_names
 
 BTRM, GENRM = "litbench_btrm", "litbench_genrm"
 #: recipe -> variables, and what the sentence has of them
@@ -73,7 +73,6 @@ WRONG: dict[str, list[tuple[dict[str, str], list[str]]]] = {
         ({"SEEDS": "1 -2"}, ["-2 is not"]),
         ({"SEEDS": "12345678901"}, ["12345678901 is not"]),
         ({"GROUPS_FILE": "/gone.yaml"}, ["GROUPS_FILE=/gone.yaml does not exist"]),
-        ({"GROUPS_FILE": "recipes/README.md", "PRESET": "paper"}, ["GROUPS_FILE=recipes/README.md has no groups"]),
         ({"TRAITS": " "}, ["TRAITS names at least one trait"]),
         ({"TRAITS": "positiveness conciseness:20"}, ["TRAITS=", "positiveness is not"]),
         ({"ENGINES": "0"}, ["ENGINES=0"]),
@@ -159,23 +158,50 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORLHF_EXT_PYTHON", sys.executable)
 
 
+def sentence(told: list[str]) -> str:
+    """One sentence, and above it comments alone."""
+    return r"(?m)\A(?:# .*\n)*recipe: error: " + "".join(f"(?=.*{re.escape(word)})" for word in told) + r".*\n\Z"
+
+
 def refused(fault, recipe: str, variables: dict[str, str], words: list[str], told: list[str]) -> None:
     """The recipe ends with one sentence that has all of ``told``, and leaves no file."""
     command = ["bash", str(ROOT / "recipes" / f"{recipe}.sh"), *words]
-    says = r"(?m)\A(?:# .*\n)*recipe: error: " + "".join(f"(?=.*{re.escape(word)})" for word in told) + r".*\n\Z"
-    fault.run(command, says=says, **{"PROFILE": "smoke", "DRY_RUN": "1", **variables})
+    fault.run(command, says=sentence(told), **{"PROFILE": "smoke", "DRY_RUN": "1", **variables})
+
+
+def refused_here(fault, recipe: str, variables: dict[str, str], words: list[str], told: list[str]) -> None:
+    """The same, from what the recipe asks of settings.py: a tenth of the time."""
+    variables = {"PROFILE": "smoke", "DRY_RUN": "1", **variables}
+    given = asked(recipe, words=words, **variables)
+    with called(**variables):
+        fault.main(load("settings").main, *given, says=sentence(told))
+
+
+@pytest.mark.parametrize("recipe", WRONG)
+def test_a_wrong_variable_ends_the_whole_recipe(fault, recipe: str) -> None:
+    refused(fault, recipe, WRONG[recipe][0][0], [], WRONG[recipe][0][1])
 
 
 @pytest.mark.parametrize(
     ("recipe", "variables", "told"), [(recipe, *case) for recipe, cases in WRONG.items() for case in cases]
 )
 def test_a_wrong_variable(fault, recipe: str, variables: dict[str, str], told: list[str]) -> None:
-    refused(fault, recipe, variables, [], told)
+    refused_here(fault, recipe, variables, [], told)
+
+
+@pytest.mark.parametrize("recipe", [BTRM, GENRM])
+def test_a_wrong_word_ends_the_whole_recipe(fault, recipe: str) -> None:
+    refused(fault, recipe, {}, ["--batch", "3"], ["--batch is not known"])
 
 
 @pytest.mark.parametrize(("recipe", "variables", "words", "told"), WRONG_WORDS)
 def test_a_wrong_word(fault, recipe: str, variables: dict[str, str], words: list[str], told: list[str]) -> None:
-    refused(fault, recipe, variables, words, told)
+    refused_here(fault, recipe, variables, words, told)
+
+
+def test_a_file_without_groups(fault) -> None:
+    variables = {"GROUPS_FILE": "recipes/README.md", "PRESET": "paper"}
+    refused(fault, "hh_groups", variables, [], ["GROUPS_FILE=recipes/README.md has no groups"])
 
 
 def test_fewer_rows_than_a_step_has(fault) -> None:

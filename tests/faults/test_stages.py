@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from recipe_runs import run_stage
 
 TOOL = str(ROOT / "recipes" / "stage.py")
+PYTHON = [sys.executable, "-S", "-c"]  # without the packages it starts in a third of the time
 #: what stage.py itself may write
 OWN = ("*.log", "*.stage.json", "run.json")
 
@@ -21,10 +23,15 @@ def says(text: str) -> str:
     return rf"(?m)^recipe: error: .*{re.escape(text)}.*\n\Z"
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def run(fault, *words: str, code: str = "", text: str, rc: int = 2, makes: tuple[str, ...] = OWN) -> None:
     """A stage with base ``b`` that runs a line of Python."""
-    command = [sys.executable, TOOL, "run", "s", "--base", "b", *words]
-    fault.run([*command, "--", sys.executable, "-c", code], says=says(text), rc=rc, makes=makes)
+    command = ["run", "s", "--base", "b", *words, "--", *PYTHON, code]
+    fault.main(run_stage, *command, says=says(text), rc=rc, makes=makes)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +68,12 @@ def test_a_command_that_ends_badly(fault, code: str, text: str, rc: int) -> None
 
 @pytest.mark.parametrize("program", ["no-such-program", "./text", "./folder"])
 def test_a_command_that_is_no_program(fault, tmp_path: Path, program: str) -> None:
-    command = [sys.executable, TOOL, "run", "s", "--base", "b", "--out", "o", "--"]
+    command = ["run", "s", "--base", "b", "--out", "o", "--"]
     (tmp_path / "text").write_text("no program")
     (tmp_path / "folder").mkdir()
-    fault.run([*command, program], says=says("stage s failed with exit code 127"), rc=127, makes=OWN)
-    fault.run(command[:-1], says=says("stage s has no command; write it after --"))
-    fault.run(command, says=says("stage s has no command"))
+    fault.main(run_stage, *command, program, says=says("stage s failed with exit code 127"), rc=127, makes=OWN)
+    fault.main(run_stage, *command[:-1], says=says("stage s has no command; write it after --"))
+    fault.main(run_stage, *command, says=says("stage s has no command"))
 
 
 def test_an_output_of_the_users_is_never_overwritten(fault, tmp_path: Path) -> None:
@@ -98,45 +105,50 @@ def test_a_broken_record_of_the_run(fault, tmp_path: Path, text: str) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "run.json").write_text(text)
     (tmp_path / "summary.json").write_text("{}")
-    tool = [sys.executable, TOOL]
-    fault.run([*tool, "finish", "--base", "b", "summary.json"], says=says("b/run.json is broken"))
+    fault.main(run_stage, "finish", "--base", "b", "summary.json", says=says("b/run.json is broken"))
     run(fault, "--out", "o", code="open('o', 'w')", text="b/run.json is broken", makes=(*OWN, "o"))
     if "seconds" not in text:
-        fault.run([*tool, "cell", "--base", "b", "cell.json", "k=1"], says=says("b/run.json is broken"))
+        fault.main(run_stage, "cell", "--base", "b", "cell.json", "k=1", says=says("b/run.json is broken"))
 
 
 def test_a_record_or_sidecar_that_is_not_there(fault, tmp_path: Path) -> None:
-    tool = [sys.executable, TOOL]
-    fault.run([*tool, "cell", "--base", "b", "cell.json", "k=1"], says=says("b/run.json is missing"))
-    fault.run([*tool, "finish", "--base", "b", "summary.json"], says=says("summary.json is missing"))
-    fault.run([*tool, "data", "--base", "b", "data"], says=says("data/train.meta.json is missing"))
+    fault.main(run_stage, "cell", "--base", "b", "cell.json", "k=1", says=says("b/run.json is missing"))
+    fault.main(run_stage, "finish", "--base", "b", "summary.json", says=says("summary.json is missing"))
+    fault.main(run_stage, "data", "--base", "b", "data", says=says("data/train.meta.json is missing"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.meta.json").write_text("{")
-    fault.run([*tool, "data", "--base", "b", "data"], says=says("data/train.meta.json is broken"))
+    fault.main(run_stage, "data", "--base", "b", "data", says=says("data/train.meta.json is broken"))
 
 
 @pytest.mark.parametrize("words", [["seed"], ["=3"], ["recipe=x", ""]])
 def test_a_word_that_is_no_key_and_value(fault, words: list[str]) -> None:
-    fault.run([sys.executable, TOOL, "begin", "--base", "b", *words], says=says("is not KEY=VALUE"))
+    fault.main(run_stage, "begin", "--base", "b", *words, says=says("is not KEY=VALUE"))
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["begin"], ["run"], ["run", "s"], ["finish", "--base", "b"]])
 def test_words_that_stage_does_not_know(fault, words: list[str]) -> None:
-    fault.run([sys.executable, TOOL, *words], says=r"error: ")
+    fault.main(run_stage, *words, says=r"error: ")
+
+
+def test_the_program_itself(fault) -> None:
+    """In a process of its own: its exit code, and its sentence behind what the command printed."""
+    command = [sys.executable, TOOL, "run", "s", "--base", "b", "--out", "o", "--", *PYTHON]
+    code = "import os; print('half', flush=True); os.kill(os.getpid(), 15)"
+    fault.run([*command, code], says=r"(?m)^half\nrecipe: error: .*\(SIGTERM\).*\n\Z", rc=143, makes=OWN)
 
 
 def test_a_finished_stage_whose_input_or_record_changes_is_redone(fault, tmp_path: Path) -> None:
     """The stage runs again, and its command's failure is told."""
     (tmp_path / "in").write_text("1")
     code = "import os, sys; open('o', 'w'); sys.exit(open(sys.argv[1]).read() == '2')"
-    command = [sys.executable, TOOL, "run", "s", "--base", "b", "--out", "o", "--", sys.executable, "-c", code, "in"]
-    fault.run(command, says="s: done in", rc=0, makes=(*OWN, "o"))
+    command = ["run", "s", "--base", "b", "--out", "o", "--", *PYTHON, code, "in"]
+    fault.main(run_stage, *command, says="s: done in", rc=0, makes=(*OWN, "o"))
     stamp = tmp_path / "o.stage.json"
     value = json.loads(stamp.read_text())
     stamp.write_text(json.dumps({**value, "seconds": "no number", "outputs": ["o"]}))
-    fault.run(command, says=says("which no recipe made"))
+    fault.main(run_stage, *command, says=says("which no recipe made"))
     stamp.write_text(json.dumps(value))
-    fault.run(command, says="already done", rc=0)
+    fault.main(run_stage, *command, says="already done", rc=0)
     (tmp_path / "in").write_text("2")
     stamp.write_text(json.dumps({**value, "outputs": []}))  # and its output is not to be taken for another's
-    fault.run(command, says=says("which no recipe made"))
+    fault.main(run_stage, *command, says=says("which no recipe made"))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import io
 import itertools
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 from helpers import ROOT
 
 
@@ -98,13 +104,47 @@ def dry(name: str, words: Iterable[str] = (), **variables: str) -> dict[str, lis
     return commands(finished(name, words, DRY_RUN="1", **variables))
 
 
+def asked(name: str, root: Path = ROOT, words: Iterable[str] = (), **variables: str) -> list[str]:
+    """What a recipe asks of settings.py before all else."""
+    with tempfile.TemporaryDirectory() as folder:
+        python, found = Path(folder) / "python", Path(folder) / "found"
+        python.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >{found}\nexit 1\n")
+        python.chmod(0o755)
+        recipe(name, root, words, **variables, ORLHF_EXT_PYTHON=str(python))
+        tool, *given = found.read_text().split("\0")[:-1]
+    assert tool == "recipes/settings.py"
+    return given
+
+
+@contextlib.contextmanager
+def called(**variables: str) -> Iterator[None]:
+    """A recipe's folder and environment, for a program of the recipes in this process."""
+    with contextlib.chdir(ROOT), mock.patch.dict(os.environ, environment(**variables), clear=True):
+        yield
+
+
 def refused(name: str, variables: dict[str, str], root: Path = ROOT, words: Iterable[str] = ()) -> str:
-    """The one sentence that a recipe ends with."""
-    result = recipe(name, root, words, **{"PROFILE": "smoke", "DRY_RUN": "1", **variables})
-    assert result.returncode == 2, result.stdout
-    (line,) = result.stderr.splitlines()
+    """The one sentence that a recipe ends with, from its settings.py in this process."""
+    variables = {"PROFILE": "smoke", "DRY_RUN": "1", **variables}
+    given, errors = asked(name, root, words, **variables), io.StringIO()
+    with called(**variables), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stop:
+        load("settings").main(given)
+    assert stop.value.code == 2
+    (line,) = errors.getvalue().splitlines()
     assert line.startswith("recipe: error: ")
     return line
+
+
+def run_stage(words: list[str]) -> None:
+    """``stage.py`` in this process, which keeps its signals and does not die with its parent."""
+    tool, numbers = load("stage"), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        with mock.patch.object(tool, "die_with_parent", lambda: None):
+            tool.main(words)
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 @dataclass
