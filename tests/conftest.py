@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: several processes wi
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Some machines' images set it, and then each of the many processes compiles all of torch again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Ignored in a background job of a script, and then in all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The first example pays for imports, and the machine may be busy.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# The first example pays for imports, and the machine may be busy. tests/run.sh --slow takes --hypothesis-profile=full.
+settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("full"), max_examples=25)
+settings.load_profile("quick")
 
 
 def pytest_collectstart() -> None:

@@ -39,6 +39,7 @@ run() {
 shared=(-n auto --maxprocesses 4 --dist worksteal)
 pairs=(-n 2 --dist loadfile)
 ! has_gpu || pairs=()
+[[ $level != slow ]] || shared+=(--hypothesis-profile=full)
 case $level in
     fast) run "not slow and not recipe and not launcher" "${shared[@]}" "$@" ;;
     *)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, build_light, failing, meta, read, write
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -225,7 +225,6 @@ def whole(tokenizer: Tokenizer, text: str, max_len: int) -> str:
     return tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids[:max_len], skip_special_tokens=False)
 
 
-@settings(max_examples=150)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=5), max_len=st.integers(1, 30), name=st.sampled_from(sorted(TOKENIZERS))
 )

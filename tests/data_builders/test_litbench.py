@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import build_light, failing, meta, read, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.litbench import sources
@@ -326,7 +326,6 @@ def test_runs_are_the_same_for_the_same_words_and_no_others():
     )
 
 
-@settings(max_examples=60)
 @given(st.lists(st.sampled_from(VOCABULARY[:6]), max_size=30), st.lists(st.sampled_from(VOCABULARY[:6]), max_size=30))
 def test_overlap_is_that_of_the_obvious_way(one: list[str], two: list[str]):
     def obvious(text: list[str]) -> set[tuple[str, ...]]:
@@ -380,7 +379,6 @@ def test_validation_pairs_share_no_story_with_training_pairs(tmp_path: Path, hel
     assert not any(index.near(row["chosen"], row["rejected"]) for row in found["train"])
 
 
-@settings(max_examples=60)
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=40), st.integers(1, 30), st.integers(0, 5))
 def test_whole_prompts_are_drawn(sizes: list[int], wanted: int, seed: int):
     rows_of = dict(enumerate(sizes))
@@ -419,7 +417,6 @@ NAMES = ["prompt", "chosen_story", "rejected_story", "story_a", "story_b", "pref
 NAMES += ["chosen_comment_id", "chosen_timestamp", "chosen"]
 
 
-@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(NAMES), ANYTHING | st.just("A"), max_size=9))
 def test_no_row_is_too_odd(record: dict[str, Any]):
     found = as_pair(record)

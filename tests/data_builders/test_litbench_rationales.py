@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import build_light, failing, meta, read, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -108,7 +108,6 @@ def test_exchange(text: str, expected: str | None):
         assert exchange(expected) == text
 
 
-@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["Story A", "Story B", "A ", "B", "is", "a tale", ". ", "\n", " ", "s"])).map("".join))
 def test_an_exchange_undoes_itself(text: str):
     swapped = exchange(text)
@@ -381,7 +380,6 @@ def test_a_chat_template_that_rewrites_the_turn(tmp_path: Path, data: list[objec
     assert found["answer_ends_with"] == "what SFTDataset appends: a space and the end token"
 
 
-@settings(max_examples=100)
 @given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 30))
 def test_a_cut_story_begins_the_story(text: str, most: int):
     text = text.strip()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, build_light, failing, meta, read, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.story import Builder
@@ -256,7 +256,6 @@ SENTENCES = st.lists(WORD, min_size=3, max_size=30).map(lambda words: "He " + " 
 TEXTS = st.lists(st.lists(SENTENCES, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=3).map("\n\n".join)
 
 
-@settings(max_examples=60)
 @given(
     volumes=st.lists(st.lists(TEXTS, min_size=2, max_size=4), min_size=1, max_size=3),
     style=st.sampled_from(["CHAPTER {roman}", "Chapter {n}", "Chapter {n}: The {n}th Day", "CHAPTER {roman}\nA Title"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from deadend_q import infeasible_rows
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orlhf_ext.cli.errors import UserError
@@ -125,7 +125,6 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(cases(), st.floats(0, 1))
-@settings(max_examples=150)
 def test_the_limit_keeps_to_its_caps(case: tuple[torch.Tensor, torch.Tensor], epsilon: float) -> None:
     z, q = case
     limit = rectify(z, q, epsilon, passes=None)
@@ -143,7 +142,6 @@ def test_the_limit_keeps_to_its_caps(case: tuple[torch.Tensor, torch.Tensor], ep
 
 
 @given(cases(), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=100)
 def test_a_larger_epsilon_takes_from_the_capped(
     case: tuple[torch.Tensor, torch.Tensor], one: float, other: float
 ) -> None:
@@ -161,7 +159,6 @@ def test_a_larger_epsilon_takes_from_the_capped(
 
 
 @given(cases(), st.floats(0, 1), st.integers(1, 4), st.sampled_from(["normalize", "fallback"]))
-@settings(max_examples=100)
 def test_passes_never_raise_a_logit(
     case: tuple[torch.Tensor, torch.Tensor], epsilon: float, passes: int, infeasible: str
 ) -> None:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orlhf_ext.cli.errors import UserError
@@ -286,7 +286,6 @@ def test_digest_changes_with_tokens_and_boundaries(tokenizer, strategy_for):
 words = st.text(alphabet="ab \n", min_size=1, max_size=40)
 
 
-@settings(max_examples=40)
 @given(
     prompt=words, completions=st.lists(words, min_size=2, max_size=4), cap=st.integers(0, 9), room=st.integers(10, 30)
 )

@@ -95,7 +95,6 @@ def labels_for(loss_type: str, rewards: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@settings(max_examples=40)
 @given(data=groups(), beta_pi=betas, beta_r=betas)
 def test_gradient_formula_and_zero_sum(loss_type, data, beta_pi, beta_r):
     policy, reference, rewards = data
@@ -121,7 +120,6 @@ def test_gradient_formula_and_zero_sum(loss_type, data, beta_pi, beta_r):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@settings(max_examples=40)
 @given(data=groups(), seed=st.integers(0, 2**31), shift=numbers)
 def test_permutation_and_shift_invariance(loss_type, data, seed, shift):
     policy, reference, rewards = data
@@ -137,7 +135,6 @@ def test_permutation_and_shift_invariance(loss_type, data, seed, shift):
     assert torch.allclose(moved, loss, rtol=1e-7, atol=1e-7)
 
 
-@settings(max_examples=40)
 @given(data=groups(max_k=2), beta_pi=betas, beta_r=betas)
 def test_closed_forms_for_pairs(data, beta_pi, beta_r):
     policy, reference, rewards = data

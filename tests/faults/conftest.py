@@ -142,11 +142,11 @@ def _status(run: Callable[[], None]) -> int:
 
 
 def _files(folder: Path) -> dict[Path, str]:
-    """Digests of the files below a folder; names with a leading dot are temporary files, journals and caches."""
+    """Digests of the files below a folder, but for Python's caches and names with a leading dot, which are ours."""
     return {
         path: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in path.relative_to(folder).parts)
     }
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orlhf_ext.cli.errors import UserError
@@ -157,7 +157,6 @@ def test_a_missing_file_is_named(tmp_path: Path):
         records(tmp_path / "none.jsonl")
 
 
-@settings(max_examples=50)
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.integers() | st.none())))
 def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]):
     path = tmp_path_factory.mktemp("round") / "x.jsonl"

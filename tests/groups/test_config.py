@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 from helpers import draw_groups as draw_at_once
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orlhf_ext.cli.errors import UserError
@@ -155,7 +155,6 @@ def test_golden_draws():
     assert draw_groups(6, [0.4, 0.6], 7).tolist() == [0, 1, 1, 1, 1, 1]
 
 
-@settings(max_examples=50)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shares=st.lists(st.floats(0.001, 0.999), min_size=2, max_size=2).map(sorted),
@@ -195,7 +194,6 @@ def test_best_and_worst(scores: list[float], wanted: tuple[int, int]):
     assert best_and_worst(scores) == wanted
 
 
-@settings(max_examples=50)
 @given(groups=st.lists(st.integers(0, 3), max_size=200), share=st.floats(0.001, 0.999), seed=st.integers(0, 99))
 def test_rows_are_held_out_of_each_group(groups: list[int], share: float, seed: int):
     test = held_out(groups, share, seed)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import failing, read, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orlhf_ext.litbench import evaluate
@@ -87,7 +87,6 @@ judged = margins.flatmap(
 )
 
 
-@settings(max_examples=60)
 @given(judged)
 def test_chosen_and_rejected_exchanged(pair: tuple[list[float], list[tuple[int, int]]]) -> None:
     values, words = pair
@@ -109,7 +108,6 @@ def test_chosen_and_rejected_exchanged(pair: tuple[list[float], list[tuple[int, 
         assert sum(row[f"pairs_{name}"] for name in (*BUCKETS, "equal")) == len(values)
 
 
-@settings(max_examples=40)
 @given(judged, st.randoms(use_true_random=False))
 def test_the_order_of_pairs_does_not_matter(pair: tuple[list[float], list[tuple[int, int]]], random: Any) -> None:
     values, words = pair

@@ -22,9 +22,11 @@ from recipe_runs import (
     kill,
     read,
     redone,
+    run_stage,
     skipped,
     stage_calls,
     started,
+    values,
 )
 
 BTRM, GENRM = "litbench_btrm", "litbench_genrm"
@@ -38,9 +40,15 @@ BTRM, GENRM = "litbench_btrm", "litbench_genrm"
     ],
 )  # fmt: skip
 def test_the_batch_fits_the_number_of_gpus(processes: int, batch: int):
-    train = dry(GENRM, PROFILE="gpu", NPROC=str(processes))["train"]
-    assert following(train, "--train.batch_size") == str(batch) and following(train, "--train.micro_batch_size") == "2"
-    assert processes == 1 or following(train, "--nproc_per_node") == str(processes)
+    found = values(GENRM, PROFILE="gpu", NPROC=str(processes))
+    assert (found["batch"], found.number("MICRO_BATCH_SIZE"), found["NPROC"]) == (batch, 2, processes)
+    assert processes == 1 or following(found["launch"], "--nproc_per_node") == str(processes)
+
+
+def test_the_batch_that_fits_is_the_trainings():
+    train = dry(GENRM, PROFILE="gpu", NPROC="3")["train"]
+    assert following(train, "--train.batch_size") == "132" and following(train, "--train.micro_batch_size") == "2"
+    assert following(train, "--nproc_per_node") == "3"
 
 
 def test_the_gpu_profiles_have_upstreams_settings():
@@ -73,10 +81,10 @@ def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
     assert following(train, "--ckpt.output_dir").startswith(f"{tmp_path}/bt_reward_model_2")
     # a rehydrated file is found where the seed has it, and where this project puts it
     (tmp_path / "rehydrated_test_data.csv").touch()
-    data = dry(BTRM, PROFILE="gpu", DATA_DIR=str(tmp_path))["data"]
-    assert following(data, "--test_file") == f"{tmp_path}/rehydrated_test_data.csv"
+    found = values(BTRM, PROFILE="gpu", DATA_DIR=str(tmp_path))
+    assert found["tested"] == ["--test_file", f"{tmp_path}/rehydrated_test_data.csv"]
     # a relative folder, the default one included, is the caller's
-    for folder, words in (("data/litbench", []), ("mine", ["--data_dir", "mine"]), ("mine", ["--data_dir=mine"])):
+    for folder, words in (("data/litbench", []), ("mine", ["--data_dir=mine"])):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "rehydrated_test_data.csv").touch()
         done = subprocess.run(
@@ -85,7 +93,7 @@ def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
         )  # fmt: skip
         wanted = str(tmp_path / folder / "rehydrated_test_data.csv")
         assert following(commands(done.stdout)["data"], "--test_file") == wanted
-    assert following(dry(BTRM, PROFILE="gpu", OUTPUT_DIR="/tmp/x")["train"], "--ckpt.output_dir").startswith("/tmp/x/")
+    assert values(BTRM, PROFILE="gpu", OUTPUT_DIR="/tmp/x")["OUT"] == "/tmp/x"
     reasoning = dry(GENRM, ["--use_cot", "--epochs", "2"], PROFILE="gpu", OUT="/tmp/none")
     assert "--use_cot" in reasoning["data"] and following(reasoning["train"], "--train.max_epochs") == "2"
     assert "wandb.key" not in " ".join(train)
@@ -115,27 +123,29 @@ def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path:
 
 
 @pytest.mark.parametrize("name", [BTRM, GENRM])
-def test_more_rehydrated_rows_make_the_test_pairs_again(tmp_path: Path, tiny_model: Path, name: str):
-    """The stage that builds the data, as the recipe asks for it, on a test file that grows."""
+def test_more_rehydrated_rows_make_the_test_pairs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], name: str
+):
+    """The stage that builds the data, as the recipe asks for it, on a test file that grows; nothing is built."""
+    monkeypatch.chdir(ROOT)
     sample = ROOT / "data_builders" / "samples" / "litbench"
     rows = [json.loads(line) for line in (sample / "test.jsonl").read_text().splitlines()]
     given = tmp_path / "mine" / "rehydrated_test_data.csv"
     given.parent.mkdir()
+    build = [sys.executable, "-S", "-c", f"import os; os.makedirs({str(tmp_path / 'out' / 'data')!r})"]
 
     def built(count: int) -> str:
         with given.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows[:count])
-        variables = {"DATA_DIR": str(given.parent), "OUT": str(tmp_path / "out"), "MODEL": str(tiny_model)}
+        variables = {"DATA_DIR": str(given.parent), "OUT": str(tmp_path / "out")}
         variables["LITBENCH_DATA"] = str(sample / "train.jsonl")
         calls = stage_calls(name, tmp_path / "copy", PROFILE="smoke", **variables)
         call = next(call for call in calls if call.name == "data")
         words = [word for flag, values in call.flags.items() for word in (flag, *values)]
-        tool = [sys.executable, str(ROOT / "recipes" / "stage.py"), "run", "data", "--base", str(tmp_path / "out")]
-        done = subprocess.run([*tool, *words, "--", *call.command], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        run_stage(["run", "data", "--base", str(tmp_path / "out"), *words, "--", *build, *call.command])
+        return capfdbinary.readouterr().out.decode()
 
     assert "done in" in built(10) and "already done" in built(10) and "done in" in built(20)
 

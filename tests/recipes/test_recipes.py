@@ -60,7 +60,7 @@ def unknown_paths(calls: list[Call], out: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_path_of_every_command_is_an_input_or_an_output(tmp_path: Path, name: str, profile: str):
-    for variant in ({}, *VARIANTS.get(name, ())):
+    for variant in ({}, *(VARIANTS.get(name, ()) if profile == "smoke" else ())):
         calls = recipe_runs.stage_calls(name, tmp_path, PROFILE=profile, OUT="/x/out", **variant)
         assert len(calls) > 3 and unknown_paths(calls, "/x/out") == []
 
@@ -162,13 +162,13 @@ def test_small_profiles_fit_any_machine(name: str):
 
 
 def test_gpus_shows_another_machine():
-    shown = dry("hh_exo", GPUS="6")
+    said = recipe_runs.finished("hh_exo", DRY_RUN="1", GPUS="6")
+    shown = recipe_runs.commands(said)
     assert (
         following(shown["align"], "--nproc_per_node") == "4"
         and following(shown["align"], "--train.batch_size") == "128"
     )
     assert following(shown["sample_train"], "--num_engines") == "6"
-    said = recipe_runs.finished("hh_exo", DRY_RUN="1", GPUS="6")
     assert "# 4 of 6 possible processes train, so that batches keep their sizes" in said
     assert "profile cpu" in recipe_runs.finished("hh_exo", DRY_RUN="1", GPUS="0")
     # what the authors have is what is printed where it fits
@@ -209,8 +209,7 @@ def test_a_recipe_is_a_program(name: str):
     assert os.access(path, os.X_OK) and path.read_text().startswith("#!/usr/bin/env bash\n")
 
 
-@pytest.mark.parametrize("word", ["--help", "-h"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "word"), [*((name, "--help") for name in RECIPES), ("hh_exo", "-h")])
 def test_help_shows_every_variable_and_runs_nothing(tmp_path: Path, name: str, word: str):
     said = recipe_runs.finished(name, [word], OUT=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists() and "# ---" not in said

@@ -135,6 +135,13 @@ def refused(name: str, variables: dict[str, str], root: Path = ROOT, words: Iter
     return line
 
 
+def values(name: str, **variables: str) -> Any:
+    """The values of a recipe's run, from its settings.py in this process."""
+    _, recipe, caller, gpu, _, *blocks, _ = asked(name, **variables)
+    with called(**variables):
+        return load("settings").values(recipe, Path(caller), gpu == "1", blocks, [])
+
+
 def run_stage(words: list[str]) -> None:
     """``stage.py`` in this process, which keeps its signals and does not die with its parent."""
     tool, numbers = load("stage"), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
