@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import os
 import sys
@@ -92,13 +93,19 @@ class Extension:
 def names(group: str) -> dict[str, str]:
     """Name -> ``"module:attribute"`` of what is ready-made or installed under an entry-point group."""
     found = dict(_READY_MADE.get(group, {}))
-    for point in metadata.entry_points(group=group):
-        if found.setdefault(point.name, point.value) != point.value:
+    for name, target in _installed(group):
+        if found.setdefault(name, target) != target:
             raise UserError(
-                f"two packages register {point.name!r} in {group}: {found[point.name]} and {point.value}; "
+                f"two packages register {name!r} in {group}: {found[name]} and {target}; "
                 "uninstall one, or name the one you mean as module:attribute"
             )
     return found
+
+
+@functools.cache
+def _installed(group: str) -> list[tuple[str, str]]:
+    """Name and ``"module:attribute"`` of each entry point; once, as every installed package is looked through."""
+    return [(point.name, point.value) for point in metadata.entry_points(group=group)]
 
 
 def resolve(group: str, spec: str) -> Any:

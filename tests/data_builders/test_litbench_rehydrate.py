@@ -35,7 +35,6 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith(("REDDIT_", "praw_", "PRAW"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())  # finding others takes longer than a run
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))

@@ -53,7 +53,6 @@ def slept(server: RedditServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A user with credentials for a kind server; the seconds that were to be waited."""
     server.clear()
     monkeypatch.setattr(reddit, "BATCH", BATCH)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())  # finding others takes longer than a run
     for name in [name for name in os.environ if name.startswith(("REDDIT_", "praw_", "PRAW"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("REDDIT_CLIENT_ID", CLIENT_ID)
@@ -248,8 +247,8 @@ def kill_when(reached: Callable[[], object], line: list[str], delay: float) -> b
     return process.returncode == -9
 
 
-def kills(number: int, tmp_path: Path, server: RedditServer, undisturbed, capfd, monkeypatch) -> None:
-    """Run a command anew each time that it is killed; when it is done at last, go on with another one."""
+def kills(number: int, again: float, tmp_path: Path, server: RedditServer, undisturbed, capfd, monkeypatch) -> None:
+    """Run a command anew each time that it is killed, or with the chance ``again``; when it is done, another one."""
     chance = random.Random()
     monkeypatch.setattr(reddit, "BATCH", 5)
     server.clear()
@@ -259,7 +258,7 @@ def kills(number: int, tmp_path: Path, server: RedditServer, undisturbed, capfd,
         out = tmp_path / f"out{rounds}"
         words = [*command(tmp_path)[:-1], str(out)]
         line = [sys.executable, "-c", AT_SERVER, server.url, "5", *words]
-        while not out.exists() or chance.random() < 0.8:
+        while not out.exists() or chance.random() < again:
             if chance.random() < 0.2:  # Reddit has its own troubles
                 server.plan([chance.choice(["503", "429 1", "drop", "expired", "no json"])])
             until = len(server.asked) + chance.randint(0, 4)
@@ -274,12 +273,12 @@ def kills(number: int, tmp_path: Path, server: RedditServer, undisturbed, capfd,
 
 
 def test_some_kills(tmp_path: Path, server: RedditServer, undisturbed, capfd, monkeypatch):
-    kills(4, tmp_path, server, undisturbed, capfd, monkeypatch)
+    kills(2, 0.4, tmp_path, server, undisturbed, capfd, monkeypatch)
 
 
 @pytest.mark.slow
 def test_many_kills(tmp_path: Path, server: RedditServer, undisturbed, capfd, monkeypatch):
-    kills(100, tmp_path, server, undisturbed, capfd, monkeypatch)
+    kills(100, 0.8, tmp_path, server, undisturbed, capfd, monkeypatch)
 
 
 # --- whole commands --------------------------------------------------------------------------------------------------
