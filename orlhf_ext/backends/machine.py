@@ -1,4 +1,5 @@
-"""What this machine has: GPUs, the CUDA that torch was built with, flash-attn. Nothing heavy is imported."""
+"""What this machine has: GPUs, the CUDA that torch was built with, flash-attn. Nothing heavy is imported,
+but by `torch_device`."""
 
 from __future__ import annotations
 
@@ -65,6 +66,13 @@ def gpu_present() -> bool:
     """Whether a run uses a CUDA device: there is one, and the installed torch is not a build without CUDA. Judged
     without importing torch (which reads OMP_NUM_THREADS at import)."""
     return device_there() and torch_cuda() != ""
+
+
+def torch_device() -> str:
+    """``cuda`` where torch has a GPU, else ``cpu``; imports torch."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def flash_attn_present() -> bool:

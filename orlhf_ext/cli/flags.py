@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -75,6 +75,24 @@ NOT_NEGATIVE = Number(float, least=0)
 SHARE = Number(float, least=0, most=1)
 PART = Number(float, above=0, most=1)
 INNER = Number(float, above=0, below=1)
+
+
+def named_paths(specs: Iterable[str], flag: str = "", what: str = "NAME=FILE") -> dict[str, str]:
+    """The files or folders of ``NAME=FILE`` words, by name.
+
+    Raises:
+        UserError: a word is something else, or names what another one has named.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        name, _, path = spec.partition("=")
+        given = f"{flag} {spec}".lstrip()
+        if not (name and path):
+            raise UserError(f"{given} must be {what}")
+        if name in found:
+            raise UserError(f"{given} names {name!r} a second time; give each its own name")
+        found[name] = path
+    return found
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cli.errors import UserError, command
-from ..cli.flags import SEED, make_parser, whole
+from ..cli.flags import SEED, make_parser, named_paths, whole
 from ..files.outputs import add_overwrite, check_file
 from ..models.texts import Sample, numbers, read_samples
 from ..reports.examples import print_examples
@@ -219,12 +219,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--out {args.out} must end in .json")
     if args.out:
         check_file(args.out, command="evaluate", overwrite=args.__dict__.pop("overwrite"), beside=(".md", ".csv"))
-    names = [spec.partition("=")[0] for spec in args.policy]
-    for spec, name in zip(args.policy, names, strict=True):
-        if not name or not spec.partition("=")[2]:
-            raise UserError(f"--policy {spec} must be NAME=FILE")
-        if names.count(name) > 1:
-            raise UserError(f"--policy names {name!r} twice; give each its own name")
+    args.policy = named_paths(args.policy, "--policy")
     return args
 
 
@@ -237,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     keys = (args.logprobs_key, args.sft_logprobs_key)
     sft = read_scored(args.sft, *keys)
-    policies = {name: read_scored(path, *keys) for name, _, path in (spec.partition("=") for spec in args.policy)}
+    policies = {name: read_scored(path, *keys) for name, path in args.policy.items()}
     chosen = read_scored(args.chosen, *keys) if args.chosen else None
     for sample in chosen.samples.values() if chosen else ():
         if len(sample.completions) != 2:

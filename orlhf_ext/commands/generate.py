@@ -20,14 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from .. import __version__
 from ..backends.machine import visible_devices
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, LENGTH, NOT_NEGATIVE, PART, SEED, make_parser, whole
 from ..files.journal import Journal, journal_path, part_paths, read_done
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Record, sha256_file
-from ..models.batches import fingerprint
+from ..models.batches import fingerprint, open_journal
 from ..models.folder import check_context, find_model, identity, load_tokenizer
 from ..models.logprobs import load_model
 from ..models.prompts import encode_prompts, tally
@@ -253,20 +252,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = find_model(args.model)
     check_context(folder, args.max_len)
     model = {"folder": args.model, "identity": identity(folder)}
-    source = {"path": args.data, "sha256": sha256_file(args.data)}
     settings = {**asdict(sampling_of(args)), "backend": args.backend}
     settings |= {"limit": args.limit, "apply_chat_template": args.apply_chat_template}
-    mark = fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)
     if args.part:
         _end_with_parent(sys.stdin)
         index, count = map(int, args.part.split("/"))
+        mark = fingerprint(model=model["identity"], data=sha256_file(args.data), arguments=settings)
         done = read_done(args.out, mark)
         share = [sample for sample in samples if sample.id not in done][index::count]
         with Journal(args.out, mark, part=str(index)) as journal:
             if share:
                 sample_here(args, folder, share, set(journal.done), journal.add)
         return
-    with Journal(args.out, mark) as journal:
+    with open_journal("generate", args.data, args.out, model, settings) as (journal, meta):
         journal.absorb(part_paths(args.out))
         if any(sample.id not in journal.done for sample in samples):
             if args.num_engines > 1:
@@ -274,9 +272,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 sample_here(args, folder, samples, set(journal.done), journal.add)
         counts = tally(journal.done)
-        meta = {"command": "generate", "version": __version__, "model": model, "data": source}
         records = (output_record(sample, journal.done[sample.id]) for sample in samples)
-        journal.finish(args.out, records, {**meta, "arguments": settings, "counts": counts})
+        journal.finish(args.out, records, {**meta, "counts": counts})
     cut = f"; {counts['prompts_cut']} prompts were cut on the left" if counts["prompts_cut"] else ""
     print(
         f"{args.out}: {counts['completions']} completions of {len(samples)} prompts, "

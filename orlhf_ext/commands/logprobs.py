@@ -12,15 +12,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
-from .. import __version__
 from ..cli.errors import UserError, command
 from ..cli.flags import LENGTH, POSITIVE, add_compute, make_parser
-from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import sha256_file
-from ..models.batches import Compute, check_files, fingerprint, run_batches, with_column
+from ..models.batches import Compute, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
 from ..models.logprobs import encode_rows, load_model, make_compute
 from ..models.texts import cut_key, read_samples
@@ -65,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return make_compute(policy, int(tokenizer.pad_token_id), args.temperature)
 
     for data, out in pairs:
-        source = {"path": str(data), "sha256": sha256_file(data)}
-        with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
+        with open_journal("logprobs", data, out, model, settings) as (journal, meta):
             rows, prompts_cut, completions_cut = encode_rows(
                 samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos
             )
@@ -76,13 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             counts = {"records": len(samples[data]), "completions": len(rows)}
             counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
             counts |= {"prompts_cut": prompts_cut, "completions_cut": cut}
-            meta: dict[str, Any] = {"command": "logprobs", "version": __version__, "model": model, "data": source}
             records = with_column(samples[data], args.key, values)
             for record, flags in zip(records, completions_cut, strict=True):
                 record.pop(cut_key(args.key), None)
                 if any(flags):
                     record[cut_key(args.key)] = flags
-            journal.finish(out, records, {**meta, "arguments": settings, "counts": counts})
+            journal.finish(out, records, {**meta, "counts": counts})
         if prompts_cut or cut:
             shown = f"{prompts_cut} of {len(rows)} prompts are cut on the left"
             if cut:

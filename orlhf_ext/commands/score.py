@@ -19,15 +19,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from .. import __version__
 from ..cli.errors import command
 from ..cli.flags import DTYPES, LENGTH, add_compute, make_parser
-from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import sha256_file
-from ..models.batches import check_files, fingerprint, run_batches, with_column
+from ..models.batches import check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, identity
 from ..models.reward_models import RewardModel, encode_rows
 from ..models.texts import Sample, read_samples
@@ -44,8 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no_prompt", action="store_true", help="the model was trained on completions alone")
     add_compute(parser, dtypes=DTYPES[:2])
     add_overwrite(parser)
-    args = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 @command
@@ -62,14 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = {"folder": args.model, "identity": identity(folder)}
     load = partial(reader.load, args.dtype, args.attn_implementation)
     for data, out in pairs:
-        source = {"path": str(data), "sha256": sha256_file(data)}
-        with Journal(out, fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)) as journal:
+        with open_journal("score", data, out, model, settings) as (journal, meta):
             encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)
             check_ids(folder, (row.ids for row in encoded.rows))
             if encoded.truncated:
-                print(
-                    f"{data}: {encoded.truncated} of {len(encoded.rows)} completions are cut at {args.max_len} tokens"
-                )
+                of = f"{encoded.truncated} of {len(encoded.rows)}"
+                print(f"{data}: {of} completions are cut at {args.max_len} tokens")
             if encoded.unseen:
                 print(
                     f"{data}: {encoded.unseen} of them have a prompt that fills --max_len {args.max_len}, so that the "
@@ -82,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "truncated": encoded.truncated,
                 "unseen": encoded.unseen,
             }
-            meta: dict[str, Any] = {"command": "score", "version": __version__, "model": model, "data": source}
-            meta |= {"arguments": settings, "counts": counts, **summary(samples[data], rewards)}
+            meta |= {"counts": counts, **summary(samples[data], rewards)}
             journal.finish(out, with_column(samples[data], "rewards", rewards), meta)
         ranked = f", chosen above rejected in {meta['accuracy']:.1%} of pairs" if "accuracy" in meta else ""
         print(f"{out}: mean reward {meta['mean_reward']:.4f} over {len(samples[data])} prompts{ranked}", flush=True)

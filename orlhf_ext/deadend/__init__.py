@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,22 +77,16 @@ class DeadEnd(Extension):
         Raises:
             UserError: one sentence that names the flag, or the file and line.
         """
-        _check_numbers(args.deadend)
+        own = args.deadend
+        if own.q_min >= own.q_max:
+            raise UserError(f"--deadend.q_min {own.q_min:g} is not less than --deadend.q_max {own.q_max:g}")
         _check_flags(args)
         folder = Path(args.model.model_name_or_path)
         if (folder / "config.json").is_file():
             check_context(folder, args.data.max_len, "--data.max_len")
         if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
             for _, line in run_records(args):
-                parse_row(line.record, line.where, args.deadend.q_min, args.deadend.q_max)
-
-
-def _check_numbers(own: SimpleNamespace) -> None:
-    for flag in ("gamma", "polyak"):
-        if not 0 < (value := getattr(own, flag)) <= 1:
-            raise UserError(f"--deadend.{flag} {value:g} is not greater than 0 and at most 1")
-    if not -math.inf < own.q_min < own.q_max < math.inf:
-        raise UserError(f"--deadend.q_min {own.q_min:g} is not less than --deadend.q_max {own.q_max:g}")
+                parse_row(line.record, line.where, own.q_min, own.q_max)
 
 
 def _check_flags(args: SimpleNamespace) -> None:

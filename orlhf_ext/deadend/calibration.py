@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .. import __version__
+from ..backends.machine import torch_device
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, LENGTH, add_compute, make_parser
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import read_records, sha256_file, write_json
+from ..files.records import read_records, source_entry, write_json
 from ..files.sidecars import sidecar_path
 from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
 from ..reports.statistics import wilson
@@ -151,18 +152,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.data} has no text of two tokens or more; build it again")
     rows, bad = [ids for ids, _ in kept], [ends for _, ends in kept]
     check_ids(folder, rows, "--q_model")
-    import torch
-
     from .model import load_q_model
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_q_model(folder, args.dtype, device, args.attn_implementation)
+    model = load_q_model(folder, args.dtype, torch_device(), args.attn_implementation)
     found = calibrate(predict(model, rows, bad, args.batch_tokens, args.last), args.bins)
     meta = {
         "command": "deadend.calibration",
         "version": __version__,
         "arguments": {_KEYS.get(name, name): value for name, value in vars(args).items()},
-        "data": {"path": args.data, "sha256": sha256_file(args.data)},
+        "data": source_entry(args.data),
         "counts": {"texts": len(rows), "left_out": len(data) - len(rows), "cut": cut},
     }
     write_json(sidecar_path(args.out), meta)  # first: it says whose the other is

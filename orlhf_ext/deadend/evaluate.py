@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli.errors import UserError, command
-from ..cli.flags import DTYPES, SEED, add_compute, make_parser, whole
+from ..cli.errors import command
+from ..cli.flags import DTYPES, SEED, add_compute, make_parser, named_paths, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import sha256_file
@@ -61,23 +61,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def named_files(specs: Sequence[str]) -> dict[str, str]:
-    """The files by name.
-
-    Raises:
-        UserError: one is not NAME=FILE, or two have one name.
-    """
-    files: dict[str, str] = {}
-    for spec in specs:
-        name, _, path = spec.partition("=")
-        if not name or not path:
-            raise UserError(f"{spec} must be NAME=FILE, such as plain=generations.jsonl")
-        if name in files:
-            raise UserError(f"{name!r} is named twice; give each file its own name")
-        files[name] = path
-    return files
-
-
 def all_likelihoods(
     args: argparse.Namespace, files: Mapping[str, Generated]
 ) -> dict[str, list[list[Likelihood]]] | None:
@@ -108,7 +91,7 @@ def all_likelihoods(
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, compare, write, print."""
     args = parse(argv)
-    paths = named_files(args.files)
+    paths = named_paths(args.files)
     run = read_run(args.run)
     files = {name: read_generated(path, args.toxicity_type) for name, path in paths.items()}
     first = next(iter(files.values()))

@@ -16,7 +16,7 @@ from .. import __version__
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, SEED, make_parser
 from ..files.outputs import add_overwrite, check_file, check_folder
-from ..files.records import read_records, sha256_file, write_json, write_jsonl
+from ..files.records import read_records, source_entry, write_json, write_jsonl
 from ..files.sidecars import sidecar_path
 from .generations import prompt_of
 
@@ -52,13 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     held = set(random.Random(args.seed).sample(texts, args.num))
     ours = {prompt_of(line): line.record for line in read_records(data) if prompt_of(line) in held}
     rest = [line.record for line in read_records(data) if prompt_of(line) not in held]
-    meta = {"command": "deadend.hold_out", "version": __version__, "seed": args.seed}
-    meta |= {"data": {"path": str(data), "sha256": sha256_file(data)}}
+    meta = {"command": "deadend.hold_out", "version": __version__, "seed": args.seed, "data": source_entry(data)}
     for name, records in (("held_out", list(ours.values())), ("prompts", rest)):
         path = folder / f"{name}.jsonl"
-        write_json(
-            sidecar_path(path), {**meta, "counts": {"prompts": len(records)}}
-        )  # first: it says whose the other is
+        # first: it says whose the other is
+        write_json(sidecar_path(path), {**meta, "counts": {"prompts": len(records)}})
         write_jsonl(path, records)
     print(f"{folder}: {len(ours)} prompts held out, {len(rest)} others")
 

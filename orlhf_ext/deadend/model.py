@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cli.errors import UserError
-from ..models.batches import cut_batches
+from ..models.batches import cut_batches, pad_right
 from ..models.folder import find_model, model_config
 from ..models.weights import load_whole
 from .settings import KEY, QSettings, from_config, read_settings
@@ -213,14 +213,6 @@ def gathered(module: nn.Module, modifier_rank: int | None = None) -> contextlib.
     return deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=modifier_rank)
 
 
-def new_q_model(config: Any, generator: torch.Generator | None = None, **settings: Any) -> Any:
-    """A `QModel` with a random trunk; ``settings`` are those of `QSettings`."""
-    model = q_model_class(config)(config)
-    initialise(model, generator)
-    setattr(model.config, KEY, QSettings(vocab_size=config.vocab_size, **settings).as_config())
-    return model
-
-
 def open_model(
     name_or_path: str,
     dtype: torch.dtype,
@@ -288,10 +280,7 @@ def action_values(model: Any, rows: Sequence[Sequence[int]], budget: int) -> Ite
     """
     device = next(model.parameters()).device
     for batch in cut_batches([len(ids) for ids in rows], budget):
-        texts = [torch.tensor(rows[i]) for i in batch]
-        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
-        lengths = torch.tensor([len(text) for text in texts], device=device)
         with torch.inference_mode():
-            q, _ = model(ids, (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long())
+            q, _ = model(*pad_right([rows[i] for i in batch], 0, device))
         for i, values in zip(batch, q.tolist(), strict=True):
             yield i, values[: len(rows[i]) - 1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
+from ..backends.machine import torch_device
 from ..cli.errors import UserError
 from ..cli.flags import LENGTH, NOT_NEGATIVE
 from ..models.folder import check_context, check_ids, find_model, load_tokenizer
@@ -33,10 +34,6 @@ class DeadEndValue(Reward):
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], "of Q_D"] = "float32"
     attn_implementation: Annotated[str, "as in transformers"] = "sdpa"
     gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs", NOT_NEGATIVE] = 0.25
-
-    def __post_init__(self) -> None:
-        if self.batch_tokens < 2 or self.gpus < 0:
-            raise ValueError("--deadend.batch_tokens is at least 2, --deadend.gpus is not negative")
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse a folder without Q_D, or one whose context is too short for the run.
@@ -64,12 +61,9 @@ class DeadEndValue(Reward):
             )
         #: a value that was never trained, unless texts ended with EOS in training
         self._untrained = None if settings.append_eos else tokenizer.eos_token_id
-        import torch
-
         from .model import load_q_model
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: Any = load_q_model(self._folder, self.dtype, device, self.attn_implementation)
+        self._model: Any = load_q_model(self._folder, self.dtype, torch_device(), self.attn_implementation)
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Values in [-1, 0]; an empty response is worth what Q_D says of its prompt.

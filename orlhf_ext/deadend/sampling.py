@@ -17,13 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..cli.errors import UserError
 from ..cli.flags import COUNT, DTYPES, NOT_NEGATIVE, PART, SEED, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import Line, Record, read_records, sha256_file
-from ..models.batches import fingerprint
+from ..files.records import Line, Record, read_records
+from ..models.batches import open_journal
 from ..models.folder import check_context, context_length, find_model, identity, load_tokenizer
 from ..models.prompts import encode_prompts, tally
 from ..models.samplers import (
@@ -36,7 +35,8 @@ from ..models.samplers import (
     sample_hf,
     sample_vllm,
 )
-from ..models.texts import Sample
+from ..models.texts import Sample, collect, id_of
+from .generations import prompt_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,15 +113,7 @@ def read_texts(path: str, size: int, seed: int) -> list[Sample]:
     Raises:
         UserError: as `read_records`; there is no record; a prompt is not text, or two records have one id.
     """
-    found: dict[str, Sample] = {}
-    for line in read_records(path):
-        sample = _sample(line)
-        if sample.id in found:
-            raise UserError(f"{line.where} has the id {sample.id!r} of {found[sample.id].where}; give each its own")
-        found[sample.id] = sample
-    if not found:
-        raise UserError(f"{path} has no record; build the data again")
-    samples = list(found.values())
+    samples = collect(path, map(_sample, read_records(path)))
     if not 0 <= size < len(samples):
         return samples
     drawn = random.Random(derive_seed(seed, "draw")).sample(range(len(samples)), size)
@@ -129,15 +121,9 @@ def read_texts(path: str, size: int, seed: int) -> list[Sample]:
 
 
 def _sample(line: Line) -> Sample:
-    prompt, identifier = line.record.get("prompt"), line.record.get("id")
-    text = prompt.get("text") if isinstance(prompt, dict) else prompt
-    if not isinstance(text, str) or not text:
-        raise UserError(f'{line.where} has no prompt that is text, or {{"text": ...}}; fix or remove the record')
-    if identifier is None:
-        identifier = f"line-{line.number:06d}"
-    elif isinstance(identifier, bool) or not isinstance(identifier, str | int):
-        raise UserError(f"{line.where} has an id that is neither text nor a whole number")
-    return Sample(line.where, str(identifier), text, [], line.record)
+    if not (text := prompt_of(line)):
+        raise UserError(f"{line.where} has an empty prompt; remove the record")
+    return Sample(line.where, id_of(line), text, [], line.record)
 
 
 def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain) -> Record:
@@ -171,11 +157,9 @@ def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain)
         dtype=args.dtype,
     )
     model = {"folder": args.model, "identity": identity(folder)}
-    source = {"path": args.data, "sha256": sha256_file(args.data)}
     settings: Record = {**asdict(sampling), "min_new_tokens": args.min_new_tokens, "backend": args.backend}
     settings |= {"batch_size": args.batch_size, "prompts": size, **decoding.arguments}
-    mark = fingerprint(model=model["identity"], data=source["sha256"], arguments=settings)
-    with Journal(args.out, mark) as journal:
+    with open_journal(name, args.data, args.out, model, settings) as (journal, meta):
         left = [prompt for prompt in prompts if prompt.id not in journal.done]
         if left:
             if args.backend == "hf":
@@ -185,7 +169,6 @@ def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain)
             _keep(stream, journal, {prompt.id: prompt for prompt in prompts}, decoding)
         counts = _tally(journal.done)
         records = (_output(sample, journal.done[sample.id]) for sample in samples)
-        meta = {"command": name, "version": __version__, "model": model, "data": source, "arguments": settings}
         journal.finish(args.out, records, {**meta, "counts": counts})
     return counts
 

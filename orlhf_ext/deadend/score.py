@@ -21,7 +21,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import Line, Record, read_object, read_records, sha256_file
+from ..files.records import Line, Record, is_number, read_object, read_records, source_entry
 from ..files.sidecars import sidecar_path
 from ..models.batches import fingerprint
 from .generations import TOXICITY_THRESHOLD, generations_of, prompt_of
@@ -148,7 +148,7 @@ def one_file(
             f"{data} has scores named {key!r} that this scorer did not give; choose another --toxicity_type, or "
             "replace them with --rescore"
         )
-    source = {"path": str(data), "sha256": sha256_file(data)}
+    source = source_entry(data)
     wanted = Wanted(key, args.score_input == "full", known)
     at_once = scorer.at_once or _AT_ONCE
     how = {**wanted._asdict(), "batch_size": args.batch_size, "batch_tokens": args.batch_tokens, "at_once": at_once}
@@ -183,8 +183,7 @@ def look(data: Path, key: str) -> tuple[int, int]:
     for line in read_records(data):
         for one in generations_of(line):
             value = one.get(key)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 <= value <= 1):
+            if value is not None and not (is_number(value) and 0 <= value <= 1):
                 raise UserError(
                     f"{line.where} has {value!r} under {key!r}, which is not a score from 0 to 1; choose another "
                     "--toxicity_type"

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import backends
+from ..backends.machine import torch_device
 from ..cli.errors import UserError
 from ..cli.user_code import user_code
 from ..extensions import load
-from ..models.batches import cut_batches
+from ..models.batches import cut_batches, pad_right
 from ..models.folder import check_ids, context_length, find_model, identity, read_config, read_tokenizer
 from ..models.reward_models import is_classifier
 from ..models.texts import count_cut
@@ -197,8 +198,6 @@ class Classifier:
     @cached_property
     def _model(self) -> Any:
         backends.install()
-        import torch
-
         from ..models.folder import model_config
         from ..models.weights import classifier_class, load_whole
 
@@ -208,20 +207,16 @@ class Classifier:
         model = load_whole(cls, config, self.folder, self.flag, dtype=self.dtype, attention=self.attention)
         # causal models pool at the last token that is no padding, and do not know which that is without it
         model.config.pad_token_id = self.tokenizer.pad_token_id
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return model.to(torch_device()).eval()
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """P(toxic) of each text, computed as one batch."""
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
-        rows = [torch.tensor(ids) for ids in self._encode(texts)]
         padding = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
-        ids = pad_sequence(rows, batch_first=True, padding_value=padding)
-        mask = (torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]).long()
-        device = self._model.device
+        ids, mask = pad_right(self._encode(texts), padding, self._model.device)
         with torch.inference_mode():
-            logits = self._model(ids.to(device), attention_mask=mask.to(device)).logits.float()
+            logits = self._model(ids, attention_mask=mask).logits.float()
         several = self._model.config.problem_type == "multi_label_classification"
         found = logits.sigmoid() if several else logits.softmax(-1)
         return [float(value) for value in found[:, self.label].tolist()]

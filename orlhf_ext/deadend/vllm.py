@@ -16,7 +16,6 @@ decoding.
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -29,6 +28,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ..cli.errors import UserError
 from ..cli.flags import DTYPES
+from ..files.records import is_number
 from ..models.folder import context_length
 from .decoding import P_MIN, TOP_K, Infeasible, align_vocabulary, check_vocabulary, rectify_counted
 from .memory import free_part, needed_bytes, say_room
@@ -77,7 +77,7 @@ class Settings:
             "model": not isinstance(settings.model, str | Path),
             "epsilon": not is_epsilon(settings.epsilon),
             "passes": settings.passes is not None and not (isinstance(settings.passes, int) and settings.passes > 0),
-            "p_min": not _is_number(settings.p_min) or not 0 < settings.p_min <= 1,
+            "p_min": not is_number(settings.p_min) or not 0 < settings.p_min <= 1,
             "infeasible": settings.infeasible not in ("normalize", "fallback"),
             "top_k": not isinstance(settings.top_k, int) or settings.top_k < 1,
             "dtype": settings.dtype not in DTYPES,
@@ -230,8 +230,4 @@ def counts() -> dict[str, int]:
 
 def is_epsilon(value: Any) -> bool:
     """Whether it is a number from 0 to 1."""
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and 0 <= value <= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,12 +97,7 @@ def _check_flags(args: SimpleNamespace) -> None:
         check_epsilon(exo.loss_type, exo.epsilon)
     except ValueError as error:
         raise UserError(f"--exo.epsilon: {error}") from error
-    for flag in ("beta_pi", "beta_r", "temperature"):
-        if not 0 < getattr(exo, flag) < math.inf:
-            raise UserError(f"--exo.{flag} must be greater than 0, not {getattr(exo, flag)}")
-    if exo.num_contrastive < 2:
-        raise UserError(f"--exo.num_contrastive must be at least 2, not {exo.num_contrastive}")
-    if not 0 <= exo.max_completion_len < args.data.max_len:
+    if exo.max_completion_len >= args.data.max_len:
         raise UserError(
             f"--exo.max_completion_len {exo.max_completion_len} must be less than --data.max_len {args.data.max_len}, "
             "so that a part of the prompt fits (0 sets no limit of its own)"

@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -382,6 +383,16 @@ def parse_object(value: Any) -> Record | str:
     except ValueError:
         return "it is not JSON"
     return fields if isinstance(fields, dict) else "it is not a JSON object"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a finite number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def source_entry(path: str | os.PathLike) -> dict[str, str]:
+    """A file as the sidecars of what follows from it name it."""
+    return {"path": str(path), "sha256": sha256_file(path)}
 
 
 def sha256_file(path: str | os.PathLike) -> str:

@@ -168,10 +168,6 @@ def _check_flags(args: SimpleNamespace) -> None:
     groups = args.groups
     if groups.k is not None and (groups.head == "independent" or groups.only):
         raise UserError("--groups.k is the width of a shared layer; leave it out, or give --groups.head shared")
-    if groups.k is not None and groups.k < 1:
-        raise UserError(f"--groups.k {groups.k} is too small; give at least 1")
-    if not groups.centering >= 0:
-        raise UserError(f"--groups.centering {groups.centering:g} is not at least 0")
     if groups.only and groups.weighting == "balanced":
         raise UserError("--groups.weighting balanced has no effect with --groups.only; leave it out")
     lora = args.ds.lora.rank > 0

@@ -20,7 +20,7 @@ from .. import __version__
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, LENGTH, POSITIVE, SEED, add_compute, make_parser, whole
 from ..files.outputs import add_overwrite, check_file, check_folder
-from ..files.records import Line, read_records, sha256_file, write_json, write_jsonl
+from ..files.records import Line, read_records, source_entry, write_json, write_jsonl
 from ..files.sidecars import sidecar_path
 from ..models.head_settings import EOS, HEADS, SQUASHES, STYLES, HeadSettings
 from . import DEFAULT_K
@@ -330,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     meta: dict[str, Any] = {
         "command": "groups.em",
         "version": __version__,
-        "data": {"path": args.data, "sha256": sha256_file(args.data)},
+        "data": source_entry(args.data),
         "model": {"folder": args.model, "identity": identity(find_model(args.model))},
         "arguments": {key: value for key, value in vars(args).items() if key not in ("data", "out", "model")},
         "counts": {"pairs": len(lines), "texts_cut": cut, "annotators": len(names), "groups": counts},

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..cli.errors import UserError, command
-from ..cli.flags import INNER, SEED, make_parser, whole
+from ..cli.flags import INNER, SEED, make_parser, named_paths, whole
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Record, load_json
 from ..models.texts import Sample, read_samples
@@ -257,14 +257,7 @@ def named_files(args: argparse.Namespace) -> dict[str, str]:
     Raises:
         UserError: a ``--policy`` is not METHOD=FILE, a name is given twice or is ``sft``, or there is no baseline.
     """
-    files = {"sft": args.sft}
-    for spec in args.policy:
-        name, _, path = spec.partition("=")
-        if not name or not path:
-            raise UserError(f"--policy {spec} must be METHOD=FILE")
-        if name in files:
-            raise UserError(f"--policy names {name!r} twice (sft is --sft's); give each its own name")
-        files[name] = path
+    files = named_paths([f"sft={args.sft}", *args.policy], "--policy", "METHOD=FILE")
     if args.baseline not in files:
         raise UserError(
             f"--baseline {args.baseline} is not a method that was given; add --policy {args.baseline}=FILE, or name "

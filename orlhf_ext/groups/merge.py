@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..cli.errors import UserError, command
-from ..cli.flags import make_parser
+from ..cli.flags import make_parser, named_paths
 from ..files.outputs import check_folder
 from ..files.records import atomic_folder, load_json, write_json
 from ..models.folder import find_model, identity, load_tokenizer, read_config, weight_shapes
@@ -147,7 +147,7 @@ def merge(members: Sequence[Member], out: Path) -> HeadSettings:
         UserError: as `check_alike`, fewer than two models, a name twice, or ``out`` holds something.
     """
     names = [member.name for member in members]
-    if len(names) < 2 or len(set(names)) < len(names):
+    if len(names) < 2:
         raise UserError(f"{_FLAG} takes two models or more, each of a group of its own; it names {', '.join(names)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists already; remove it or give another one")
@@ -220,12 +220,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Look at every model, then write."""
     args = parse(argv)
     check_folder(args.out, new=True)
-    members = []
-    for text in args.models:
-        name, equals, path = text.partition("=")
-        if not (equals and name and path):
-            raise UserError(f"{_FLAG} {text} is not NAME=DIR; give the group's name and its model")
-        members.append(read_member(name, path, args.style, args.eos))
+    models = named_paths(args.models, _FLAG, "NAME=DIR")
+    members = [read_member(name, path, args.style, args.eos) for name, path in models.items()]
     if (args.style or args.eos) and all(KEY in read_config(member.folder) for member in members):
         raise UserError("--style and --eos have no effect: every model says what it was trained on; leave them out")
     settings = merge(members, Path(args.out))

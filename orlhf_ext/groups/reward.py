@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 from ..cli.errors import UserError, suggest
-from ..cli.flags import FINITE, LENGTH, NOT_NEGATIVE, POSITIVE, whole
+from ..cli.flags import FINITE, LENGTH, NOT_NEGATIVE, POSITIVE, named_paths, whole
 from ..files.sources import run_records
 from ..models.folder import find_model, length_limit, read_config
 from ..models.head_settings import KEY, Eos, read_settings
@@ -135,13 +135,7 @@ class Groups(Reward):
                 raise ValueError(f"--groups.kind {self.kind} needs {flag}")
             if not given and self.aggregate in _AGGREGATES.get(field.name, ()) and field.name != "tau":
                 raise ValueError(f"--groups.aggregate {self.aggregate} needs {flag}")
-        if not (self.tau > 0 and math.isfinite(self.tau)):
-            raise ValueError(f"--groups.tau is {self.tau}; give a number above 0")
-        if self.max_len < 0 or self.max_len == 1 or self.batch_tokens < 2 or self.gpus < 0:
-            raise ValueError("--groups.max_len and --groups.batch_tokens are at least 2, --groups.gpus is not negative")
-        self._members = dict(_name_and_value(text) for text in self.models)
-        if len(self._members) < len(self.models):
-            raise ValueError("--groups.models names a group twice; give each group one model")
+        self._members = named_paths(self.models, "--groups.models", "NAME=FOLDER")
         if self.kind == "gold" and not self._make_traits().holds_models:
             self.gpus = 0.0
 
@@ -344,13 +338,6 @@ def _make_group_model(*args: Any, **words: Any) -> Any:
     from .model import get_llm_for_sequence_regression  # it imports DeepSpeed
 
     return get_llm_for_sequence_regression(*args, **words)
-
-
-def _name_and_value(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (equals and name and value):
-        raise ValueError(f"--groups.models {text} is not NAME=FOLDER; give the group's name and its model")
-    return name, value
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import DTYPES, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import Record, sha256_file
+from ..files.records import Record, source_entry
 from ..models.batches import check_files, fingerprint, run_batches, with_column
 from ..models.head_settings import EOS
 from ..models.texts import Sample, read_samples
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {key: getattr(args, key) for key in ("max_len", "eos", "batch_tokens", "dtype", "attn_implementation")}
     kinds: dict[str, Any] = {spec.name: _kind(traits, spec) for spec in traits.parsed}
     for data, out in pairs:
-        source = {"path": str(data), "sha256": sha256_file(data)}
+        source = source_entry(data)
         parts = fingerprint(traits=kinds, data=source["sha256"], arguments=settings)
         with Journal(out, parts) as journal:
             found, counts = {}, {}

@@ -7,15 +7,17 @@ of an uninterrupted run, and its numbers are equal to the last bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import __version__
 from ..cli.errors import UserError
 from ..files.journal import Journal
 from ..files.outputs import check_file
-from ..files.records import Record
+from ..files.records import Record, source_entry
 from .texts import Sample
 
 # Rows in, one number for each out
@@ -56,6 +58,16 @@ def pad_left(texts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[
     ids = [torch.tensor([text]) for text in texts]
     padded = zero_pad_sequences(ids, side="left", value=pad_id).to(device)
     return padded, zero_pad_sequences([torch.ones_like(row) for row in ids], side="left").to(device)
+
+
+def pad_right(texts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[Any, Any]:
+    """Token ids as causal models read them: ids and mask, ``(texts, longest)`` each, padded on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True, padding_value=pad_id)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(text) for text in texts])[:, None]
+    return ids.to(device), mask.long().to(device)
 
 
 def run_batches(
@@ -135,6 +147,26 @@ def check_files(
     for _, b in pairs:
         check_file(b, command=command, overwrite=overwrite, ends=(".jsonl",))
     return pairs
+
+
+@contextlib.contextmanager
+def open_journal(
+    command: str, data: str | Path, out: str | Path, model: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> Iterator[tuple[Journal, dict[str, Any]]]:
+    """The journal of an output that follows from a file, a model and arguments, and what its sidecar says of these.
+
+    Args:
+        command: as sidecars name it.
+        data: the file.
+        out: the output.
+        model: ``folder`` as the user gave it, and ``identity``.
+        arguments: those that the output depends on.
+    """
+    source = source_entry(data)
+    mark = fingerprint(model=model["identity"], data=source["sha256"], arguments=arguments)
+    with Journal(out, mark) as journal:
+        meta = {"command": command, "version": __version__, "model": model, "data": source, "arguments": arguments}
+        yield journal, meta
 
 
 def fingerprint(**parts: Mapping[str, Any] | str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ..cli.errors import brief
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -60,8 +62,7 @@ def render_by(apply_chat_template: Callable[..., Any], messages: Messages, gener
 
 def refusal(error: Exception) -> Refusal:
     """The sentence for what a template raised."""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return Refusal(f" is refused by the model's chat template ({reason})")
+    return Refusal(f" is refused by the model's chat template ({brief(error)})")
 
 
 def split_chat(render: Render, before: Messages, reply: Messages, sampled: bool) -> tuple[str, str]:

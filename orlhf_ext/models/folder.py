@@ -103,9 +103,8 @@ def check_generation_config(folder: Path, flag: str, saved: bool = False) -> Non
     try:
         GenerationConfig.from_dict(found).validate(strict=True)
     except Exception as error:  # of values that contradict each other, or are no numbers
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{flag} {folder} has a generation_config.json that transformers refuses to save again ({reason}); "
+            f"{flag} {folder} has a generation_config.json that transformers refuses to save again ({brief(error)}); "
             "remove those values from the file"
         ) from error
 

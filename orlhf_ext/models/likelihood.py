@@ -10,10 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .batches import cut_batches
+from .batches import cut_batches, pad_right
 from .logprobs import scored_positions, token_logprobs
 from .spans import Span, mean_nll, rows_of_groups, shared_length
 
@@ -127,10 +126,7 @@ def _score_batch(
 ) -> tuple[Tensor, ...]:
     """`span_logprobs` of one batch; with a prefix, only what comes behind it is computed."""
     done = prefix.get_seq_length() if prefix is not None else 0
-    rest = [torch.tensor(span.ids[done:]) for span in spans]
-    ids = pad_sequence(rest, batch_first=True, padding_value=pad_id)
-    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rest])[:, None]).long()
-    starts = torch.tensor([span.start - done for span in spans])
-    device = model.device
-    values, _ = token_logprobs(model, ids.to(device), mask.to(device), starts.to(device), prefix=prefix)
+    ids, mask = pad_right([span.ids[done:] for span in spans], pad_id, model.device)
+    starts = torch.tensor([span.start - done for span in spans], device=model.device)
+    values, _ = token_logprobs(model, ids, mask, starts, prefix=prefix)
     return values.cpu().split([span.scored for span in spans])

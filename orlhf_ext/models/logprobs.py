@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import backends
+from ..backends.machine import torch_device
 from ..cli.errors import UserError
-from .batches import Compute, Row
+from .batches import Compute, Row, pad_right
 from .texts import Sample, encode, prompt_text, reply_text, whole_text
 
 if TYPE_CHECKING:
@@ -185,27 +186,20 @@ def load_model(folder: Path, dtype: str, attention: str, flag: str = "--model") 
         UserError: the folder holds another kind of model, or one whose weights are not whole and finite.
     """
     backends.install()
-    import torch
-
     from .weights import check_causal, load_whole
 
     model = load_whole(*check_causal(folder, flag), folder, flag, dtype=dtype, attention=attention)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(torch_device())
 
 
 def make_compute(model: PreTrainedModel, pad_id: int, temperature: float = 1.0) -> Compute:
     """The function that maps rows to summed log-probabilities."""
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
     @torch.inference_mode()
     def compute(rows: list[Row]) -> list[float]:
-        sequences = [torch.tensor(row.ids) for row in rows]
-        ids = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
-        lengths = torch.tensor([len(row.ids) for row in rows])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        prompts = torch.tensor([row.prompt_length for row in rows])
-        device = model.device
-        return response_logprobs(model, ids.to(device), mask.to(device), prompts.to(device), temperature).tolist()
+        ids, mask = pad_right([row.ids for row in rows], pad_id, model.device)
+        prompts = torch.tensor([row.prompt_length for row in rows], device=model.device)
+        return response_logprobs(model, ids, mask, prompts, temperature).tolist()
 
     return compute

@@ -22,7 +22,7 @@ from ..backends import compiler
 from ..backends.kernels import bf16_units, draw_exponentials_from_uniforms
 from ..backends.machine import gpu_present
 from ..backends.resources import kv_bytes_per_token
-from ..cli.errors import UserError
+from ..cli.errors import UserError, brief
 from .batches import cut_batches
 from .weights import check_causal, check_files
 
@@ -160,7 +160,7 @@ def load_vllm(
             **(more or {}),
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"vLLM cannot serve {folder} ({_brief(error)}); fix that, or give --backend hf") from error
+        raise UserError(f"vLLM cannot serve {folder} ({brief(error)}); fix that, or give --backend hf") from error
     _watch(llm, [process for process in multiprocessing.active_children() if process not in before])
     return llm
 
@@ -209,10 +209,6 @@ for engine in engines:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(engine, signal.SIGKILL)
 """
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def sample_vllm(
@@ -265,9 +261,7 @@ def sample_vllm(
                 "records are kept: fix that and run it again"
             ) from error
         except RuntimeError as error:
-            raise UserError(
-                f"vLLM broke off ({_brief(error)}); finished records are kept, fix that and go on"
-            ) from error
+            raise UserError(f"vLLM failed ({brief(error)}); finished records are kept: fix that and go on") from error
         for output in outputs:
             index, number = map(int, output.request_id.split(":"))
             unfinished[index][number] = output.outputs[0]  # type: ignore[index]

@@ -9,7 +9,6 @@ with the id of EOS instead (`with_end`): there is no text to put a space behind.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ..cli.errors import UserError
-from ..files.records import Line, Record, read_records
+from ..files.records import Line, Record, is_number, read_records
 from .chats import ChatError, Messages, as_messages, proven, render_with, split_chat
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Sample]:
     Raises:
         UserError: as `read_records`; no record at all; a prompt is missing or empty; an id stands twice.
     """
-    return _collect(path, (_sample(line, []) for line in read_records(path)), limit)
+    return collect(path, (_sample(line, []) for line in read_records(path)), limit)
 
 
 def read_samples(path: str | Path, no_prompt: bool = False) -> list[Sample]:
@@ -75,10 +74,15 @@ def read_samples(path: str | Path, no_prompt: bool = False) -> list[Sample]:
     Raises:
         UserError: as `read_prompts`; a record has no completions, or one of a wrong kind.
     """
-    return _collect(path, (_sample(line, _completions(line), no_prompt) for line in read_records(path)), None)
+    return collect(path, (_sample(line, _completions(line), no_prompt) for line in read_records(path)))
 
 
-def _collect(path: str | Path, samples: Iterator[Sample], limit: int | None) -> list[Sample]:
+def collect(path: str | Path, samples: Iterator[Sample], limit: int | None = None) -> list[Sample]:
+    """The samples of a file, at most ``limit``.
+
+    Raises:
+        UserError: there is none, or two have one id.
+    """
     found: dict[str, Sample] = {}
     for sample in samples:
         if limit is not None and len(found) >= limit:
@@ -92,18 +96,27 @@ def _collect(path: str | Path, samples: Iterator[Sample], limit: int | None) -> 
 
 
 def _sample(line: Line, completions: list[Text], no_prompt: bool = False) -> Sample:
-    identifier = line.record.get("id")
-    if identifier is None:
-        identifier = f"line-{line.number:06d}"
-    elif isinstance(identifier, bool) or not isinstance(identifier, str | int):
-        _bad(line, "has an id that is neither text nor a whole number")
     given = line.record.get("prompt")
     if no_prompt and not given:
         given = ""
     elif given is None:
         _bad(line, "has no 'prompt'; give prompt, or build the data with build_data")
     prompt = _text(line, given, "prompt", may_be_empty=no_prompt)
-    return Sample(line.where, str(identifier), prompt, completions, line.record)
+    return Sample(line.where, id_of(line), prompt, completions, line.record)
+
+
+def id_of(line: Line) -> str:
+    """A record's id; without one, its line: ``line-000012``.
+
+    Raises:
+        UserError: it is neither text nor a whole number.
+    """
+    identifier = line.record.get("id")
+    if identifier is None:
+        return f"line-{line.number:06d}"
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        _bad(line, "has an id that is neither text nor a whole number")
+    return str(identifier)
 
 
 def _completions(line: Line) -> list[Text]:
@@ -256,7 +269,7 @@ def numbers(sample: Sample, key: str) -> list[float]:
             "nothing; run orlhf-ext logprobs again with a larger --max_len"
         )
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_number(value):
             raise UserError(f"{sample.name} has {value!r} among its {key}; score the file again")
     return [float(value) for value in values]
 

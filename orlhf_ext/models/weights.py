@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..backends.machine import torch_device
 from ..cli.errors import UserError, brief
 from .folder import check_generation_config, model_config, read_config, weight_files, weight_shapes
 
@@ -244,13 +245,11 @@ def load_reward(
     Raises:
         UserError: as `check_reward` and `check_finite`.
     """
-    import torch
-
     check_reward(folder, flag, fresh=fresh)
     with quiet():
         model = make(str(folder), "reward", param_dtype=PRECISIONS[dtype], attn_implementation=attention)
     check_finite(model.state_dict().items(), f"{flag} {folder}")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(torch_device()).eval()
 
 
 def is_finite(weight: Tensor) -> bool:

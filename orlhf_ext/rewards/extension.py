@@ -111,8 +111,6 @@ class Rewards(Extension):
         ):
             if value:
                 raise UserError(f"--ext.reward and {flag} {value} both give rewards; leave one of them out")
-        if args.ext.reward_actors < 1 or args.ext.reference_batch_tokens < 2:
-            raise UserError("--ext.reward_actors is at least 1, and --ext.reference_batch_tokens at least 2")
         if args.ext.rollouts_dir and not cluster_address():  # whose machines may have other folders
             check_folder(args.ext.rollouts_dir, "--ext.rollouts_dir")
         if args.ext.eval_on_start and not args.eval.dataset:

@@ -15,6 +15,7 @@ import torch
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
 
+from ..backends.machine import torch_device
 from ..files.records import write_jsonl
 from .base import RewardBatch, RewardContext, Rollout, ScoreReference
 from .combine import Combined, RewardSet
@@ -43,10 +44,9 @@ class RewardedSamples(SamplesGenerator):
         Raises:
             UserError: as `RewardSet.setup`.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         rewards = from_args(self.args)
         rewards.rewards = in_actors(rewards.rewards, self.args, policy)
-        rewards.setup(RewardContext(self.tokenizer, self.args, device, score_reference))
+        rewards.setup(RewardContext(self.tokenizer, self.args, torch_device(), score_reference))
         self._rewards = rewards
         self._numbers = {"train": itertools.count(1), "eval": itertools.count(1)}
         self._batches = {what: itertools.count(self._kept(what) + 1) for what in ("train", "eval")}

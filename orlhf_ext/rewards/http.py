@@ -59,8 +59,8 @@ class HTTP(Reward):
         for url in self.url:
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
                 raise ValueError(f"--http.url {url} is not an http:// or https:// address")
-        if not self.url or min(self.batch_size, self.threads, self.tries) < 1 or self.timeout <= 0 or self.pause < 0:
-            raise ValueError("--http.url is empty, or a number is not positive")
+        if not self.url:
+            raise ValueError("--http.url is empty; name a server")
         self._decode: Any = None
 
     def check(self, args: SimpleNamespace) -> None:

@@ -27,8 +27,6 @@ class Length(Reward):
     def __post_init__(self) -> None:
         if (self.target is None) == (self.maximum is None):
             raise ValueError("give one of --length.target and --length.maximum")
-        if (self.target or self.maximum or 0) < 1:
-            raise ValueError("--length.target and --length.maximum are at least 1")
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Rewards in [0, 1], and the lengths."""

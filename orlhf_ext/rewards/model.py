@@ -47,8 +47,6 @@ class Model(Reward):
     gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs", NOT_NEGATIVE] = 0.25
 
     def __post_init__(self) -> None:
-        if self.max_len < 0 or self.max_len == 1 or self.batch_tokens < 2 or self.gpus < 0:
-            raise ValueError("--model.max_len and --model.batch_tokens are at least 2, --model.gpus is not negative")
         if self.chat and self.no_prompt:
             raise ValueError("--model.chat reads a chat, and --model.no_prompt a response alone; leave one out")
 

@@ -13,6 +13,7 @@ import torch
 from openrlhf.trainer.ray.launcher import ReferenceModelActor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..backends.machine import torch_device
 from ..extensions.ray_classes import unwrap
 from ..models.batches import cut_batches
 from ..models.likelihood import span_logprobs
@@ -25,7 +26,7 @@ class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
 
     def device_type(self) -> str:
         """Where this process computes."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return torch_device()
 
     def score_spans(self, spans: list[Span], groups: list[Hashable]) -> list[list[float]]:
         """Log-probabilities of the scored tokens of each span, where this process holds all weights: what the spans of

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..backends.machine import torch_device
 from ..backends.resources import must_share
 from ..cli.errors import UserError
 from ..cli.user_code import user_code
@@ -29,11 +30,8 @@ class Holder:
 
     def setup(self, context: RewardContext) -> None:
         """Set the reward up where this runs."""
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         with user_code("a copy of it raised"):
-            self._reward.setup(dataclasses.replace(context, device=device))
+            self._reward.setup(dataclasses.replace(context, device=torch_device()))
 
     def score(self, batch: RewardBatch) -> Checked:
         """Score a part of a batch."""

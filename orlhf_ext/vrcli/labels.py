@@ -22,13 +22,12 @@ the baseline itself, and an improvement of exactly 0.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..cli.errors import UserError
-from ..files.records import Record, parse_object, read_records
+from ..files.records import Record, is_number, parse_object, read_records
 from ..models.chats import is_messages
 from ..models.texts import Messages
 
@@ -219,9 +218,9 @@ def _wrong_splice(splice: Any, messages: Messages) -> str | None:
 def _wrong_base(base: Any) -> str | None:
     if base is None:
         return None
-    if not isinstance(base, dict) or isinstance(base.get("nll"), bool) or not isinstance(base.get("nll"), int | float):
-        return "its base has no number nll"
-    if not math.isfinite(base["nll"]) or base["nll"] < 0:
+    if not isinstance(base, dict) or not is_number(base.get("nll")):
+        return "its base has no finite number nll"
+    if base["nll"] < 0:
         return f"its base has an nll of {base['nll']}"
     if type(base.get("n")) is not int or base["n"] < 1 or not isinstance(base.get("fp"), str):
         return "its base lacks n (scored tokens) or fp (fingerprint)"

@@ -76,9 +76,9 @@ def now() -> float:
 def random_models(folder: Path) -> tuple[Path, Path]:
     """A policy and a value function with the tiny tokenizer's files and SmolLM2's number of tokens."""
     import torch
+    from deadend_q import new_q_model
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from orlhf_ext.deadend.model import new_q_model
     from orlhf_ext.models.small_models import make_tiny
 
     tokenizer = AutoTokenizer.from_pretrained(make_tiny(folder / "tiny"))

@@ -166,3 +166,42 @@ def test_numbers_beside_the_range() -> None:
     parser = Parser()
     parser.add_argument("--n", type=whole(2, also=(0, -1)))
     assert [parser.parse_args([f"--n={text}"]).n for text in ("0", "-1", "2", "30")] == [0, -1, 2, 30]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("--exo.temperature=0", "--exo.temperature=nan", "--exo.beta_pi=-1", "--exo.beta_r=inf"),
+        *("--exo.num_contrastive=1", "--exo.max_completion_len=-1", "--groups.k=0", "--groups.centering=-1"),
+        *("--deadend.gamma=0", "--deadend.polyak=1.5", "--deadend.q_min=-inf", "--ext.reward_actors=0"),
+    ],
+)
+def test_numbers_of_extensions(word: str) -> None:
+    from orlhf_ext.extensions import extension
+    from orlhf_ext.launch.flags import make_parser
+    from orlhf_ext.rewards.extension import Rewards
+
+    parser = make_parser([*(extension(name) for name in ("exo", "group-rm", "dead-end")), Rewards()])
+    with pytest.raises(UserError, match=f"^{word.replace('=', ' ')} "):
+        parser.parse_args([word])
+
+
+@pytest.mark.parametrize(
+    ("reward", "argument", "value"),
+    [
+        *((name, "batch_tokens", "1") for name in ("model", "groups", "deadend")),
+        *((name, "gpus", "-0.5") for name in ("model", "groups", "deadend")),
+        *((name, "max_len", value) for name in ("model", "groups") for value in ("1", "-1")),
+        *(("groups", "tau", value) for value in ("0", "inf")),
+        *(("http", name, "0") for name in ("batch_size", "threads", "tries", "timeout")),
+        *(("length", name, "0") for name in ("target", "maximum")),
+    ],
+)
+def test_numbers_of_rewards(reward: str, argument: str, value: str) -> None:
+    from orlhf_ext.rewards import arguments, selection
+
+    needed: dict[str, Any] = {"groups.kind": "group_rm", "groups.model": "m", "model.path": "m", "deadend.model": "m"}
+    needed["http.url"] = ["http://x"]
+    values: dict[str, Any] = {**needed, f"{reward}.{argument}": value}
+    with pytest.raises(UserError, match=rf"^--{reward}\.{argument} {value} "):
+        arguments.make(selection.find(reward), values, {})

@@ -126,7 +126,7 @@ def test_bad_records_are_named(files: Path, capsys: pytest.CaptureFixture, chang
         ("--sft sft.jsonl", "--out"),
         ("--sft sft.jsonl --out x.csv", "must end in .json"),
         ("--sft sft.jsonl --out x.json --policy p.jsonl", "NAME=FILE"),
-        ("--sft sft.jsonl --out x.json --policy a=p.jsonl --policy a=q.jsonl", "twice"),
+        ("--sft sft.jsonl --out x.json --policy a=p.jsonl --policy a=q.jsonl", "names 'a' a second time"),
         ("--sft lost.jsonl --out x.json", "lost.jsonl does not exist"),
     ],
 )

@@ -164,7 +164,7 @@ def test_bad_flags_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "e.json"
     for words, wanted in [
         ([str(a), "--save_file", out], "NAME=FILE"),
-        ([f"x={a}", f"x={a}", "--save_file", out], "twice"),
+        ([f"x={a}", f"x={a}", "--save_file", out], "names 'x' a second time"),
         ([f"x={a}", "--save_file", tmp_path / "e.txt"], ".json"),
         ([f"x={a}", f"y={other}", "--save_file", out], "differ in 1 prompts"),
         ([f"x={a}", "--save_file", out, "--samples", "-1"], "--samples"),

@@ -11,11 +11,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="no torch (the tests of Python 3.12 run without)", exc_type=ImportError)
 transformers = pytest.importorskip("transformers")
 
+from deadend_q import new_q_model  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from orlhf_ext.cli.errors import UserError  # noqa: E402
 from orlhf_ext.deadend.loss import polyak_update, sarsa_loss, sarsa_targets  # noqa: E402
-from orlhf_ext.deadend.model import QModel, load_q_model, new_q_model, open_model  # noqa: E402
+from orlhf_ext.deadend.model import QModel, load_q_model, open_model  # noqa: E402
 from orlhf_ext.deadend.settings import read_settings  # noqa: E402
 
 V = 61

@@ -76,8 +76,6 @@ def test_what_does_not_fit_is_refused(q_model: Path, tiny_model: Path, tmp_path:
         run(DeadEndValue(str(q_model)), rollouts(tokenizer, ended=False), tokenizer=tokenizer)
     with pytest.raises(UserError, match="has no token ids to read"):
         run(DeadEndValue(str(q_model)), RewardBatch([Rollout("a", PROMPT, " fine")]))
-    with pytest.raises(ValueError, match=r"deadend\.batch_tokens"):
-        DeadEndValue(str(q_model), batch_tokens=1)
 
 
 @pytest.mark.launcher

@@ -17,9 +17,8 @@ V, POSITIONS = 50, 40
 
 
 def make(kind: str) -> Any:
+    from deadend_q import new_q_model
     from transformers import GPT2Config, LlamaConfig, Qwen2Config
-
-    from orlhf_ext.deadend.model import new_q_model
 
     common: dict[str, Any] = {"vocab_size": V, "max_position_embeddings": POSITIONS, "initializer_range": 0.3}
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

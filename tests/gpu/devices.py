@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from deadend_q import new_q_model
 from tagged import GPU, MixedDevices, Tagged, pretended_gpu
 
 torch.manual_seed(0)
@@ -126,7 +127,7 @@ def test_the_stepper_and_caps_in_transformers() -> None:
     from transformers import LlamaConfig
 
     from orlhf_ext.deadend.hf import RectifiedLogitsProcessor
-    from orlhf_ext.deadend.model import action_values, new_q_model
+    from orlhf_ext.deadend.model import action_values
     from orlhf_ext.deadend.stepper import QStepper
 
     torch.manual_seed(1)

@@ -197,8 +197,8 @@ def test_one_prompt_has_no_interval(tmp_path: Path) -> None:
     ("more", "said"),
     [
         (["--policy", "gold"], "--policy gold must be METHOD=FILE"),
-        (["--policy", "gold=x.jsonl"], "--policy names 'gold' twice"),
-        (["--policy", "sft=x.jsonl"], "--policy names 'sft' twice"),
+        (["--policy", "gold=x.jsonl"], "--policy gold=x.jsonl names 'gold' a second time"),
+        (["--policy", "sft=x.jsonl"], "--policy sft=x.jsonl names 'sft' a second time"),
         (["--baseline", "plain"], "--baseline plain is not a method that was given; add --policy plain=FILE"),
         (["--out", "summary.txt"], "--out summary.txt must end in .json"),
         (["--show", "-1"], "--show -1 is too small; give at least 0"),

@@ -141,7 +141,7 @@ def test_what_cannot_be_stacked(members: list[str], reward_model: Path, tmp_path
 
     first, second = members[:2]
     assert "two models or more" in said(first)
-    assert "is not NAME=DIR" in said(first, "majority")
+    assert "must be NAME=DIR" in said(first, "majority")
     assert "is a reward model of majority; give it that name" in said(first, second.replace("majority=", "other="))
     assert "--style chat is not that of" in said(first, second, "--style", "chat")
     assert "have no effect: every model says" in said(first, second, "--style", "hh")

@@ -75,8 +75,6 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
     "changes, said",
     [
         ({"k": 4, "head": "independent"}, "--groups.k is the width of a shared layer; leave it out"),
-        ({"k": 0}, "--groups.k 0 is too small"),
-        ({"centering": -1.0}, "--groups.centering -1 is not at least 0"),
         ({"only": "minority", "weighting": "balanced"}, "--groups.weighting balanced has no effect"),
         ({"only": "minority", "batch_size": 4}, "--groups.only minority has 2 pairs, fewer than --train.batch_size 4"),
         ({"only": "minorty"}, "--groups.only minorty is not a group of the pairs; did you mean 'minority'?"),

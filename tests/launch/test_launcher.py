@@ -88,6 +88,7 @@ def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
         ({"--data.dataset": "bad.jsonl"}, "bad.jsonl line 2 is not JSON"),
         ({"--data.dataset": "empty.jsonl"}, "empty.jsonl has no record"),
         ({"--train.batch_size": "64"}, "has 2 records, fewer than --train.batch_size 64"),
+        ({"--deadend.gamma": "1", "--train.batch_size": "64"}, "has 2 records, fewer than --train.batch_size 64"),
         ({"--train.micro_batch_size": "3"}, "--train.batch_size 2 is not a multiple of --train.micro_batch_size 3"),
         ({"--ds.packing_samples": None}, "needs flash-attn"),
     ],
@@ -127,7 +128,8 @@ def test_preflight(change: dict[str, str | None], said: str, tmp_path: Path, tin
     os.chdir(tmp_path)
     try:
         with pytest.raises(UserError) as told:
-            check_arguments("train_dpo", hierarchize(Namespace(**flags)))
+            launcher = "train_sft" if "--deadend.gamma" in change else "train_dpo"
+            check_arguments(launcher, hierarchize(Namespace(**flags)))
     finally:
         os.chdir(old)
     assert said in str(told.value)

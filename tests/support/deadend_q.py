@@ -6,6 +6,17 @@ from pathlib import Path
 from typing import Any
 
 
+def new_q_model(config: Any, **settings: Any) -> Any:
+    """A `QModel` with a random trunk; ``settings`` are those of `QSettings`."""
+    from orlhf_ext.deadend.model import initialise, q_model_class
+    from orlhf_ext.deadend.settings import KEY, QSettings
+
+    model = q_model_class(config)(config)
+    initialise(model)
+    setattr(model.config, KEY, QSettings(vocab_size=config.vocab_size, **settings).as_config())
+    return model
+
+
 def make_q(
     out: Path,
     tokenizer_from: Path,
@@ -18,7 +29,6 @@ def make_q(
     import torch
     from transformers import GPT2Config
 
-    from orlhf_ext.deadend.model import new_q_model
     from orlhf_ext.models.folder import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_from)
