@@ -35,7 +35,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     "what is installed": {
         "list": Command("commands.list", "extensions, rewards, builders and recipes, one line each"),
         "check": Command("commands.check", "try a reward on sample rollouts, without Ray or a GPU"),
-        "doctor": Command("commands.doctor", "what each seam of OpenRLHF holds, and what this machine lacks"),
+        "doctor": Command("commands.doctor", "what is at each seam of OpenRLHF, and what this machine lacks"),
     },
     "VR-CLI": {
         "vrcli baseline": Command("vrcli.baseline", "likelihood of the gold texts without a plan"),

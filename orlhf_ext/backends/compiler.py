@@ -3,7 +3,7 @@
 A machine with a toolkit that fits torch is left alone. Where there is none, the compiler that ``requirements-gpu.txt``
 installs beside torch serves: pip's layout (``lib`` instead of ``lib64``, no ``libcudart.so`` without a version) is not
 what they look for, so they get a folder of links to it. Where no compiler fits, torch's own AdamW and vLLM's own
-sampler stand in, which need none.
+sampler take their place, which need none.
 """
 
 from __future__ import annotations

@@ -34,13 +34,13 @@ GPUS_HIDDEN = "ORLHF_EXT_GPUS_HIDDEN"
 
 
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""What ``ray job submit`` tells the driver of its job."""
+"""In the driver of a ``ray job submit``, the job's configuration."""
 
 
 def gpus_hidden() -> bool:
     """Whether the user hides the GPUs: CUDA_VISIBLE_DEVICES is empty or begins with -1, at which CUDA ends the list.
 
-    Ray empties it in workers that ask for no GPU of those that there are, so that a worker has to be told, and in the
+    Ray empties it in workers that ask for no GPU of those that there are, so that workers get `GPUS_HIDDEN`, and in the
     driver of a job that was submitted with ``--entrypoint-num-cpus``."""
     visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
     by_ray = os.environ.get("CUDA_VISIBLE_DEVICES") == "" and RAY_JOB in os.environ

@@ -1,5 +1,5 @@
-"""What a run asks Ray for, held against what there is before work begins: Ray itself waits for ever for a GPU that does
-not come."""
+"""What a run asks Ray for, compared with what there is before work begins: Ray itself waits forever for a GPU that
+never comes."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def must_share(args: SimpleNamespace, parts: Sequence[float], gpus: float) -> bo
 
 
 def check(args: SimpleNamespace, parts: Mapping[str, Sequence[float]], there: Mapping[str, float]) -> None:
-    """Refuse what would wait for ever.
+    """Refuse what would wait forever.
 
     Args:
         args: the launcher's nested arguments.
-        parts: for each reward that holds a model, the part of a GPU of each of its copies.
+        parts: for each reward with a model, the part of a GPU of each of its copies.
         there: what Ray has, as ``ray.cluster_resources()`` gives it.
 
     Raises:

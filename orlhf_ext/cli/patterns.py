@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import UserError
 
-SECONDS = 2.0
+MAX_SECONDS = 2.0
 """That one text may take."""
 
 
@@ -49,9 +49,9 @@ class Pattern:
 
     def _find(self, how: str, text: str) -> bool:
         try:
-            return getattr(self._compiled, how)(text, timeout=SECONDS) is not None
+            return getattr(self._compiled, how)(text, timeout=MAX_SECONDS) is not None
         except TimeoutError as error:
             raise UserError(
-                f"{self.flag} {self.pattern} takes more than {SECONDS:g} s on a text of {len(text)} characters; write "
-                "it without a repetition inside of a repetition, such as (a+)+"
+                f"{self.flag} {self.pattern} takes more than {MAX_SECONDS:g} s on a text of {len(text)} characters; "
+                "write it without a repetition inside of a repetition, such as (a+)+"
             ) from error

@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 def examine(
     reward: Reward, batch: RewardBatch, context: RewardContext, min_speed: float, random_ok: bool = False
 ) -> Iterator[Finding | Checked]:
-    """Set a reward up, score ``batch`` in several ways, and tell what comes out; its result is given as `Checked`.
+    """Set a reward up, score ``batch`` in several ways, and report what comes out; its result is given as `Checked`.
 
     Args:
         reward: what to try.

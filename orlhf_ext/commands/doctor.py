@@ -94,7 +94,7 @@ def lacks_for_gpus(machine: Machine) -> list[str]:
             )
         if machine.compiler is not None and machine.compiler.home is None:
             lacks.append(
-                f"a CUDA {machine.torch_cuda} compiler ({machine.compiler.why_not}): torch's AdamW stands in for "
+                f"a CUDA {machine.torch_cuda} compiler ({machine.compiler.why_not}): torch's AdamW replaces "
                 "DeepSpeed's, and vLLM samples without FlashInfer; install requirements-gpu.txt, g++, or set CUDA_HOME"
             )
     if not machine.flash_attn:
@@ -123,16 +123,16 @@ def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[
     planned = {swap.seam: swap for swap in swaps}
     rows = []
     for seam in seams.SEAMS:
-        standing = "OpenRLHF's own" if seam.target.startswith("openrlhf") else "the library's own"
+        current = "OpenRLHF's own" if seam.target.startswith("openrlhf") else "the library's own"
         if seam.by != "extension":
-            standing = _BY.get(seam.by, f"the {seam.by} backend")
+            current = _BY.get(seam.by, f"the {seam.by} backend")
             if seam.by == "cpu" and machine.gpu_present():
-                standing = "the original (there is a CUDA device)"
+                current = "the original (there is a CUDA device)"
             if seam.by == "no-flash-attn" and machine.flash_attn_present():
-                standing = "the original (flash-attn is there)"
+                current = "the original (flash-attn is there)"
         if swap := planned.pop(seam.target, None):
-            standing = f"{swap.by} (extension {swap.owner})"
-        rows.append((seam, standing, broken[seam.target]))
+            current = f"{swap.by} (extension {swap.owner})"
+        rows.append((seam, current, broken[seam.target]))
     for target, swap in planned.items():  # a seam of the user's own
         problems = []
         try:
@@ -151,7 +151,7 @@ def _in_a_worker(swaps: list[inject.Swap], targets: list[str]) -> tuple[dict[str
     inject.to_environment(swaps)
     ray_setup.start(swaps, gpus=1)
     try:
-        found = ray.get(ray.remote(ray_setup.standing).remote([*targets, *(swap.by for swap in swaps)]))
+        found = ray.get(ray.remote(ray_setup.objects_at).remote([*targets, *(swap.by for swap in swaps)]))
     finally:
         ray.shutdown()
     return found, [swap.seam for swap in swaps if found[swap.seam] != found[swap.by]]
@@ -189,19 +189,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         load(swap.by)
     table = Table()
     worker, lost = _in_a_worker(swaps, [seam.target for seam, *_ in rows]) if args.ray else ({}, [])
-    titles = ["what stands in the driver", "in a Ray worker"] if args.ray else ["what stands there"]
+    titles = ["in the driver", "in a Ray worker"] if args.ray else ["now"]
     for title in ("seam", "launchers", *titles, "contract"):
         table.add_column(title, overflow="fold")
     broken = 0
-    for seam, standing, problems in rows:
+    for seam, current, problems in rows:
         broken += len(problems)
         there = [worker[seam.target]] if args.ray else []
-        table.add_row(seam.target, " ".join(seam.launchers), standing, *there, "; ".join(problems) or "holds")
+        table.add_row(seam.target, " ".join(seam.launchers), current, *there, "; ".join(problems) or "holds")
     console.print(table)
     if broken:
         print(f"{broken} contract(s) broken: this OpenRLHF is not the one that the seams were written for")
     for target in lost:
-        print(f"{target} is not replaced in a Ray worker: {worker[target]} stands there")
+        print(f"{target} is not replaced in a Ray worker: it has {worker[target]}")
     if broken or lost:
         raise SystemExit(1)
 

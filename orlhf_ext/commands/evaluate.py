@@ -1,6 +1,6 @@
 """Compare policies by scored samples: ``orlhf-ext evaluate --sft S.jsonl --policy NAME=P.jsonl --out O.json``
 
-Every file holds samples of the same prompts, joined by id, scored by the same reward model. For the KL, a policy's file
+Every file has samples of the same prompts, joined by id, scored by the same reward model. For the KL, a policy's file
 also has the log-probabilities of its samples under itself and under the SFT model. The last policy is the final one.
 The table is written beside O.json, as O.md and O.csv.
 """

@@ -112,14 +112,14 @@ def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], where: str, star
         UserError: a weight is missing, has another shape, or is none of the model's.
     """
     own = model.state_dict()
-    held = {own[name].data_ptr() for name in weights if name in own}
+    present = {own[name].data_ptr() for name in weights if name in own}
     reasons = [f"{name} is none of the model's" for name in weights if name not in own]
     reasons += [
         f"{name} is {tuple(tensor.shape)}, and {tuple(own[name].shape)} in the model"
         for name, tensor in weights.items()
         if name in own and tensor.shape != own[name].shape
     ]
-    reasons += [f"{name} is missing" for name in own if name not in weights and own[name].data_ptr() not in held]
+    reasons += [f"{name} is missing" for name in own if name not in weights and own[name].data_ptr() not in present]
     if any("lora_" in name for name in weights):
         raise UserError(
             f"{where} is of a LoRA training; its adapter is in the model folder that the run saved: merge that one"

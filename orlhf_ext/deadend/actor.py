@@ -16,7 +16,7 @@ _SAVED = ("gamma", "q_min", "q_max", "append_eos")
 
 
 class QActor(Actor):
-    """Stands where `Actor` stands in ``train_sft``, with the same constructor."""
+    """Replaces `Actor` in ``train_sft``, with the same constructor."""
 
     def __init__(
         self,

@@ -72,20 +72,20 @@ def calibrate(predictions: Iterable[Prediction], bins: int = 10) -> dict[str, An
     Raises:
         ValueError: there is no prediction.
     """
-    held, whole, squares = [_Bin() for _ in range(bins)], _Bin(), 0.0
+    counted, whole, squares = [_Bin() for _ in range(bins)], _Bin(), 0.0
     for one in predictions:
-        held[min(max(int(one.predicted * bins), 0), bins - 1)].add(one)
+        counted[min(max(int(one.predicted * bins), 0), bins - 1)].add(one)
         whole.add(one)
         squares += (one.predicted - one.bad) ** 2
     if not whole.count:
         raise ValueError("there is no prediction")
     rows = [
         {"low": i / bins, "high": (i + 1) / bins, "count": one.count, "texts": len(one.texts), **one.means()}
-        for i, one in enumerate(held)
+        for i, one in enumerate(counted)
     ]
     return {
         "bins": rows,
-        "expected_calibration_error": sum(abs(one.predicted - one.bad) for one in held) / whole.count,
+        "expected_calibration_error": sum(abs(one.predicted - one.bad) for one in counted) / whole.count,
         "brier_score": squares / whole.count,
         "actions": whole.count,
         "predicted": whole.predicted / whole.count,

@@ -1,6 +1,6 @@
 """Train a toxicity classifier: ``orlhf-ext deadend classifier --model M --data F ...``
 
-Files hold ``{"text": ..., "label": 0 or 1}`` (``python -m orlhf_ext.build_data jigsaw reward``). Any model of
+Files have ``{"text": ..., "label": 0 or 1}`` (``python -m orlhf_ext.build_data jigsaw reward``). Any model of
 transformers gets a head for as many labels as there are, and transformers' own Trainer trains it. ``--out``
 appears when everything is done: model, tokenizer, ``all_results.json`` with accuracy, AUC and F1 on the validation
 file. A run that was cut short goes on from its last checkpoint. Several processes: torchrun --nproc_per_node N -m ...
@@ -212,7 +212,7 @@ def load_model(folder: Path, names: Sequence[str], pad_id: int, seed: int) -> An
     config.label2id = {name: index for index, name in enumerate(names)}
     set_seed(seed)
     model = load_whole(cls, config, folder, flag, dtype="float32", new=heads, spare=heads)
-    model.config.pad_token_id = pad_id  # causal models pool at the last token that is no padding
+    model.config.pad_token_id = pad_id  # causal models pool at the last token that is not padding
     return model
 
 

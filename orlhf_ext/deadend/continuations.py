@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..cli.errors import command
 from ..cli.flags import make_parser, whole
-from .sampling import Plain, add_flags, check_flags, sample_file, tell
+from .sampling import Plain, add_flags, check_flags, print_counts, sample_file
 
 
 @command
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     check_flags(args, "deadend.continuations")
-    tell(args.out, sample_file(args, "deadend.continuations", args.sample_size, Plain()))
+    print_counts(args.out, sample_file(args, "deadend.continuations", args.sample_size, Plain()))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ..cli.errors import UserError
 from .rows import encode, parse_row
 
 ACTION, REWARD, MINUS = range(3)
-"""The three numbers that stand for each token where ``train_sft`` has one, its loss mask: 1 if an action is taken
+"""The three numbers of each token where ``train_sft`` has one, its loss mask: 1 if an action is taken
 there, the reward if it is the last action, and minus the reward, so that all sum to the number of actions: ``fit()``
 sums the mask over an optimizer step and all ranks."""
 
@@ -50,7 +50,7 @@ class QDataset(SFTDataset):
             f"at {max_length} tokens"
         )
         if not len(self):
-            raise UserError("the value data hold no text of two tokens or more; build them again")
+            raise UserError("the value data have no text of two tokens or more; build them again")
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..cli.errors import UserError, command
 from ..cli.flags import DTYPES, SHARE, make_parser, whole
 from ..models.folder import check_context, find_model, identity, read_config
-from .sampling import Plain, add_flags, check_flags, sample_file, tell
+from .sampling import Plain, add_flags, check_flags, print_counts, sample_file
 from .settings import read_settings
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plain == bool(args.q_model):
         raise UserError(f"give either {Q_FLAG} for rectified decoding, or --plain")
     decoding = Plain() if args.plain else Rectified(args)
-    tell(args.out, sample_file(args, "deadend.decode", args.num_samples_for_eval, decoding))
+    print_counts(args.out, sample_file(args, "deadend.decode", args.num_samples_for_eval, decoding))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class RectifiedLogitsProcessor(LogitsProcessor):
     Args:
         q_model: what `load_q_model` gives, on the language model's device.
         epsilon, passes, p_min, infeasible, top_k: as in `rectify`.
-        pad_token_id: pads prompts on the left; each row's leading pads are no text. Without it, nothing is padding.
+        pad_token_id: pads prompts on the left; each row's leading pads are not text. Without it, nothing is padding.
         eos_token_id: what ends a row; one id, or several. Without it, ended rows go on being computed.
         vocab_size: tokens that the language model's tokenizer has, where its logits are padded to more.
 

@@ -14,7 +14,7 @@ NORMS = ("tokens", "actions")
 
 
 def action_mask(lengths: torch.Tensor, steps: int) -> torch.Tensor:
-    """Which of ``steps`` places hold an action, ``(B, steps)``; lengths ``(B,)`` are in tokens."""
+    """Which of ``steps`` places have an action, ``(B, steps)``; lengths ``(B,)`` are in tokens."""
     return torch.arange(steps, device=lengths.device) < lengths[:, None] - 1
 
 

@@ -12,9 +12,9 @@ from .stepper import PREFILL_TOKENS, columns
 
 #: sequences at a time, of our own engines: that many keep a GPU busy, and Q_D's keys and values small
 SEQUENCES = 256
-_WORK = 96  # bytes for a token of the vocabulary of each row: values, caps, and `rectify`'s copies in float64
-_SPARE = 0.02  # of a GPU, for CUDA's own
-_LEAST = 0.1  # of a GPU, that vLLM starts with
+_WORK_BYTES = 96  # for a token of the vocabulary of each row: values, caps, and `rectify`'s copies in float64
+_CUDA_SHARE = 0.02  # of a GPU, for CUDA's own
+_MIN_VLLM_SHARE = 0.1  # of a GPU
 
 _GIB = 2**30
 
@@ -34,7 +34,7 @@ def q_bytes(config: Any, weights: int, rows: int, length: int, element_bytes: in
     cache = 2 * rows * columns(length) * kv_bytes_per_token(config, element_bytes)
     wide = 4 * text.hidden_size + (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
     prefill = max(PREFILL_TOKENS, length) * 2 * wide * element_bytes
-    return weights * element_bytes + cache + prefill + rows * config.vocab_size * _WORK
+    return weights * element_bytes + cache + prefill + rows * config.vocab_size * _WORK_BYTES
 
 
 def needed_bytes(folder: Path, rows: int, length: int, dtype: str) -> int:
@@ -45,7 +45,7 @@ def needed_bytes(folder: Path, rows: int, length: int, dtype: str) -> int:
     weights = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+            for name in tensors.keys():  # noqa: SIM118 - it is not a dictionary
                 shape: Sequence[int] = tensors.get_slice(name).get_shape()
                 count = 1
                 for size in shape:
@@ -56,7 +56,7 @@ def needed_bytes(folder: Path, rows: int, length: int, dtype: str) -> int:
 
 def free_part(needed: int, total: int) -> float:
     """The part of a GPU that Q_D leaves; below 0 where it does not fit at all."""
-    return 1 - _SPARE - needed / total
+    return 1 - _CUDA_SHARE - needed / total
 
 
 def leave_room(asked: float, needed: int, total: int) -> float:
@@ -71,7 +71,7 @@ def leave_room(asked: float, needed: int, total: int) -> float:
         UserError: that is too little for vLLM.
     """
     left = min(asked, free_part(needed, total))
-    if left < _LEAST:
+    if left < _MIN_VLLM_SHARE:
         raise UserError(
             f"the value function takes up to {needed / _GIB:.1f} GiB of the GPU's {total / _GIB:.1f}, which leaves "
             "vLLM nothing to start with; give --q_dtype bfloat16, shorter texts, or a smaller value function"

@@ -90,7 +90,7 @@ class QHead(nn.Module):
 
 
 class TargetHead(QHead):
-    """A head whose numbers are buffers: no optimizer sees them, checkpoints hold them, and they stay float32 in a bf16
+    """A head whose numbers are buffers: no optimizer sees them, checkpoints have them, and they stay float32 in a bf16
     model, where a step of a tenth of the way would mostly be rounded away."""
 
     def __init__(self, d: int, vocab_size: int) -> None:
@@ -156,8 +156,8 @@ class QModel:
             attention_mask: ``(B, T)``, 1 on tokens.
 
         Returns:
-            ``(B, T-1)`` of the online head and ``(B, T-1)`` of the target head, which has no gradient; what stands on
-            padding means nothing.
+            ``(B, T-1)`` of the online head and ``(B, T-1)`` of the target head, which has no gradient; values on
+            padding mean nothing.
         """
         hidden = self.hidden_states(input_ids, attention_mask)[:, :-1]
         actions = input_ids[:, 1:]
@@ -176,7 +176,7 @@ def q_model_class(config: Any) -> Any:
     """The `QModel` of the family that a config belongs to, such as Llama or GPT-2.
 
     Raises:
-        UserError: it is no family of plain language models.
+        UserError: it is not a family of plain language models.
     """
     try:
         trunk = _trunk_class(config)
@@ -252,7 +252,7 @@ def load_q_model(folder: str | Path, dtype: str = "float32", device: str = "cpu"
     Args:
         folder: what ``train_sft --ext.use dead-end`` wrote.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of trunk and online head.
-        device: where it stands.
+        device: where to put it.
         attention: attention implementation.
 
     Returns:
@@ -260,7 +260,7 @@ def load_q_model(folder: str | Path, dtype: str = "float32", device: str = "cpu"
         online head, ``settings`` its `QSettings`.
 
     Raises:
-        UserError: the folder holds no Q_D, or its weights are not whole.
+        UserError: the folder has no Q_D, or its weights are not whole.
     """
     flag = "--q_model"
     read_settings(Path(folder), flag)

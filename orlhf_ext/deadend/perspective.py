@@ -51,7 +51,7 @@ class Perspective:
     """Asks the API; see the module.
 
     Raises:
-        UserError: there is no key, or it can be none; the rate is not a number of requests.
+        UserError: there is no key, or it cannot be one; the rate is not a number of requests.
     """
 
     #: of the scores: another model of the API's is not known by it
@@ -144,7 +144,7 @@ class Perspective:
 
 
 def _refusal(status: int, answer: Any) -> NoScore:
-    """What an answer that is no score says of the text.
+    """What an answer without a score says of the text.
 
     Raises:
         UserError: it is about the key, or about something else than the text.

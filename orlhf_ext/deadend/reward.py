@@ -49,7 +49,7 @@ class DeadEndValue(Reward):
         """Load Q_D.
 
         Raises:
-            UserError: the folder holds none, or its tokenizer is not the policy's.
+            UserError: the folder has none, or its tokenizer is not the policy's.
         """
         self._folder = find_model(self.model, FLAG)
         settings = read_settings(self._folder, FLAG)

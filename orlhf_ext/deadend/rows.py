@@ -36,7 +36,7 @@ def parse_row(record: dict[str, Any], where: str, q_min: float = -1.0, q_max: fl
     if not q_min <= reward <= q_max:
         raise UserError(
             f"{where} has the reward {reward:g}, which --deadend.q_min {q_min:g} and --deadend.q_max {q_max:g} leave "
-            "out; let them hold 0 and -1"
+            "out; let them include 0 and -1"
         )
     return Row(text, float(reward))
 

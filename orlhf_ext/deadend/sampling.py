@@ -236,7 +236,7 @@ def _tally(done: dict[str, Record]) -> Record:
     return {**tally(done), **counted}
 
 
-def tell(path: str, counts: Record) -> None:
+def print_counts(path: str, counts: Record) -> None:
     """Print one line about a finished file."""
     parts = [f"{counts['completions']} completions of {counts['prompts']} prompts, {counts['tokens']} tokens"]
     if counts["prompts_cut"]:

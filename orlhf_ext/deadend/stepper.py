@@ -18,7 +18,7 @@ from ..cli.errors import UserError
 from ..models.batches import cut_batches
 
 PREFILL_TOKENS = 16384  # padded tokens that are read at once
-_ROOM = 16  # columns, at the least, that a full layer grows by
+_MIN_GROWTH = 16  # columns, of a full layer
 
 
 class _Layer(DynamicLayer):
@@ -54,11 +54,11 @@ class _Layer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         width = self.get_seq_length()
         end = width + key_states.shape[2]
-        for i, (held, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
+        for i, (old, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
             if width == 0:
                 self._stores.append(_with_room([new], end))
             elif self._stores[i].shape[2] < end:
-                self._stores[i] = _with_room([held], width, end)
+                self._stores[i] = _with_room([old], width, end)
             self._stores[i][:, :, width:end] = new
         self._show(end)
         return self.keys, self.values
@@ -69,7 +69,7 @@ class _Layer(DynamicLayer):
 
 def columns(width: int) -> int:
     """How many columns a store has that is made for ``width`` of them."""
-    return width + max(_ROOM, width // 4)
+    return width + max(_MIN_GROWTH, width // 4)
 
 
 def _with_room(parts: list[torch.Tensor], width: int, needed: int = 0) -> torch.Tensor:

@@ -205,7 +205,7 @@ class Classifier:
         if (cls := classifier_class(config)) is None:
             raise UserError(f"{self.flag} {self.folder} is of type {config.model_type!r}, which has no classifier")
         model = load_whole(cls, config, self.folder, self.flag, dtype=self.dtype, attention=self.attention)
-        # causal models pool at the last token that is no padding, and do not know which that is without it
+        # causal models pool at the last token that is not padding, and do not know which that is without it
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model.to(torch_device()).eval()
 

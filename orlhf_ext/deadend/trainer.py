@@ -83,7 +83,7 @@ class SarsaLoss(SFTLoss):
 
 
 class QTrainer(SFTTrainer):
-    """Stands where `SFTTrainer` stands in ``train_sft``, with the same constructor.
+    """Replaces `SFTTrainer` in ``train_sft``, with the same constructor.
 
     ``fit()`` and ``evaluate()`` hand over, as log-probabilities, the values of both heads, and, as a loss mask, where
     actions are and what they earn (see `dataset`).

@@ -7,7 +7,7 @@
 ``infeasible`` ("normalize" or "fallback"), ``top_k`` (50, of "fallback") and ``dtype`` (float32, of Q_D). A request may
 ask for another epsilon, or for none: ``SamplingParams(extra_args={"deadend_epsilon": 0.3})``, or ``"off"``.
 
-The processor runs after ``min_tokens`` and before temperature, top-k and top-p. Q_D stands on the engine's device, in
+The processor runs after ``min_tokens`` and before temperature, top-k and top-p. Q_D is on the engine's device, in
 the memory that ``gpu_memory_utilization`` leaves free, which vLLM does not measure; a line says where that may be too
 little for ``max_num_seqs`` sequences of ``max_model_len`` tokens. vLLM takes no processors together with speculative
 decoding.
@@ -139,7 +139,7 @@ class RectifiedDecoding(LogitsProcessor):
         self.steps = 0
         self._infeasible = torch.zeros((), dtype=torch.long, device=device)
         self._requests: dict[int, _Request] = {}
-        self._told = 0
+        self._logged = 0
         _live.add(self)
 
     def _check_room(self, vllm_config: VllmConfig, folder: Path, device: torch.device) -> None:
@@ -184,8 +184,8 @@ class RectifiedDecoding(LogitsProcessor):
         process_dict_updates(self._requests, batch_update, self._new)
         if not self._requests:
             self.stepper.forget()
-            if self.steps > self._told:
-                self._told = self.steps
+            if self.steps > self._logged:
+                self._logged = self.steps
                 _log.info("rectified %d steps, of which %d infeasible", self.steps, self.infeasible_steps)
 
     def _new(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Request | None:

@@ -61,7 +61,7 @@ def kwise_loss(
     labels = labels.to(dtype)
     valid = torch.isfinite(labels) if rewarded else ~torch.isnan(labels)
     if not valid.all():
-        raise ValueError(f"labels of {loss_type} hold a value that is not {'finite' if rewarded else 'a number'}")
+        raise ValueError(f"labels of {loss_type} have a value that is not {'finite' if rewarded else 'a number'}")
 
     log_p = F.log_softmax(beta_pi * (policy_logps.to(dtype) - reference_logps.to(dtype)), dim=-1)
     if rewarded:

@@ -100,7 +100,7 @@ def _load(path: Path, unknown: torch.Tensor) -> torch.Tensor:
     if values is None:
         return unknown
     if values.shape != unknown.shape or values.dtype != torch.float32 or not torch.isfinite(values).all():
-        print(f"{path} does not hold {len(unknown)} finite numbers; computing the {_WHAT} again")
+        print(f"{path} does not have {len(unknown)} finite numbers; computing the {_WHAT} again")
         return unknown
     return values
 

@@ -83,7 +83,7 @@ def parse_record(record: dict[str, Any], where: str, rules: Rules) -> Kwise:
 
 
 def chat_texts(render: Render, kwise: Kwise, where: str) -> tuple[str, list[str]]:
-    """Prompt and completions as text, by the chat template; a completion stands behind the generation prompt.
+    """Prompt and completions as text, by the chat template; a completion follows the generation prompt.
 
     Raises:
         UserError: the template refuses the messages, or does not say where a completion begins; the place is named.
@@ -151,14 +151,14 @@ def _read_kwise(record: dict[str, Any], prompt: Any, bad: Callable[[str], NoRetu
     token_ids = columns.get("token_ids")
     for number, ids in enumerate(token_ids or [], 1):
         if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-            bad(f"has token ids that are no list of whole numbers for completion {number}")
+            bad(f"has token ids that are not a list of whole numbers for completion {number}")
         if not ids:
             bad(f"has an empty completion {number} (no token ids); remove the record")
     return Kwise(prompt, completions, [float(r) for r in rewards], token_ids, columns.get("finish_reasons"))
 
 
 def _check_groups(rewards: list[float], rules: Rules, bad: Callable[[str], NoReturn]) -> None:
-    """K must hold whole groups, and every group of a preference loss needs a best completion."""
+    """K must be a multiple of the group size, and every group of a preference loss needs a best completion."""
     size = rules.num_contrastive
     if len(rewards) < size or len(rewards) % size:
         bad(f"has {len(rewards)} completions, which do not make groups of --exo.num_contrastive {size}")
@@ -167,7 +167,7 @@ def _check_groups(rewards: list[float], rules: Rules, bad: Callable[[str], NoRet
     if not set(rewards) <= {0.0, 1.0}:
         rw = rules.loss_type.replace("-pref", "-rw")
         bad(
-            f"has rewards that are no labels (1 for the best completion, 0 for the others), which {rules.loss_type} "
+            f"has rewards that are not labels (1 for the best completion, 0 for the others), which {rules.loss_type} "
             f"would misread; use --exo.loss_type {rw}"
         )
     for start in range(0, len(rewards), size):

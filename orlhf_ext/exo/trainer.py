@@ -66,14 +66,14 @@ class KwiseLoss(DPOLoss):
 
 
 class KwiseTrainer(DPOTrainer):
-    """Stands where `DPOTrainer` stands in ``train_dpo``, with the same constructor.
+    """Replaces `DPOTrainer` in ``train_dpo``, with the same constructor.
 
     ``fit()`` and ``evaluate()`` pass their four tensors through: chosen ids are the ids of all rows, the chosen mask is
     their mask, and the two of the rejected are both the rewards. What they log as chosen and rejected rewards are the
     implicit rewards of the best- and the worst-labelled completion of each group.
 
     Raises:
-        UserError: the data hold token ids that the model does not have.
+        UserError: the data have token ids that the model does not have.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -168,12 +168,12 @@ class KwiseTrainer(DPOTrainer):
         for loader in (self.train_dataloader, self.eval_dataloader):
             if loader is not None and size is not None and loader.dataset.largest_id >= size:
                 raise UserError(
-                    f"the data hold token id {loader.dataset.largest_id}, but the model has {size} tokens, so their "
+                    f"the data have token id {loader.dataset.largest_id}, but the model has {size} tokens, so their "
                     "token_ids come from another tokenizer; sample again with this model, or drop that column"
                 )
 
 
 def _output_layer(model: Any) -> torch.nn.Module | None:
-    """The layer that makes logits of hidden states; None where a model does not tell."""
+    """The layer that makes logits of hidden states; None where a model does not say."""
     found = getattr(model, "get_output_embeddings", lambda: None)()
     return found if isinstance(found, torch.nn.Module) else None

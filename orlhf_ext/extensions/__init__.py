@@ -109,7 +109,7 @@ def _installed(group: str) -> list[tuple[str, str]]:
 
 
 def resolve(group: str, spec: str) -> Any:
-    """Import what a name of ``group``, or ``module:attribute``, stands for. The working directory is importable.
+    """Import what a name of ``group``, or ``module:attribute``, refers to. The working directory is importable.
 
     Raises:
         UserError: nothing of that name; the nearest known one is suggested.

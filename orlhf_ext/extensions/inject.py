@@ -38,7 +38,7 @@ class Swap:
     owner: str
 
 
-_live: dict[str, Any] = {}  # seam -> what stood there before
+_live: dict[str, Any] = {}  # seam -> the object that was replaced
 _deferred: list[tuple[Swap, ModuleType]] = []
 _callbacks: dict[str, list[Callable[[ModuleType], None]]] = {}
 _surroundings: dict[str, list[Callable[[], AbstractContextManager]]] = {}
@@ -181,7 +181,7 @@ def verify(
     holder: str = "the launcher",
     load_seams: bool = False,
 ) -> None:
-    """Make sure that every swap is live, and that no module of OpenRLHF kept what stood there before.
+    """Make sure that every swap is live, and that no module of OpenRLHF kept the replaced object.
 
     Args:
         namespace: global names to look at like those of a module of OpenRLHF.
@@ -204,7 +204,7 @@ def verify(
         for swap in swaps:
             if any(value is _live[swap.seam] for value in list(space.values())):
                 raise UserError(
-                    f"{name} still holds OpenRLHF's own {swap.seam}: it was imported before extension {swap.owner!r} "
+                    f"{name} still has OpenRLHF's own {swap.seam}: it was imported before extension {swap.owner!r} "
                     "was installed; import openrlhf only after orlhf_ext.extensions.inject.install"
                 )
 

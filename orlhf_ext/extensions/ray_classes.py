@@ -1,7 +1,7 @@
 """Ray's actor classes: the plain class inside one, to make a subclass of, and a subclass made an actor class again.
 
 ``class MyTrainer(unwrap(PPOTrainer))`` is all that an extension writes; `inject` makes an actor class of it when it
-puts it where OpenRLHF's own stood. The plain class stays importable under its own name, so that Ray sends it to
+puts it in the place of OpenRLHF's own. The plain class stays importable under its own name, so that Ray sends it to
 workers by that name, and each worker builds it on the OpenRLHF that it has, replacements included.
 """
 

@@ -309,7 +309,7 @@ SEAMS = (
                 "setup_dataloader",
                 "self replay_buffer batch_size pin_memory shuffle collate_fn drop_last sampler consumed_samples "
                 "num_workers",
-                "tells how many batches an epoch has, for the schedule of the learning rate",
+                "counts the batches of an epoch, for the schedule of the learning rate",
                 (),
             ),
             (

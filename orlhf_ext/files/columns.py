@@ -22,7 +22,7 @@ Kind = str | tuple[str, Any]
 
 MIXED = "mixed"
 _NAMES = {"null": "null", "bool": "bool", "small": "int64", "int": "int64", "float": "float64", "str": "string"}
-_EXACT = 2**53  # whole numbers up to it are floats without loss
+_MAX_EXACT = 2**53  # whole numbers up to it are floats without loss
 _JSON = (".json", ".jsonl")
 
 
@@ -39,7 +39,7 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
             raise OverflowError
-        return "small" if abs(value) <= _EXACT else "int"
+        return "small" if abs(value) <= _MAX_EXACT else "int"
     if isinstance(value, float):
         return "float"
     if isinstance(value, str):

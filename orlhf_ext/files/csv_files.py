@@ -1,7 +1,7 @@
 """CSV that reads back as it was written: the one writer and the one reader of the project.
 
 Any text without a lone surrogate comes back equal, whatever quotes, line ends and control characters it has. A row
-ends at a line feed outside of quotes, as in editors; a carriage return may stand before it, and nowhere else outside
+ends at a line feed outside of quotes, as in editors; a carriage return may come before it, and nowhere else outside
 of quotes. So what was read never depends on where a program that did not quote one would have broken the line.
 """
 

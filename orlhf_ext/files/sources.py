@@ -12,7 +12,7 @@ from ..cli.errors import UserError
 from . import columns
 from .records import Line, read_records
 
-_LARGE = 2**30
+_MAX_BYTES = 2**30  # of a file that is looked at
 
 
 #: files of a folder with a data set: those of `datasets`, and files of records
@@ -44,7 +44,7 @@ def read_source(flag: str, source: str) -> Iterator[Line] | None:
         if os.path.isdir(path) and not any(next(Path(path).glob(pattern), None) for pattern in _DATA):
             raise UserError(f"{flag} {path} is a folder without a data set; name a .jsonl, .json or .parquet file")
         return None
-    if os.path.exists(path) and os.path.getsize(path) > _LARGE:
+    if os.path.exists(path) and os.path.getsize(path) > _MAX_BYTES:
         return None
     return columns.read(path) if columns.is_json(path) else read_records(path)
 

@@ -8,7 +8,7 @@ import torch
 from openrlhf.datasets.reward_dataset import RewardDataset
 
 from ..models.texts import Whole
-from ..openrlhf_fixes.chat_data import tell_cuts
+from ..openrlhf_fixes.chat_data import report_cuts
 from . import training
 from .render import encode, whole_text
 
@@ -44,7 +44,7 @@ class GroupDataset(RewardDataset):
         eos, end = self.training.settings.eos, str(tokenizer.eos_token)
         pairs = zip(self.prompts * 2, self.chosens + self.rejects, strict=True)
         texts = (whole_text(prompt, text, eos, end) for prompt, text in pairs)  # type: ignore[arg-type]
-        tell_cuts(len(dataset), len(self), tokenizer, texts, max_length)
+        report_cuts(len(dataset), len(self), tokenizer, texts, max_length)
         strategy.print("pairs of groups: " + ", ".join(f"{name} {count}" for name, count in names))
 
     def _is_trained(self, record: Any) -> bool:

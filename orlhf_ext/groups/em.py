@@ -30,8 +30,8 @@ from .training import id_text
 if TYPE_CHECKING:
     import torch
 
-HARDLY = -0.65
-"""A log-likelihood of a pair below this is too near to that of guessing for an assignment to mean anything."""
+MIN_PAIR_LOG_LIKELIHOOD = -0.65
+"""A mean below this is too near to that of guessing for an assignment to mean anything."""
 
 
 def log_likelihoods(margins: torch.Tensor, annotators: torch.Tensor) -> torch.Tensor:
@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = ", ".join(f"{name} {count['annotators']} ({count['pairs']} pairs)" for name, count in counts.items())
     each = fit.log_likelihood / len(lines)
     print(f"{args.out}: annotators of {shown}; log-likelihood {fit.log_likelihood:.2f}, {each:.3f} a pair", flush=True)
-    if each < HARDLY:
+    if each < MIN_PAIR_LOG_LIKELIHOOD:
         print(f"guessing gives {math.log(0.5):.3f} a pair: the heads have hardly learnt; raise --lr or --epochs")
 
 

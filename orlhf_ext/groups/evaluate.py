@@ -1,6 +1,6 @@
 """Compare policies for each group: ``orlhf-ext groups evaluate --groups G --sft S --policy gold=P --out O``
 
-Every file holds samples of the same prompts with gold ``traits`` (``orlhf-ext groups score``), joined by id. A group's
+Every file has samples of the same prompts with gold ``traits`` (``orlhf-ext groups score``), joined by id. A group's
 gold score of a response is its weighted sum of traits; of several samples of a prompt the scores' mean counts, and all
 pairs for a win rate, where a tie is one half (in a strict rate, none). Intervals are 95 % bootstrap intervals over
 prompts. The table is written beside --out O.json, as O.md and O.csv.
@@ -31,7 +31,7 @@ from ..reports.summaries import read_run, write_summary
 from ..reports.tables import Column, Table
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
 
-OVERLAP = 0.9  # of each file's prompts
+MIN_OVERLAP = 0.9  # of each file's prompts
 WORST = ("worst_group", "worst_group_name")
 RUN = ("proportion", "k", "seed")
 
@@ -79,7 +79,7 @@ def common_ids(files: Sequence[Scored], force: bool = False) -> list[str]:
     ids = [identifier for identifier in first.samples if all(identifier in other.samples for other in others)]
     largest = max(files, key=lambda one: len(one.samples))
     share = len(ids) / len(largest.samples)
-    if not ids or (share < OVERLAP and not force):
+    if not ids or (share < MIN_OVERLAP and not force):
         smallest = min(files, key=lambda one: len(one.samples))
         way = "" if not ids else ", or compare what is common with --force"
         raise UserError(
@@ -147,7 +147,7 @@ def join_summaries(paths: Sequence[str]) -> dict[str, Any]:
         (None for one seed). The group ``worst_group`` is the least group's gold score of each run.
 
     Raises:
-        UserError: one is no such summary, two are of one run, or their baselines differ.
+        UserError: one is not such a summary, two are of one run, or their baselines differ.
     """
     found: dict[tuple[Any, ...], dict[int, Record]] = {}
     seen: dict[tuple[Any, ...], str] = {}

@@ -35,7 +35,7 @@ def read_label(value: Any, where: str) -> Label:
         where: file and line, or the sample, for messages.
 
     Raises:
-        UserError: it is no label of this format; ``where`` and what is wrong are named.
+        UserError: it is not a label of this format; ``where`` and what is wrong are named.
     """
     fields = parse_object(value)
     wrong = fields if isinstance(fields, str) else _wrong(fields)

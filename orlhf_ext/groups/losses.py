@@ -31,7 +31,7 @@ def group_pair_loss(
     """
     losses = pair_losses(chosen, rejected, squash, margin)
     if weights is not None:
-        _hold_shape("weights", weights, chosen)
+        _check_shape("weights", weights, chosen)
         losses = weights * losses
     loss = losses.mean()
     if centering:
@@ -43,10 +43,10 @@ def pair_losses(
     chosen: torch.Tensor, rejected: torch.Tensor, squash: str = "tanh", margin: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`group_pair_loss` of each pair, ``(B,)``, without weights and centering; arguments and errors are the same."""
-    _hold_shape("rejected", rejected, chosen)
+    _check_shape("rejected", rejected, chosen)
     gap = _squashed(chosen, squash) - _squashed(rejected, squash)
     if margin is not None:
-        _hold_shape("margin", margin, chosen)
+        _check_shape("margin", margin, chosen)
         gap = gap - margin
     return -F.logsigmoid(gap)
 
@@ -57,7 +57,7 @@ def _squashed(scores: torch.Tensor, squash: str) -> torch.Tensor:
     return scores.tanh() if squash == "tanh" else scores
 
 
-def _hold_shape(name: str, value: torch.Tensor, chosen: torch.Tensor) -> None:
+def _check_shape(name: str, value: torch.Tensor, chosen: torch.Tensor) -> None:
     if value.shape != chosen.shape:
         raise ValueError(f"{name} has the shape {tuple(value.shape)}, chosen {tuple(chosen.shape)}")
 

@@ -58,7 +58,9 @@ def read_member(name: str, path: str, style: str | None, eos: str | None) -> Mem
     config = read_config(folder)
     head = f"{config.get('value_head_prefix', 'score')}.weight"
     if (shape := weight_shapes(folder, flag).get(head)) is None:
-        raise UserError(f"{flag} {folder} is no reward model: its weights have no {head}; give one that train_rm wrote")
+        raise UserError(
+            f"{flag} {folder} is not a reward model: its weights have no {head}; give one that train_rm wrote"
+        )
     if KEY in config:
         settings = read_settings(folder, flag)
         if settings.names != [name]:
@@ -144,7 +146,7 @@ def merge(members: Sequence[Member], out: Path) -> HeadSettings:
     """Write the model of all groups; ids of groups are the order of ``members``.
 
     Raises:
-        UserError: as `check_alike`, fewer than two models, a name twice, or ``out`` holds something.
+        UserError: as `check_alike`, fewer than two models, or ``out`` is not empty.
     """
     names = [member.name for member in members]
     if len(names) < 2:

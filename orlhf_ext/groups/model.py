@@ -140,7 +140,7 @@ def get_llm_for_sequence_regression(model_name_or_path: str, model_type: str, **
         head = getattr(model, model.value_head_prefix)
         with deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0):
             initialise(head)
-    # what was measured of an earlier head does not hold for this one
+    # the statistics of an earlier head are not those of this one
     model.group_settings = replace(now.settings, norm=None)
     setattr(model.config, KEY, model.group_settings.as_config())
     if not now.train_backbone or lora_rank:

@@ -1,7 +1,7 @@
 """What a model reads of a dialogue: one rendering, for data, reward training, RL and evaluation alike.
 
 A *style* turns messages into the text of a prompt, once, when data are built; from then on a prompt is text, and
-prompt, completion and end stand together in one way only, that of `encode`. The style and the policy for the end token
+prompt, completion and end are joined in one way only, that of `encode`. The style and the policy for the end token
 are kept in a reward model's config.
 """
 
@@ -48,7 +48,7 @@ def prompt_text(
 
 
 def answer_text(answer: str, style: Style) -> str:
-    """An answer as it stands behind `prompt_text`: in ``hh`` a space comes first."""
+    """An answer as it follows `prompt_text`: in ``hh`` a space comes first."""
     return f" {answer.strip()}" if style == "hh" else answer.strip()
 
 

@@ -202,7 +202,7 @@ class Groups(Reward):
                 if not math.isfinite(value):
                     raise UserError(
                         f"group {group!r} has a score of {value} for a response to {label.id!r} (sample "
-                        f"{rollout.id!r}); a model's weights or a trait hold NaN or overflow: use an earlier checkpoint"
+                        f"{rollout.id!r}); a model's weights or a trait is NaN or overflows: use an earlier checkpoint"
                     )
         rewards = torch.tensor(table, dtype=torch.float64)
         if self.normalize:
@@ -236,7 +236,7 @@ class Groups(Reward):
         if self.kind == "gold":
             from .config import group_scores
 
-            assert known is not None  # held by `__post_init__`
+            assert known is not None  # checked by `__post_init__`
             traits = self._make_traits()
             traits.check()
             group_scores(known, {name: [0.0] for name in traits.names}, "--groups.traits")  # all that the file weighs
@@ -284,7 +284,7 @@ class Groups(Reward):
                 "give one for each"
             )
         if self.index and self.index not in names:
-            raise UserError(f"--groups.index {self.index} is no group{suggest(self.index, list(names))}")
+            raise UserError(f"--groups.index {self.index} is not a group{suggest(self.index, list(names))}")
         return self.weights or None, names.index(self.index) if self.index else None
 
     @staticmethod

@@ -45,13 +45,13 @@ def read_texts(path: Path) -> list[Sample]:
     """Samples or pairs in which everything is text.
 
     Raises:
-        UserError: as `read_samples`; one has messages, or traits that are no object of one number for a completion.
+        UserError: as `read_samples`; one has messages, or traits that are not an object of one number for a completion.
     """
     samples = read_samples(path)
     for sample in samples:
         if not all(isinstance(text, str) for text in (sample.prompt, *sample.completions)):
             raise UserError(
-                f"{sample.name} holds messages, and traits are scored on text; build text prompts "
+                f"{sample.name} has messages, and traits are scored on text; build text prompts "
                 "(build_data hh-groups, style hh, chat or legacy)"
             )
         traits = sample.record.get("traits") or {}
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found, counts = {}, {}
             for spec in traits.parsed:
                 found[spec.name], counts[spec.name] = score_trait(traits, spec, samples[data], journal)
-                _tell_cut(data, spec, counts[spec.name], args.max_len)
+                _report_cut(data, spec, counts[spec.name], args.max_len)
             total = sum(len(sample.completions) for sample in samples[data])
             means = {name: sum(map(sum, values)) / total for name, values in found.items()}
             meta: dict[str, Any] = {"command": "groups.score", "version": __version__}
@@ -153,7 +153,7 @@ def _kind(traits: Traits, spec: TraitSpec) -> dict[str, Any]:
     return {"kind": "conciseness", "words": spec.words}
 
 
-def _tell_cut(data: Path, spec: TraitSpec, counts: dict[str, int], max_len: int) -> None:
+def _report_cut(data: Path, spec: TraitSpec, counts: dict[str, int], max_len: int) -> None:
     if counts.get("truncated"):
         where = f"at {max_len} tokens" if max_len else "at the model's positions"
         print(

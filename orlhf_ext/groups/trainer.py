@@ -22,7 +22,7 @@ the share whose chosen response has the higher score, and how many pairs that is
 
 
 class _Loader:
-    """A data loader that tells the loss what the pairs of each batch are, and passes on what ``fit()`` unpacks."""
+    """A data loader that shows the loss what the pairs of each batch are, and passes on what ``fit()`` unpacks."""
 
     def __init__(self, loader: Any, loss: GroupLoss) -> None:
         self._loader, self._loss = loader, loss
@@ -90,7 +90,7 @@ class GroupLoss(PairWiseLoss):
 
 
 class GroupTrainer(RewardModelTrainer):
-    """Stands where `RewardModelTrainer` stands in ``train_rm``, with the same constructor.
+    """Replaces `RewardModelTrainer` in ``train_rm``, with the same constructor.
 
     What ``fit()`` and ``evaluate()`` log as rewards and accuracy are the scores that each pair's own group gives.
     """

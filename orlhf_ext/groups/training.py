@@ -13,7 +13,7 @@ from typing import Any
 from ..cli.errors import UserError, suggest
 from ..models.head_settings import HeadSettings, from_config
 
-_SHOWN = 10  # names in a message
+_MAX_SHOWN = 10  # names in a message
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def group_name(record: Mapping[str, Any], names: Collection[str], ids: Mapping[s
     if name is not None and (not isinstance(name, str) or name not in names):
         raise UserError(f"{where}{identifier} is of the unknown group {name!r}{suggest(str(name), list(names))}")
     if own is not None and own not in ids:
-        shown = ", ".join(list(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        shown = ", ".join(list(names)[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
         raise UserError(f"{where}{identifier} has the group_id {number}, and there are {len(names)} groups: {shown}")
     if name is not None and own is not None and ids[own] != name:
         raise UserError(f"{where}{identifier} is of group {name!r} and has the group_id {number}; correct one of them")

@@ -23,7 +23,7 @@ from ..models.reward_models import RewardModel
 from ..models.texts import encode as tokens
 from .render import encode
 
-WORDS = 100  # beyond which an answer is not concise at all
+MAX_WORDS = 100  # beyond which an answer is not concise at all
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TraitSpec:
     #: folder or hub name of a model
     model: str = ""
     #: N of conciseness
-    words: int = WORDS
+    words: int = MAX_WORDS
 
     def __str__(self) -> str:
         kind = f"conciseness:{self.words}" if self.kind == "conciseness" else self.kind
@@ -46,7 +46,7 @@ def parse_traits(specs: Sequence[str], flag: str = "--trait") -> list[TraitSpec]
     """Read ``NAME=KIND`` texts.
 
     Raises:
-        UserError: there is none, one is wrong, or a name stands twice.
+        UserError: there is none, one is wrong, or a name is there twice.
     """
     found: list[TraitSpec] = []
     for text in specs:
@@ -62,8 +62,10 @@ def parse_traits(specs: Sequence[str], flag: str = "--trait") -> list[TraitSpec]
             found.append(TraitSpec(name, "positiveness"))
         elif what == "conciseness":
             if colon and not (number.isdecimal() and int(number)):
-                raise UserError(f"{flag} {text} must give a number of words after the colon, as conciseness:{WORDS}")
-            found.append(TraitSpec(name, "conciseness", words=int(number) if colon else WORDS))
+                raise UserError(
+                    f"{flag} {text} must give a number of words after the colon, as conciseness:{MAX_WORDS}"
+                )
+            found.append(TraitSpec(name, "conciseness", words=int(number) if colon else MAX_WORDS))
         else:
             found.append(TraitSpec(name, "model", model=kind))
     if not found:
@@ -85,7 +87,7 @@ def positiveness() -> Callable[[str], float]:
     return lambda text: (analyser.polarity_scores(text)["compound"] + 1) / 2
 
 
-def conciseness(text: str, words: int = WORDS) -> float:
+def conciseness(text: str, words: int = MAX_WORDS) -> float:
     """``max(0, 1 - n / words)`` for a text of n words."""
     return max(0.0, 1 - len(text.split()) / words)
 

@@ -78,7 +78,7 @@ def _single_process() -> None:
 
 
 def _machine_defaults(launcher: str, rest: list[str]) -> list[str]:
-    """Flags and environment that follow from what this machine lacks; each is said, and a user's own choice stands."""
+    """Flags and environment for what this machine lacks; each is printed, and a user's own choice is kept."""
     if not machine.gpu_present() and launcher not in RAY_LAUNCHERS:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
@@ -99,7 +99,7 @@ def _gives(rest: list[str], flag: str) -> bool:
 def _join_namespaces(
     own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str, rest: list[str]
 ) -> list[SimpleNamespace]:
-    """Let the launcher's nested arguments hold ours too, and look at all of them before a model is loaded.
+    """Add ours to the launcher's nested arguments, and look at all of them before a model is loaded.
 
     Returns:
         a list that they will be put into.
@@ -166,7 +166,7 @@ def _kept(args: SimpleNamespace) -> str:
 
 
 def _without_cuda(args: SimpleNamespace, rest: list[str]) -> None:
-    """What vLLM needs in Ray without CUDA; only Ray knows whether a cluster has it. A user's own choice stands."""
+    """What vLLM needs in Ray without CUDA; only Ray knows whether a cluster has it. A user's own choice is kept."""
     for name, value in _CPU_VLLM.items():
         if not _gives(rest, flag := f"--vllm.{name}"):
             inject.say(f"no CUDA device: {flag} {value}")

@@ -31,7 +31,7 @@ _OURS = {
 
 
 def check_models(launcher: str, args: SimpleNamespace) -> None:
-    """Every local model can be loaded, and holds whole weights; hub names are seen when they are loaded.
+    """Every local model can be loaded, and has whole weights; hub names are seen when they are loaded.
 
     Raises:
         UserError: one does not; its flag is named.
@@ -47,7 +47,7 @@ def check_models(launcher: str, args: SimpleNamespace) -> None:
 
 
 def check_model(flag: str, path: str, role: Role, args: SimpleNamespace, q_model: bool = False) -> None:
-    """A local model folder holds a config, whole weights and, where it is read, a tokenizer.
+    """A local model folder has a config, whole weights and, where it is read, a tokenizer.
 
     With ``q_model``, it becomes a value function, or is one.
 
@@ -62,7 +62,7 @@ def check_model(flag: str, path: str, role: Role, args: SimpleNamespace, q_model
     if not (folder / "config.json").is_file():
         raise UserError(f"{flag} {path} is not a model folder: config.json is missing")
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        raise UserError(f"{flag} {path} holds no weights (*.safetensors); was its training or its copy cut short?")
+        raise UserError(f"{flag} {path} has no weights (*.safetensors); was its training or its copy cut short?")
     config = read_config(folder)
     for key, (what, readers) in _OURS.items():
         if key in config and not _switched_on(args) & set(readers):

@@ -1,4 +1,4 @@
-"""The numbers that OpenRLHF's own flags take, held before anything is loaded; its parsers take any."""
+"""The ranges of OpenRLHF's own flags, checked before anything is loaded; its parsers take any number."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ RANGES: dict[str, Number] = {
 
 
 def check_numbers(args: SimpleNamespace) -> None:
-    """Hold the launcher's nested arguments against `RANGES`.
+    """Check the launcher's nested arguments by `RANGES`.
 
     Raises:
         UserError: a number is outside of its range; its flag is named.

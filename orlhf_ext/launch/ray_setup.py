@@ -26,7 +26,7 @@ HOOK = "orlhf_ext.launch.ray_setup.setup"
 _USERS_HOOK = "ORLHF_EXT_USERS_HOOK"
 _FOLDER = "ORLHF_EXT_FOLDER"  # that the run was started in
 _RAYS_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # where Ray keeps the hook of a submitted job
-_CONNECT = 10.0  # seconds
+_CONNECT_SECONDS = 10.0
 _TRAINER = "openrlhf.trainer.ppo_trainer"
 
 #: environment of a worker without CUDA, where the user sets nothing else
@@ -68,8 +68,8 @@ def setup() -> None:
 def runtime_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """What ``ray.init`` is given as ``runtime_env``: OpenRLHF's own variables, ours, and our hook.
 
-    Variables that the job sets (``ray job submit --runtime-env-json``) or the user has in the environment stand, and
-    the job's own hook is called by ours.
+    Variables that the job sets (``ray job submit --runtime-env-json``) or the user has in the environment are kept,
+    and the job's own hook is called by ours.
     """
     upstream = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
     wanted = {name: environ.get(name, value) for name, value in upstream.items()}
@@ -100,7 +100,7 @@ def _knock(address: str) -> None:
     """Raises UserError where nobody listens; Ray itself would try for twenty minutes."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
             f"no Ray listens at {address} ({error.strerror or error}); start it, correct or unset RAY_ADDRESS, or run "
@@ -173,8 +173,8 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
     return ray.get(ray.remote(num_cpus=0, num_gpus=0.01)(machine.gpu_present).remote())
 
 
-def standing(targets: list[str]) -> dict[str, str]:
-    """What stands at each ``module:attribute`` in this process, as ``module:attribute`` of where it was written."""
+def objects_at(targets: list[str]) -> dict[str, str]:
+    """The object at each ``module:attribute`` in this process, as the ``module:attribute`` that defines it."""
     found = {}
     for target in targets:
         module, _, attribute = target.partition(":")

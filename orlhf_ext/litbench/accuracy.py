@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 #: a story is much longer than another if it has at least so many times its words (a ratio: buckets are symmetric)
-MUCH = 1.25
+MUCH_LONGER_RATIO = 1.25
 #: what the chosen story is, compared with the rejected one
 BUCKETS = ("much_shorter", "shorter", "longer", "much_longer")
 
@@ -88,7 +88,9 @@ def measure(margins: Array, words: Array) -> dict[str, Any]:
     out: dict[str, Any] = {"pairs": len(margins), "correct": int(right.sum()), "ties": int((~decided).sum())}
     out |= share("accuracy", right) | share("accuracy_without_ties", right[decided])
     out |= length_controlled(margins, ratios)
-    bound = math.log(MUCH) * (1 - 1e-12)  # 5 words to 4 are 1.25 times as many, whatever logarithms round to
+    bound = math.log(MUCH_LONGER_RATIO) * (
+        1 - 1e-12
+    )  # 5 words to 4 are 1.25 times as many, whatever logarithms round to
     much = np.abs(ratios) >= bound
     sides = (much & (ratios < 0), ~much & (ratios < 0), ~much & (ratios > 0), much & (ratios > 0))
     out["pairs_equal"] = int((ratios == 0).sum())

@@ -29,7 +29,7 @@ from ..files.sidecars import sidecar_path
 from ..models.texts import Sample, numbers, read_samples, reply_text
 from ..reports.summaries import read_run, write_summary
 from ..reports.tables import Column, Table
-from .accuracy import BUCKETS, MUCH, length_ratio, measure, measure_orders, share
+from .accuracy import BUCKETS, MUCH_LONGER_RATIO, length_ratio, measure, measure_orders, share
 from .verdict import parse_verdict
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def caption(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['pairs']} test pairs ({metrics['test_source'] or 'of unknown origin'}); in %, [95 % interval]"
 
 
-NOTE = f"shorter, longer: the chosen story, in words; much: by a ratio of {MUCH} or more"
+NOTE = f"shorter, longer: the chosen story, in words; much: by a ratio of {MUCH_LONGER_RATIO} or more"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple
 Label = Literal["A", "B"]
 LABELS: tuple[Label, Label] = ("A", "B")
 
-#: the line after which the answer stands, where no chat template says so
+#: the line before the answer, where no chat template marks it
 MARKER = "### Assistant:"
 PREFERRED = "Preferred: "
 REASONING = "Reasoning: "
 
 
 class Wording(NamedTuple):
-    """What stands before the two stories and, if anything, after them."""
+    """What comes before the two stories and, if anything, after them."""
 
     before: str
     after: str = ""
@@ -69,7 +69,7 @@ def judging_input(
 
 
 def marked(text: str) -> str:
-    """A judging input with the marker line, without the line break that stands between it and the answer."""
+    """A judging input with the marker line, without the line break between it and the answer."""
     return f"{text}\n\n{MARKER}"
 
 
@@ -90,7 +90,7 @@ def other(label: Label) -> Label:
 
 
 def fill(rationale: str, label: Label) -> str:
-    """A rationale about ``{chosen}`` and ``{rejected}``, where the chosen story stands at ``label``."""
+    """A rationale about ``{chosen}`` and ``{rejected}``, where the chosen story is at ``label``."""
     return rationale.replace("{chosen}", f"Story {label}").replace("{rejected}", f"Story {other(label)}")
 
 

@@ -6,7 +6,7 @@ import re
 
 from .prompts import Label
 
-# Opening and closing marks may stand in any number, as Markdown has them. What stands behind the letter tells a
+# There may be any number of opening and closing marks, as in Markdown. What follows the letter tells a
 # verdict from an article ("a story"), from the prompt's own words ("[A or B]") and from a longer word ("Apple").
 _VERDICT = re.compile(
     r"""[\s*]* preferred [\s*]* : [\s*\[({<"'`\u201c\u2018]* ([ab]) [\s*\])}>"'`\u201d\u2019]* (?:$|[.,;:!?])""",
@@ -17,7 +17,7 @@ _VERDICT = re.compile(
 def parse_verdict(text: str) -> Label | None:
     """The letter of the last verdict in an answer, or None if there is none.
 
-    A verdict begins a line (``*`` may stand before it): ``preferred``, a colon, and A or B in either case, perhaps in
+    A verdict begins a line (``*`` may come before it): ``preferred``, a colon, and A or B in either case, perhaps in
     quotes, brackets or asterisks. Behind it the line ends, or one of ``. , ; : ! ?`` follows. So ``[A or B]``, echoed
     from the prompt, ``neither`` and ``a better story`` are none.
     """

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 def cut_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of rows in batches, longest rows first (so that a lack of memory shows at once).
 
-    Rows of a batch, padded to its longest, hold at most ``budget`` tokens; a row longer than that stands alone. Equal
+    Rows of a batch, padded to its longest, have at most ``budget`` tokens; a longer row is a batch of its own. Equal
     lengths keep the file's order.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -78,7 +78,7 @@ def run_batches(
     budget: int,
     what: str,
 ) -> list[list[float]]:
-    """Compute a number for each row, batch by batch, skipping batches that the journal holds.
+    """Compute a number for each row, batch by batch, skipping batches that the journal has.
 
     Args:
         rows: all rows of one file.
@@ -111,7 +111,7 @@ def run_batches(
                         row, sample = rows[i], samples[rows[i].sample]
                         raise UserError(
                             f"{sample.name}: completion {row.completion + 1} got a {what} of {value}; "
-                            "the model's weights hold NaN or overflow: use an earlier checkpoint"
+                            "the model's weights are NaN or overflow: use an earlier checkpoint"
                         )
                 journal.add(str(number), done)
                 bar.update(len(batch))

@@ -6,7 +6,7 @@ which models are trained. `split_chat` is the one rule that says where the respo
 - the conversation begins with the generation prompt, as with most templates: the response is the rest. This is how
   OpenRLHF's data sets read all chats, without looking.
 - the generation prompt goes on where the answer would begin in a conversation, as that of DeepSeek-R1, which opens a
-  thought (``<think>``): then a policy's response (``sampled``) stands behind the generation prompt, as it is when it is
+  thought (``<think>``): then a policy's response (``sampled``) follows the generation prompt, as it does when it is
   drawn, and a reward model reads the conversation, as it was rendered in its training.
 - anything else is refused: nothing says where the response begins.
 """
@@ -26,7 +26,7 @@ Messages = list[dict[str, Any]]
 #: messages, and whether a generation prompt comes last, to text
 Render = Callable[[Messages, bool], str]
 
-_QUESTION, _ANSWER = "orlhf-ext-question", "orlhf-ext-answer"  # stand for contents, to see what is put around them
+_QUESTION, _ANSWER = "orlhf-ext-question", "orlhf-ext-answer"  # in place of contents, to see what is put around them
 
 
 class ChatError(ValueError):

@@ -58,7 +58,7 @@ def _fetch(name: str, flag: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` as it stands, without transformers.
+    """``config.json`` as it is, without transformers.
 
     Raises:
         UserError: it is not a JSON object.
@@ -93,7 +93,7 @@ def check_generation_config(folder: Path, flag: str, saved: bool = False) -> Non
     end = found.get("eos_token_id")
     if end is not None and not all(type(one) is int for one in (end if isinstance(end, list) else [end])):
         raise UserError(
-            f"{flag} {folder} has an eos_token_id {end!r} in its generation_config.json, which is no token id; "
+            f"{flag} {folder} has an eos_token_id {end!r} in its generation_config.json, which is not a token id; "
             "copy the model again"
         )
     if not saved:
@@ -102,7 +102,7 @@ def check_generation_config(folder: Path, flag: str, saved: bool = False) -> Non
 
     try:
         GenerationConfig.from_dict(found).validate(strict=True)
-    except Exception as error:  # of values that contradict each other, or are no numbers
+    except Exception as error:  # of values that contradict each other, or are not numbers
         raise UserError(
             f"{flag} {folder} has a generation_config.json that transformers refuses to save again ({brief(error)}); "
             "remove those values from the file"
@@ -110,7 +110,7 @@ def check_generation_config(folder: Path, flag: str, saved: bool = False) -> Non
 
 
 def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
-    """The safetensors files that transformers reads of a folder, which may hold others beside them.
+    """The safetensors files that transformers reads of a folder, which may have others beside them.
 
     Raises:
         UserError: there are none, one is missing, or the index of several is broken.
@@ -129,7 +129,7 @@ def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
     if not files:
         pickled = next(folder.glob("*.bin"), None)
         hint = f"{pickled.name} is a pickle, which is never read; save it as safetensors" if pickled else None
-        raise UserError(f"{flag} {folder} holds no safetensors weights; {hint or 'was its training cut short?'}")
+        raise UserError(f"{flag} {folder} has no safetensors weights; {hint or 'was its training cut short?'}")
     return files
 
 
@@ -225,7 +225,7 @@ def content_digest(folder: Path) -> str:
 
 
 def read_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer as it stands.
+    """The folder's tokenizer as it is.
 
     Raises:
         UserError: it cannot be read.

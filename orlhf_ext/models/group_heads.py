@@ -1,6 +1,6 @@
 """Heads that give one score for each group.
 
-Both hold a tensor named ``weight`` with U rows: OpenRLHF's own loader, which knows one score only, then stops at the
+Both have a tensor named ``weight`` with U rows: OpenRLHF's own loader, which knows one score only, then stops at the
 shape instead of making a head at random.
 """
 
@@ -76,7 +76,7 @@ def make_head(d: int, settings: HeadSettings) -> nn.Module:
     """The head that a reward model's settings ask for; its weights are not set yet."""
     if settings.head == "independent":
         return IndependentHead(d, settings.num_groups)
-    assert settings.k is not None  # held by `HeadSettings`
+    assert settings.k is not None  # checked by `HeadSettings`
     return SharedHead(d, settings.k, settings.num_groups)
 
 

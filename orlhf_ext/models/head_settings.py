@@ -37,23 +37,23 @@ class HeadSettings:
     ids: list[str] | None = None
 
     def __post_init__(self) -> None:
-        self._hold(bool(self.names) and len(set(self.names)) == len(self.names), "names", "different names")
-        self._hold(self.head in HEADS, "head", " or ".join(HEADS))
-        self._hold((self.k is None) == (self.head == "independent"), "k", "a number with head shared only")
-        self._hold(self.k is None or self.k >= 1, "k", "at least 1")
-        self._hold(self.squash in SQUASHES, "squash", " or ".join(SQUASHES))
-        self._hold(self.style in STYLES, "style", " or ".join(STYLES))
-        self._hold(self.eos in EOS, "eos", " or ".join(EOS))
-        self._hold(self.aggregate in HOW, "aggregate", " or ".join(HOW))
+        self._check(bool(self.names) and len(set(self.names)) == len(self.names), "names", "different names")
+        self._check(self.head in HEADS, "head", " or ".join(HEADS))
+        self._check((self.k is None) == (self.head == "independent"), "k", "a number with head shared only")
+        self._check(self.k is None or self.k >= 1, "k", "at least 1")
+        self._check(self.squash in SQUASHES, "squash", " or ".join(SQUASHES))
+        self._check(self.style in STYLES, "style", " or ".join(STYLES))
+        self._check(self.eos in EOS, "eos", " or ".join(EOS))
+        self._check(self.aggregate in HOW, "aggregate", " or ".join(HOW))
         norm = self.norm
         if norm is not None:
             rows = [norm.get("mean"), norm.get("std")]
-            self._hold(all(row is not None and len(row) == len(self.names) for row in rows), "norm", "one for a group")
+            self._check(all(row is not None and len(row) == len(self.names) for row in rows), "norm", "one for a group")
 
-        self._hold(self.ids is None or len(self.ids) == len(self.names), "ids", "one for a group")
+        self._check(self.ids is None or len(self.ids) == len(self.names), "ids", "one for a group")
 
-    def _hold(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
+    def _check(self, fits: bool, name: str, wanted: str) -> None:
+        if not fits:
             raise ValueError(f"{name} is {getattr(self, name)!r}, not {wanted}")
 
     @property
@@ -82,12 +82,12 @@ def read_settings(folder: Path, flag: str) -> HeadSettings:
     """The settings of a saved reward model.
 
     Raises:
-        UserError: it is no reward model with one score for each group.
+        UserError: it is not a reward model with one score for each group.
     """
     value = read_config(folder).get(KEY)
     if not isinstance(value, dict):
         raise UserError(
-            f"{flag} {folder} is no reward model of groups: its config.json has no {KEY}; give a folder that "
+            f"{flag} {folder} is not a reward model of groups: its config.json has no {KEY}; give a folder that "
             "train_rm --ext.use group-rm wrote"
         )
     return from_config(value, f"{flag} {folder}")

@@ -43,7 +43,7 @@ def span_logprobs(
         model: a causal language model in evaluation mode, or what passes calls on to one.
         spans: sequences, each with at least one scored token and one before.
         groups: a key for each sequence; those with equal keys share what they begin with. None: nothing is shared.
-        batch_tokens: tokens, padding and shared ones included, in one batch; a longer sequence stands alone.
+        batch_tokens: tokens, padding and shared ones included, in one batch; a longer sequence is a batch of its own.
         pad_id: any id of the vocabulary.
 
     Returns:

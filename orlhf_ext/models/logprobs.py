@@ -46,7 +46,7 @@ def encode_rows(
     the tokenizer's: an untrained tail of it can be sampled, too. ``no_eos``: a completion without ids gets no EOS.
 
     Raises:
-        UserError: ``token_ids`` do not fit the completions, hold no ids of this tokenizer, or a prompt has no token.
+        UserError: ``token_ids`` do not fit the completions, are not ids of this tokenizer, or a prompt has no token.
     """
     prompts = encode(tokenizer, [prompt_text(tokenizer, sample, chat) for sample in samples])
     rows: list[Row] = []
@@ -121,7 +121,7 @@ def response_logprobs(
     Args:
         model: a causal language model.
         ids: ``(rows, length)``, padded on the right.
-        mask: ``(rows, length)``, 1 where ``ids`` is no padding.
+        mask: ``(rows, length)``, 1 where ``ids`` is not padding.
         prompt_lengths: ``(rows,)``, at least 1.
         temperature: divides the logits.
 
@@ -183,7 +183,7 @@ def load_model(folder: Path, dtype: str, attention: str, flag: str = "--model") 
     """A causal language model in evaluation mode, on the GPU if there is one.
 
     Raises:
-        UserError: the folder holds another kind of model, or one whose weights are not whole and finite.
+        UserError: the folder has another kind of model, or one whose weights are not whole and finite.
     """
     backends.install()
     from .weights import check_causal, load_whole

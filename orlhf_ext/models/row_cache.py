@@ -73,7 +73,7 @@ def fill(
     """
     group = strategy.ds_device_mesh["dp"].get_group()
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    # ZeRO-3 gathers weights in every forward pass, so every rank makes equally many; the last batch stands in.
+    # ZeRO-3 gathers weights in every forward pass, so every rank makes equally many; the last batch is repeated.
     mine = [batches[min(at + rank, len(batches) - 1)] for at in range(0, len(batches), size)]
     for batch in tqdm(mine, desc=what.capitalize(), disable=not strategy.is_rank_0()):
         rows, values = compute(batch)

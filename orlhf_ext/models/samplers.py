@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CPU_SEQUENCES = 256  # that vLLM works on at a time, on a CPU
 _CPU_BATCHED_TOKENS = 4096
-_WAITING = 1024  # requests that vLLM holds at a time: enough to keep it busy, few enough to start at once
+_MAX_REQUESTS = 1024  # requests that vLLM has at a time: enough to keep it busy, few enough to start at once
 _HF_TOKENS = 32768  # padded tokens in a Hugging Face batch
 
 
@@ -78,7 +78,7 @@ def cpu_settings(folder: Path, sampling: Sampling, requests: int, engines: int) 
     """Engine arguments for vLLM's CPU build.
 
     Seeds per request die in a partial prefill there (a CPU generator has no offset to set back), so prefills are never
-    chunked. The cache for keys and values holds all sequences that run at a time, within a quarter of free memory.
+    chunked. The cache for keys and values is for all sequences that run at a time, within a quarter of free memory.
     """
     import psutil
     from transformers import AutoConfig
@@ -188,11 +188,11 @@ def _watch(llm: LLM, engines: Sequence[BaseProcess]) -> None:
 
     answers: Any = llm.llm_engine.engine_core.outputs_queue  # type: ignore[attr-defined]
 
-    def tell() -> None:
+    def report_death() -> None:
         wait([engine.sentinel for engine in engines])
         answers.put(EngineDeadError())
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=report_death, daemon=True).start()
     words = [sys.executable, "-I", "-c", _GUARD, *(str(engine.pid) for engine in engines)]
     llm._orlhf_ext_guard = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # type: ignore[attr-defined]
 
@@ -217,7 +217,7 @@ def sample_vllm(
     """Sample with vLLM; a prompt's completions come out together, in the order in which prompts finish.
 
     Every completion has a seed of its own, from ``sampling.seed``, the prompt's id and its number. vLLM promises no
-    equal text for other batch shapes all the same: its numerics depend on them. ``prompts`` hold at most
+    equal text for other batch shapes all the same: its numerics depend on them. ``prompts`` have at most
     ``max_len - max_new_tokens`` ids each. ``more`` are further arguments of `SamplingParams`, such as ``extra_args``.
 
     Raises:
@@ -246,7 +246,7 @@ def sample_vllm(
     running = 0
     while True:
         try:
-            while running < _WAITING and (entry := next(waiting, None)):
+            while running < _MAX_REQUESTS and (entry := next(waiting, None)):
                 index, prompt = entry
                 unfinished[index] = {}
                 for number in range(sampling.num_completions):

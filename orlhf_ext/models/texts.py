@@ -61,7 +61,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Sample]:
     """The prompts of a file, for sampling; a record without an id gets one from its line: ``line-000012``.
 
     Raises:
-        UserError: as `read_records`; no record at all; a prompt is missing or empty; an id stands twice.
+        UserError: as `read_records`; no record at all; a prompt is missing or empty; an id is there twice.
     """
     return collect(path, (_sample(line, []) for line in read_records(path)), limit)
 
@@ -126,7 +126,7 @@ def _completions(line: Line) -> list[Text]:
             _bad(line, "has neither 'completions' nor 'chosen' and 'rejected'")
         return [_text(line, line.record[key], key, may_be_empty=False) for key in ("chosen", "rejected")]
     if not isinstance(completions, list) or not completions:
-        _bad(line, "has 'completions' that are no list, or an empty one")
+        _bad(line, "has 'completions' that are not a list, or an empty one")
     return [_text(line, text, f"completion {i}", may_be_empty=True) for i, text in enumerate(completions, 1)]
 
 
@@ -175,7 +175,7 @@ def whole_text(
 ) -> tuple[str, str]:
     """The text before the response, and that text and the response by the text rule of training, EOS included.
 
-    With ``sampled`` a chat's response stands behind `prompt_text`, as for a policy; otherwise where it stands in the
+    With ``sampled`` a chat's response follows `prompt_text`, as for a policy; otherwise it is taken from the
     rendered conversation, as for a reward model (see `chats`).
 
     Raises:

@@ -28,7 +28,7 @@ LANGUAGE_HEADS = (r"^lm_head\.", r"^embed_out\.")
 _OLD_BUFFERS = (r"\b(attn|attention)\.(attention\.)?(masked_)?bias$", r"\brotary_emb\.inv_freq$")
 #: a pooler that classifiers such as RoBERTa's do not have, in weights that were saved with one
 _POOLERS = (r"\bpooler\.dense\.(weight|bias)$",)
-_AGAIN = "copy the model again"
+_REMEDY = "copy the model again"
 
 
 def causal_class(config: Any) -> Any:
@@ -64,7 +64,7 @@ def _find(config: Any, factories: Sequence[Any]) -> Any:
 def check_weights(
     cls: Any, config: Any, folder: Path, flag: str, new: Iterable[str] = (), spare: Iterable[str] = ()
 ) -> None:
-    """A folder holds just the weights of a model, by the files' headers.
+    """A folder has exactly the weights of a model, by the files' headers.
 
     Args:
         cls: the model's class.
@@ -90,7 +90,7 @@ def check_weights(
             )  # fmt: skip
     except Exception as error:  # of the model's class, or of merging the weights of experts
         raise UserError(
-            f"{flag} {folder} holds weights that do not fit its config.json ({brief(error)}); {_AGAIN}"
+            f"{flag} {folder} has weights that do not fit its config.json ({brief(error)}); {_REMEDY}"
         ) from error
     refuse_misfits(found, folder, flag, new, spare)
 
@@ -107,23 +107,23 @@ def refuse_misfits(
     known = (*spare, *_OLD_BUFFERS, *_POOLERS)
     unknown = [name for name in found["unexpected_keys"] if not any(re.search(one, name) for one in known)]
     if head := next((name for name in missing if any(re.search(one, name) for one in LANGUAGE_HEADS)), None):
-        raise UserError(f"{flag} {folder} is no causal language model: its weights have no {head}; give a policy")
+        raise UserError(f"{flag} {folder} is not a causal language model: its weights have no {head}; give a policy")
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{flag} {folder} lacks {min(missing)}{more} among its weights; {_AGAIN}")
+        raise UserError(f"{flag} {folder} lacks {min(missing)}{more} among its weights; {_REMEDY}")
     for name, have, want in sorted(found["mismatched_keys"]):
         raise UserError(
-            f"{flag} {folder} has {name} of shape {list(have)}, and its config.json asks for {list(want)}; {_AGAIN}"
+            f"{flag} {folder} has {name} of shape {list(have)}, and its config.json asks for {list(want)}; {_REMEDY}"
         )
     if unknown:
         raise UserError(
             f"{flag} {folder} has {min(unknown)} among its weights, which a model with its config.json does not have; "
-            f"{_AGAIN}"
+            f"{_REMEDY}"
         )
 
 
 def check_causal(folder: Path, flag: str, saved: bool = False) -> tuple[Any, Any]:
-    """A folder holds a whole causal language model, by the files' headers.
+    """A folder has a whole causal language model, by the files' headers.
 
     Args:
         folder: where it is.
@@ -140,20 +140,20 @@ def check_causal(folder: Path, flag: str, saved: bool = False) -> tuple[Any, Any
     check_generation_config(folder, flag, saved)
     if (cls := causal_class(config)) is None:
         raise UserError(
-            f"{flag} {folder} is no causal language model (its model_type is {config.model_type!r}); give a policy"
+            f"{flag} {folder} is not a causal language model (its model_type is {config.model_type!r}); give a policy"
         )
     check_weights(cls, config, folder, flag)
     return cls, config
 
 
 def check_reward(folder: Path, flag: str, head: str = "score", fresh: bool = False) -> None:
-    """A folder holds a whole reward model, with one score or with one for each group, by the files' headers.
+    """A folder has a whole reward model, with one score or with one for each group, by the files' headers.
 
     Args:
         folder: where it is.
         flag: how the user gave it, for messages.
         head: the value head's name, where its config.json names none.
-        fresh: the value head is about to be made; the folder may hold a language model.
+        fresh: the value head is about to be made; the folder may have a language model.
 
     Raises:
         UserError: as `check_weights`.
@@ -215,7 +215,7 @@ def load_whole(
         attention: attention implementation.
 
     Raises:
-        UserError: as `check_weights`; the model cannot be loaded, or holds NaN or infinite weights.
+        UserError: as `check_weights`; the model cannot be loaded, or has NaN or infinite weights.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -237,7 +237,7 @@ def load_reward(
     """Load a reward model whose weights are whole and finite; on the GPU if there is one, in evaluation mode.
 
     Args:
-        make: OpenRLHF's ``get_llm_for_sequence_regression``, or what stands in for it.
+        make: OpenRLHF's ``get_llm_for_sequence_regression``, or its replacement.
         folder, flag, fresh: as in `check_reward`.
         dtype: of the weights in memory, ``bfloat16`` or ``float16``.
         attention: attention implementation.
@@ -253,7 +253,7 @@ def load_reward(
 
 
 def is_finite(weight: Tensor) -> bool:
-    """Whether a weight holds neither NaN nor infinite numbers. Its extremes tell, much faster than each number."""
+    """Whether a weight has neither NaN nor infinite numbers. Its extremes show it, much faster than each number."""
     if not weight.is_floating_point() or not weight.numel():
         return True
     least, most = weight.detach().aminmax()
@@ -270,7 +270,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:
         if not is_finite(weight):
             what = "NaN" if bool(weight.isnan().any()) else "infinite numbers"
             raise UserError(
-                f"{where} holds {what} in {name}; take an earlier checkpoint, or a numeric type with more range"
+                f"{where} has {what} in {name}; take an earlier checkpoint, or a numeric type with more range"
             )
 
 

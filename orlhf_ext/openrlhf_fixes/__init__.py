@@ -59,7 +59,7 @@ def zero_constant_groups(experiences: list, size: int) -> None:
     """Set the rewards of groups to 0 in which all are equal.
 
     Args:
-        experiences: with ``rewards`` ``(B,)`` and ``index``, where each sample stood when the prompts were sampled.
+        experiences: with ``rewards`` ``(B,)`` and ``index``, the place of each sample when the prompts were sampled.
         size: samples of a prompt; ``index`` counts them one prompt after the other.
     """
     import torch
@@ -99,7 +99,7 @@ def _rotary_frequencies(module: Any) -> None:
 def _finite_training(module: Any) -> None:
     """A training whose loss, gradients or weights are not finite stops at once, and saves nothing.
 
-    DeepSpeed leaves every step out whose gradients hold NaN, without a word, so that such a training goes on to its end
+    DeepSpeed silently leaves out every step whose gradients have NaN, so that such a training goes on to its end
     and saves the weights that it began with.
     """
     strategy = module.DeepspeedStrategy
@@ -121,7 +121,7 @@ def _finite_training(module: Any) -> None:
         if self.param_dtype != "fp16":  # where such gradients are met by another scale of the loss
             engine = engine_of(model)
             if getattr(getattr(engine, "optimizer", None), "overflow", False):
-                _stop("gradients hold NaN or infinite numbers", engine)
+                _stop("gradients have NaN or infinite numbers", engine)
         return result
 
     @functools.wraps(save_model)
@@ -154,7 +154,7 @@ def _check_weights(model: Any) -> None:
     for name, weight in model.named_parameters():
         if not is_finite(getattr(weight, "ds_tensor", weight)):
             raise UserError(
-                f"{name} holds NaN or infinite numbers, so that the model is not saved; lower the learning rate, or go "
+                f"{name} has NaN or infinite numbers, so that the model is not saved; lower the learning rate, or go "
                 "on from a checkpoint with --ckpt.load_enable"
             )
 

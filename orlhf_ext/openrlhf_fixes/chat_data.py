@@ -35,7 +35,7 @@ def pair_texts(
     Without ``prompt_key`` the two are whole conversations; a reward model (not ``sampled``) reads them as they are.
 
     Raises:
-        ChatError: as `split_chat`; something is no list of messages, or the two conversations answer different prompts.
+        ChatError: as `split_chat`; something is not a list of messages, or the two sides have different prompts.
     """
     sides = [_messages(record, key) for key in (chosen_key, rejected_key)]
     if prompt_key:
@@ -163,7 +163,7 @@ def _name(record: Mapping[str, Any]) -> str:
     )
 
 
-def _tell_cuts(cls: Any, texts: Callable[[Any], Iterator[str]]) -> None:
+def _report_cuts(cls: Any, texts: Callable[[Any], Iterator[str]]) -> None:
     """A data set of this class says how many records it leaves out, and how many texts it will cut."""
     original = cls.__init__
 
@@ -173,12 +173,12 @@ def _tell_cuts(cls: Any, texts: Callable[[Any], Iterator[str]]) -> None:
     ) -> None:
         original(self, dataset, tokenizer, max_length, strategy, *args, **words)
         if type(self) is cls:  # subclasses read in their own way
-            tell_cuts(len(dataset), len(self), tokenizer, texts(self), max_length)
+            report_cuts(len(dataset), len(self), tokenizer, texts(self), max_length)
 
     cls.__init__ = __init__
 
 
-def tell_cuts(records: int, kept: int, tokenizer: Any, texts: Iterable[str], max_len: int) -> None:
+def report_cuts(records: int, kept: int, tokenizer: Any, texts: Iterable[str], max_len: int) -> None:
     """Print, in one process of the run, how many records a data set leaves out and how many texts it cuts, if any."""
     from ..models.texts import count_cut
 
@@ -211,7 +211,7 @@ def _texts_of_sft(dataset: Any) -> Iterator[str]:
 
 def read_pairs(module: Any) -> None:
     """`RewardDataset` reads chats by `pair_texts`, and says what it cuts."""
-    _tell_cuts(module.RewardDataset, _texts_of_pairs)
+    _report_cuts(module.RewardDataset, _texts_of_pairs)
     original = module.preprocess_data
 
     @functools.wraps(original)
@@ -236,7 +236,7 @@ def read_pairs(module: Any) -> None:
 
 def read_conversations(module: Any) -> None:
     """`SFTDataset` reads chats by `sft_texts`, and says what it cuts."""
-    _tell_cuts(module.SFTDataset, _texts_of_sft)
+    _report_cuts(module.SFTDataset, _texts_of_sft)
     original, process = module.preprocess_data, module.SFTDataset.process_data
 
     def texts(data: Any, input_key: str, output_key: str | None, apply_chat_template: Any, multiturn: bool) -> Any:

@@ -103,7 +103,7 @@ def _schedule(strategy: Any) -> None:
 
 
 def engine_of(model: Any) -> Any:
-    """DeepSpeed's engine: a reward model is one, an `Actor` holds one."""
+    """DeepSpeed's engine: a reward model is one, an `Actor` has one."""
     from deepspeed import DeepSpeedEngine
 
     return model if isinstance(model, DeepSpeedEngine) else model.model

@@ -142,7 +142,7 @@ class RewardResult:
     rewards: Floats
     #: more to log: name -> a float for each rollout; every batch has the same names
     metrics: Mapping[str, Floats] = field(default_factory=dict)
-    #: what ``--algo.dynamic_filtering_range`` is held against, if not the rewards
+    #: what is compared with ``--algo.dynamic_filtering_range``, if not the rewards
     scores: Floats | None = None
 
 
@@ -177,7 +177,7 @@ class RewardContext:
     tokenizer: PreTrainedTokenizerBase | None = None
     #: the launcher's nested arguments: ``args.rollout.batch_size``, ...
     args: SimpleNamespace = field(default_factory=SimpleNamespace)
-    #: where a reward that holds a model puts it: "cpu" or "cuda"
+    #: where a reward puts its model: "cpu" or "cuda"
     device: str = "cpu"
     #: a scorer on the reference model; None where there is none
     score_reference: ScoreReference | None = None

@@ -88,8 +88,8 @@ class RewardSet:
         """Score a batch with every reward, one after the other.
 
         Raises:
-            UserError: a reward raised, or gave what is no finite float for each rollout, or other metrics than in the
-                batch before; reward and sample are named, and ``__cause__`` is what it raised.
+            UserError: a reward raised, gave something else than a finite float for each rollout, or other metrics than
+                in the batch before; reward and sample are named, and ``__cause__`` is what it raised.
         """
         parts = {reward.name: self._score(reward, batch) for reward in self.rewards}
         columns: dict[str, list[float]] = {}

@@ -22,7 +22,7 @@ def compute_eval_metrics(
     Args:
         eval_dataloader: gives (data sources, prompts, labels, images).
         samples_list: one sample each, with ``info`` tensors ``(1,)``.
-        n_samples_per_prompt: how many stand for a prompt.
+        n_samples_per_prompt: the number of samples of a prompt.
     """
     logs: dict[str, float] = upstream(eval_dataloader, samples_list, n_samples_per_prompt)
     source_of = {

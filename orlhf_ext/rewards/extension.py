@@ -58,7 +58,7 @@ class Rewards(Extension):
             type=COUNT,
             default=1,
             metavar="N",
-            help="copies of each reward that holds a model, each on its part of a GPU (%(default)s)",
+            help="copies of each reward with a model, each on its part of a GPU (%(default)s)",
         )
         add(
             "--ext.reference_batch_tokens",

@@ -23,14 +23,14 @@ from ..cli.errors import UserError
 from ..cli.flags import COUNT, NOT_NEGATIVE, POSITIVE
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
-_LONGEST_PAUSE = 30.0  # seconds
-_CONNECT = 5.0
+_MAX_PAUSE_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443}
 _JSON = {"Content-Type": "application/json"}
 _BUSY = (408, 425, 429)  # and every 5xx: try again
-_LARGEST = 2**26  # bytes of an answer, unpacked
-_PIECE = 2**16
-_LOOK = 0.2  # seconds between two looks whether another request has failed
+_MAX_ANSWER_BYTES = 2**26  # unpacked
+_CHUNK_BYTES = 2**16
+_POLL_SECONDS = 0.2  # between two looks whether another request has failed
 
 
 class _Unavailable(Exception):
@@ -64,7 +64,7 @@ class HTTP(Reward):
         self._decode: Any = None
 
     def check(self, args: SimpleNamespace) -> None:
-        """Refuse a run whose servers are all down. What a cluster reaches cannot be told from here.
+        """Refuse a run whose servers are all down. What a cluster reaches is not known here.
 
         Raises:
             UserError: no server listens.
@@ -76,7 +76,7 @@ class HTTP(Reward):
         for url in self.url:
             parts = urlsplit(url)
             try:
-                socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), _CONNECT).close()
+                socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), _CONNECT_SECONDS).close()
                 return
             except OSError as error:
                 reason = error.strerror or str(error)
@@ -127,7 +127,7 @@ class HTTP(Reward):
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Unavailable),
             stop=tenacity.stop_after_attempt(self.tries) | tenacity.stop_when_event_set(stop),
-            wait=tenacity.wait_exponential(multiplier=self.pause, max=_LONGEST_PAUSE),
+            wait=tenacity.wait_exponential(multiplier=self.pause, max=_MAX_PAUSE_SECONDS),
             sleep=tenacity.sleep_using_event(stop),
             reraise=True,
         )
@@ -157,7 +157,7 @@ class HTTP(Reward):
         threading.Thread(target=self._exchange, args=(url, payload, end, stop, found), daemon=True).start()
         while True:
             try:
-                answer = found.get(timeout=min(_LOOK, max(0.0, end - time.monotonic())))
+                answer = found.get(timeout=min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
                 break
             except queue.Empty:
                 if stop.is_set() or time.monotonic() >= end:
@@ -183,12 +183,12 @@ class HTTP(Reward):
                 session.trust_env = False  # as OpenRLHF's client: no proxy of the environment, no credentials of files
                 body = bytearray()
                 with session.post(url, payload, headers=_JSON, timeout=self.timeout, stream=True) as response:
-                    for piece in response.iter_content(_PIECE):
+                    for piece in response.iter_content(_CHUNK_BYTES):
                         body += piece
-                        if len(body) > _LARGEST:
+                        if len(body) > _MAX_ANSWER_BYTES:
                             raise UserError(
-                                f"the server {_shown(url)} answers with more than {_LARGEST >> 20} MiB; it must give a "
-                                "number for each query, and little else"
+                                f"the server {_shown(url)} answers with more than {_MAX_ANSWER_BYTES >> 20} MiB; it "
+                                "must give a number for each query, and little else"
                             )
                         if stop.is_set() or time.monotonic() >= end:
                             raise _Unavailable("ReadTimeout")

@@ -28,7 +28,7 @@ from .base import Reward, RewardBatch, RewardContext, RewardResult, Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MARK = "<orlhf-ext>"  # stands for a message, to see what a chat template puts around it
+_MARK = "<orlhf-ext>"  # in place of a message, to see what a chat template puts around it
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Model(Reward):
         response = rollout.response.rstrip()
         if not self.chat:
             return rollout.prompt, response
-        question: Messages = [{"role": "user", "content": _MARK}]  # stands for what the prompt has rendered already
+        question: Messages = [{"role": "user", "content": _MARK}]  # in place of the prompt, which is rendered already
         answer: Messages = [{"role": "assistant", "content": response}]
         try:
             text = split_chat(self._render, question, answer, sampled=False)[1]

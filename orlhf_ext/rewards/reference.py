@@ -29,7 +29,7 @@ class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
         return torch_device()
 
     def score_spans(self, spans: list[Span], groups: list[Hashable]) -> list[list[float]]:
-        """Log-probabilities of the scored tokens of each span, where this process holds all weights: what the spans of
+        """Log-probabilities of the scored tokens of each span, where this process has all weights: what the spans of
         a group begin with is computed once."""
         model = self.model.model.module  # transformers' own, in DeepSpeed's engine, in OpenRLHF's Actor
         found = span_logprobs(model, spans, groups, self.strategy.args.ext.reference_batch_tokens)

@@ -1,4 +1,4 @@
-"""Rewards that hold a model, in Ray actors of their own: each copy on its part of a GPU, none in the controller.
+"""Rewards with a model, in Ray actors of their own: each copy on its part of a GPU, none in the controller.
 
 The GPUs are those that the run's models leave free. Where they leave none and share theirs among each other
 (``--train.colocate_all``), the copies share them, too.
@@ -44,10 +44,10 @@ class Holder:
 
 
 class InActors(Reward):
-    """Stands for a reward that runs in actors; a batch is cut into as many parts as there are copies.
+    """Represents a reward that runs in actors; a batch is cut into as many parts as there are copies.
 
     Args:
-        reward: what each of them holds.
+        reward: of which each has a copy.
         copies: how many.
         group: the placement group whose GPUs they share; None: they take their parts of others.
     """
@@ -102,7 +102,7 @@ class InActors(Reward):
 
 
 def in_actors(rewards: Sequence[Reward], args: SimpleNamespace, policy: Any = None) -> list[Reward]:
-    """The rewards, with something that stands for each that holds a model.
+    """The rewards, those with a model replaced by their actors.
 
     Args:
         rewards: of the run.

@@ -40,7 +40,7 @@ class Chosen(NamedTuple):
 
 
 def find(spec: str) -> type[Reward]:
-    """The class that a name, or ``module:attribute``, stands for.
+    """The class that a name, or ``module:attribute``, refers to.
 
     Raises:
         UserError: there is none, or its module cannot be imported.

@@ -22,7 +22,7 @@ class RewardedTrainer(unwrap(PPOTrainer)):  # type: ignore[misc]
         scorer = GroupScorer(group, self.args, int(self.tokenizer.pad_token_id)) if group is not None else None
         try:
             self.samples_generator.setup_rewards(scorer, self.actor_model_group)
-        except UserError as error:  # Ray tells only the traceback of an actor that could not be made
+        except UserError as error:  # Ray gives only the traceback of an actor that could not be made
             self._refused = error
 
     def get_max_steps(self) -> int:

@@ -4,7 +4,7 @@ Each record comes out as it went in, with the mean negative log-likelihood of it
 (``base``: ``nll`` in nats a token, ``n`` scored tokens, ``fp`` fingerprint), and beside it as ``nll``, ``tokens`` and
 ``ppl``. Where an empty plan changes the conversation, ``empty_plan_pct`` is what it improves by itself, in percent.
 
-The fingerprint (model, chat template, dtype, attention, libraries, ...) stands in the sidecar; training refuses
+The fingerprint (model, chat template, dtype, attention, libraries, ...) is in the sidecar; training refuses
 baselines of another one. A run that was cut short goes on where it stopped, a finished one is not done again.
 """
 

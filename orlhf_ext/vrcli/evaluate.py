@@ -1,6 +1,6 @@
 """Plans before and after training: ``orlhf-ext vrcli evaluate --before B.jsonl --after A.jsonl --out O.json``
 
-Both files hold scored plans for the same held-out records (``orlhf-ext vrcli score``), joined by id; of several samples
+Both files have scored plans for the same held-out records (``orlhf-ext vrcli score``), joined by id; of several samples
 of a record the mean counts. Intervals are over records. Beside O.json are the table, as O.md and O.csv, and one JSON
 record for each held-out record, ready to plot, as O.records.jsonl.
 """

@@ -18,7 +18,7 @@ from ..cli.errors import UserError
 from ..files.records import read_object
 from ..files.sidecars import sidecar_path
 from ..models.folder import identity
-from .labels import AGAIN
+from .labels import COMPUTE_BASELINE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ def make_fingerprint(
 
 
 def digest(fingerprint: Mapping[str, str]) -> str:
-    """One hash of all of it, as it stands in a label."""
+    """One hash of all of it, as labels have it."""
     return hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()
 
 
@@ -88,7 +88,7 @@ def read_fingerprint(path: str | Path) -> dict[str, str]:
     sidecar = sidecar_path(path)
     found = read_object(sidecar).get("fingerprint")
     if not isinstance(found, dict):
-        raise UserError(f"{path} has no baselines ({sidecar} has no fingerprint); {AGAIN}")
+        raise UserError(f"{path} has no baselines ({sidecar} has no fingerprint); {COMPUTE_BASELINE}")
     return found
 
 
@@ -100,7 +100,9 @@ def check_fingerprint(path: str | Path, fingerprint: Mapping[str, str]) -> None:
     """
     found = read_fingerprint(path)
     if found != dict(fingerprint):
-        raise UserError(f"{path} has baselines with another {differences(found, fingerprint)}; {AGAIN} again")
+        raise UserError(
+            f"{path} has baselines with another {differences(found, fingerprint)}; {COMPUTE_BASELINE} again"
+        )
 
 
 def _short(value: str | None) -> str:

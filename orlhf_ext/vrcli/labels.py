@@ -35,7 +35,7 @@ VERSION = 1
 Adapter = Literal["generic", "ncp"]
 
 #: the way out of a missing or foreign baseline
-AGAIN = "compute it with orlhf-ext vrcli baseline"
+COMPUTE_BASELINE = "compute it with orlhf-ext vrcli baseline"
 
 _SPLICE = {"message": int, "start": int, "end": int, "before": str, "after": str, "empty": str}
 
@@ -138,7 +138,7 @@ def read_label(value: Any, where: str = "") -> Label:
         where: file and line, for messages.
 
     Raises:
-        UserError: it is no label of this format; the record and what is wrong are named.
+        UserError: it is not a label of this format; the record and what is wrong are named.
     """
     fields = parse_object(value)
     wrong = fields if isinstance(fields, str) else _wrong(fields)
@@ -182,9 +182,9 @@ def baseline_of(label: Label, fingerprint: str | None = None) -> Baseline:
         UserError: there is none, or one of another model or setting; the record is named.
     """
     if label.base is None:
-        raise UserError(f"{label.name} has no baseline; {AGAIN}")
+        raise UserError(f"{label.name} has no baseline; {COMPUTE_BASELINE}")
     if fingerprint is not None and label.base.fingerprint != fingerprint:
-        raise UserError(f"{label.name} has a baseline of another model or setting; {AGAIN} again")
+        raise UserError(f"{label.name} has a baseline of another model or setting; {COMPUTE_BASELINE} again")
     return label.base
 
 
@@ -219,7 +219,7 @@ def _wrong_base(base: Any) -> str | None:
     if base is None:
         return None
     if not isinstance(base, dict) or not is_number(base.get("nll")):
-        return "its base has no finite number nll"
+        return "its base has no number nll"
     if base["nll"] < 0:
         return f"its base has an nll of {base['nll']}"
     if type(base.get("n")) is not int or base["n"] < 1 or not isinstance(base.get("fp"), str):

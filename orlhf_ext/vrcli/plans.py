@@ -163,7 +163,7 @@ def _score(
         if not math.isfinite(nll):
             raise UserError(
                 f"{label.name} has a gold text with a likelihood that is not finite ({nll}) under the reference model; "
-                "its weights hold NaN or overflow: use another checkpoint or dtype"
+                "its weights are NaN or overflow: use another checkpoint or dtype"
             )
     return nlls
 

@@ -1,5 +1,5 @@
 """``vrcli``: the reward in ``train_ppo_ray``. Its labels carry gold text, conversation and baseline, as
-``orlhf-ext vrcli baseline`` wrote them; the reference model that the launcher holds anyway scores the plans."""
+``orlhf-ext vrcli baseline`` wrote them; the reference model, which the launcher has anyway, scores the plans."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -43,7 +43,7 @@ def join(samples: Sequence[Sample], labels: dict[str, Label], data: str) -> list
     found = []
     for sample in samples:
         if sample.id not in labels:
-            raise UserError(f"{sample.name} is no record of {data}; give the records that it was sampled from")
+            raise UserError(f"{sample.name} is not a record of {data}; give the records that it was sampled from")
         found.append((labels[sample.id], [reply_text(text) for text in sample.completions]))
     return found
 

@@ -34,7 +34,7 @@ class Encoder:
         system: system messages are kept, left out (``drop``), or put before the first user text (``merge``).
         tail: what is scored behind the gold text: all that the template puts there (``template``), that up to the
             end-of-turn token (``eot``), nothing (``none``); ``auto``: ``template`` for next chapters, which is what
-            upstream scores, and ``eot`` for other conversations.
+            the authors score, and ``eot`` for other conversations.
         context: the most tokens that the model can read; None: any number.
 
     Raises:

@@ -151,7 +151,7 @@ def test_folders_that_cannot_score_are_refused(
     (lost / "model.safetensors.index.json").write_text(json.dumps(index))
     for folder, said in (
         (tiny_model, "not a reward model: its weights have no score.weight"),
-        (bare, "holds no safetensors weights"),
+        (bare, "has no safetensors weights"),
         (pickled, "pytorch_model.bin is a pickle"),
         (adapter, "is a LoRA adapter"),
         (cut, "is broken or cut short"),
@@ -190,7 +190,7 @@ def test_nan_names_the_record(reward_model: Path, pairs: Path, tmp_path: Path, c
         ({"prompt": "p"}, "line 2 has neither 'completions' nor"),
         ({"prompt": "", "completions": ["x"]}, "line 2 has an empty prompt"),
         ({"prompt": "p", "chosen": " ", "rejected": "x"}, "line 2 has an empty chosen"),
-        ({"prompt": "p", "completions": []}, "line 2 has 'completions' that are no list, or an empty one"),
+        ({"prompt": "p", "completions": []}, "line 2 has 'completions' that are not a list, or an empty one"),
         ({"prompt": "p", "completions": ["x", 3]}, "line 2 has a completion 2 that is neither"),
         ({"prompt": [{"role": "user"}], "completions": ["x"]}, "a message in its prompt without"),
         ({"prompt": [{"role": "user", "content": "p"}], "completions": ["x"]}, "mixes text and messages"),

@@ -286,8 +286,8 @@ def test_mistakes(
     told(decode.main, *flags, short, words=("is more than the 10 positions of", "short"))
     for bad, words in (
         ([], ("has no record",)),
-        ([{"prompt": {"texts": "x"}}], ("line 1 has no prompt that is text",)),
-        ([{"prompt": "x"}, {"prompt": ""}], ("line 2 has no prompt that is text",)),
+        ([{"prompt": {"texts": "x"}}], ("line 1 has no prompt {",)),
+        ([{"prompt": "x"}, {"prompt": ""}], ("line 2 has an empty prompt; remove the record",)),
         ([{"id": 1, "prompt": "x"}, {"id": "1", "prompt": "y"}], ("line 2 has the id '1'",)),
     ):
         told(continuations.main, data=write(tmp_path / "bad.jsonl", bad), words=words)

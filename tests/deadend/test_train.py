@@ -170,7 +170,7 @@ def test_rows_of_a_data_set(tiny_model: Path, strategy: Any) -> None:
     with pytest.raises(UserError, match=r"row 2 has the reward 0\.5"):
         QDataset(data.map(lambda _, i: {"reward": [i / 2]}, with_indices=True), tokenizer, 12, strategy)
     strategy.args.deadend.append_eos = False
-    with pytest.raises(UserError, match="hold no text of two tokens or more"):
+    with pytest.raises(UserError, match="have no text of two tokens or more"):
         QDataset(data.select([1]), tokenizer, 12, strategy)
 
 

@@ -264,7 +264,7 @@ def test_numbers_of_more_than_64_bits(fault, tmp_path: Path, bad: Any) -> None:
 
 @pytest.mark.parametrize("pattern", [r"(a|aa)+$", r"(.*?,){25}P", r"(?:a?){60}a{60}$"])
 def test_patterns_that_take_for_ever(fault, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
-    monkeypatch.setattr("orlhf_ext.cli.patterns.SECONDS", 0.05)
+    monkeypatch.setattr("orlhf_ext.cli.patterns.MAX_SECONDS", 0.05)
     text = "a" * 59 + "!" + "," * 60
     fault.call(
         Pattern("--format.pattern", pattern).search,

@@ -29,7 +29,7 @@ def told(lacks: list[str]) -> None:
         ({"driver": "520.1", "torch_cuda": "12.8"}, "driver of version 525"),
         ({"torch_cuda": ""}, "CUDA in torch: there is a GPU, and torch is a build for CPUs"),
         ({"compiler": compiler.Choice(None, why_not="none is installed")}, "CUDA 13.0 compiler .none is installed."),
-        ({"compiler": compiler.Choice(None, why_not="/x has CUDA 13.5")}, "has CUDA 13.5.: torch's AdamW stands in"),
+        ({"compiler": compiler.Choice(None, why_not="/x has CUDA 13.5")}, "has CUDA 13.5.: torch's AdamW replaces"),
         ({"flash_attn": False}, "flash-attn: attention runs as sdpa"),
         ({"device": False}, "a CUDA device: launchers run through the CPU backend"),
     ],

@@ -89,9 +89,9 @@ TOKENS: dict[str, tuple[Plant, str]] = {
 }
 #: faults in the weights' numbers, which a reader sees and a launcher's look at the headers does not
 HIDDEN: dict[str, tuple[Plant, str]] = {
-    "nan": (_number(float("nan")), r"holds NaN in \S*up_proj.weight; take an earlier checkpoint"),
-    "inf": (_number(float("inf")), r"holds infinite numbers in \S*up_proj.weight"),
-    "minus_inf": (_number(float("-inf")), r"holds infinite numbers in \S*up_proj.weight"),
+    "nan": (_number(float("nan")), r"has NaN in \S*up_proj.weight; take an earlier checkpoint"),
+    "inf": (_number(float("inf")), r"has infinite numbers in \S*up_proj.weight"),
+    "minus_inf": (_number(float("-inf")), r"has infinite numbers in \S*up_proj.weight"),
 }
 ALL = {**SHOWN, **TOKENS, **HIDDEN}
 
@@ -180,9 +180,9 @@ def test_launchers(fault: Any, tiny_model: Path, tmp_path: Path, launcher: str, 
         (
             "train_sft",
             {"model": "rm"},
-            r"--model\S+ \S+ is no causal language model: its weights have no lm_head.weight",
+            r"--model\S+ \S+ is not a causal language model: its weights have no lm_head.weight",
         ),
-        ("train_dpo", {"model": "tiny", "ref": "rm"}, r"--ref.model_name_or_path \S+ is no causal language model"),
+        ("train_dpo", {"model": "tiny", "ref": "rm"}, r"--ref.model_name_or_path \S+ is not a causal language model"),
         (
             "train_ppo_ray",
             {"actor": "tiny", "reward": "tiny"},

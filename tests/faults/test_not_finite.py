@@ -88,7 +88,7 @@ def test_gradients(fault: Any, strategy: Any) -> None:
     engine = _Engine()
     strategy.optimizer_step(None, engine, None)
     engine.optimizer.overflow = True
-    fault.call(strategy.optimizer_step, None, engine, None, says="^gradients hold NaN or infinite numbers in step 7")
+    fault.call(strategy.optimizer_step, None, engine, None, says="^gradients have NaN or infinite numbers in step 7")
     strategy.param_dtype = "fp16"  # another scale of the loss is tried
     strategy.optimizer_step(None, engine, None)
 
@@ -98,13 +98,13 @@ def test_weights(fault: Any, strategy: Any, tmp_path: Path, save: str) -> None:
     engine = _Engine()
     engine.weight.data[0, 1] = torch.inf
     words = (engine, None, str(tmp_path / "out")) if save == "save_model" else (engine, str(tmp_path / "out"))
-    fault.call(getattr(strategy, save), *words, says="^weight holds NaN or infinite numbers, so that the model is not")
+    fault.call(getattr(strategy, save), *words, says="^weight has NaN or infinite numbers, so that the model is not")
 
 
 def test_classifier(fault: Any, broken: Path, tmp_path: Path) -> None:
     rows = [{"text": f"text {i}", "label": i % 2} for i in range(8)]
     words = ("--train_file", write(tmp_path / "train.jsonl", rows), "--output_dir", tmp_path / "out")
-    fault("deadend.classifier", "--model_name_or_path", broken, *words, says="holds NaN in .*up_proj.weight")
+    fault("deadend.classifier", "--model_name_or_path", broken, *words, says="has NaN in .*up_proj.weight")
 
 
 def test_classifier_that_diverges(fault: Any, tiny_model: Path, tmp_path: Path) -> None:

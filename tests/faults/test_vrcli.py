@@ -63,8 +63,8 @@ LABELS: dict[str, tuple[dict[str, Any], str]] = {
     "a baseline as a number": ({"base": 2.0}, "its base has no number nll"),
     "a baseline as text": (base(nll="2"), "its base has no number nll"),
     "a baseline as true": (base(nll=True), "its base has no number nll"),
-    "a baseline of NaN": (base(nll=float("nan")), "its base has an nll of nan"),
-    "an infinite baseline": (base(nll=float("inf")), "its base has an nll of inf"),
+    "a baseline of NaN": (base(nll=float("nan")), "its base has no number nll"),
+    "an infinite baseline": (base(nll=float("inf")), "its base has no number nll"),
     "a likelihood above 1": (base(nll=-0.5), r"its base has an nll of -0\.5"),
     "a baseline over nothing": (base(n=0), "its base lacks n"),
     "a baseline over half a token": (base(n=1.5), "its base lacks n"),
@@ -145,7 +145,7 @@ def test_samples_of_other_records(fault: Any, tiny_model: Path, tmp_path: Path) 
     data = write(tmp_path / "d.jsonl", [record(**base())])
     samples = write(tmp_path / "s.jsonl", [{"id": "r9", "prompt": "Why?", "completions": ["x"]}])
     words = ("--model", tiny_model, "--data", data, "--samples", samples, "--out", tmp_path / "out/r.jsonl")
-    fault("vrcli.score", *words, says=r"s\.jsonl line 1 \(id 'r9'\) is no record of .*d\.jsonl")
+    fault("vrcli.score", *words, says=r"s\.jsonl line 1 \(id 'r9'\) is not a record of .*d\.jsonl")
 
 
 ROW = {"id": "a", "sample": 0, "plan": "x", "reward": 0.5, "pct_improvement": 0.1, "nll": 2.0, "base_nll": 2.1}

@@ -130,7 +130,7 @@ def test_what_comes_back_and_who_refuses_it(tiny_model: Path, reward_model: Path
             stock(str(folder), "reward", attn_implementation="sdpa")
         with pytest.raises(UserError, match="gives 2 scores for a text; take a model with one"):
             RewardModel(str(folder))
-    with pytest.raises(UserError, match=r"--model .* is no reward model of groups: its config.json has no"):
+    with pytest.raises(UserError, match=r"--model .* is not a reward model of groups: its config.json has no"):
         read_settings(reward_model, "--model")
 
 

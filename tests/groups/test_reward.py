@@ -278,7 +278,11 @@ def check(args: SimpleNamespace) -> None:
         ([LABEL], {"groups__config": "gone.yaml"}, "gone.yaml does not exist"),
         ([LABEL], {"groups__traits": ["short=conciseness"]}, "--groups.traits has no trait 'terse'"),
         ([LABEL], {"groups__traits": [*TRAITS, "x=./gone"]}, "--groups.traits x: ./gone is not a folder"),
-        ([LABEL], {"groups__aggregate": "index", "groups__index": "minorty"}, "is no group; did you mean 'minority'"),
+        (
+            [LABEL],
+            {"groups__aggregate": "index", "groups__index": "minorty"},
+            "is not a group; did you mean 'minority'",
+        ),
         ([LABEL], {"groups__aggregate": "weighted", "groups__weights": ["1"]}, "gives 1 numbers for 2 groups"),
     ],
 )
@@ -309,7 +313,7 @@ def test_models_and_run_must_agree(group_model: Path, reward_model: Path, config
     ensemble = {"kind": "ensemble"}
     for changed, said in (
         ({**words, "config": str(three)}, r"gives scores of 2 group\(s\).* has 3 group\(s\), minority, majority, rest"),
-        ({**words, "model": str(reward_model)}, "--groups.model .*is no reward model of groups"),
+        ({**words, "model": str(reward_model)}, "--groups.model .*is not a reward model of groups"),
         ({**words, "model": str(tmp_path / "gone")}, "--groups.model .*gone is not a folder"),
         ({**words, "max_len": 600}, "--groups.max_len 600 is more than the 512 positions"),
         ({**ensemble, "models": (f"a={chat}",)}, "prompt of style hh, and the reward model.* is of style chat"),

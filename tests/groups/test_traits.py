@@ -296,7 +296,7 @@ def test_nan_names_the_record(gpt2: Path, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"prompt": [{"role": "user", "content": "p"}], "completions": ["x"]}, "holds messages, and traits are scored"),
+        ({"prompt": [{"role": "user", "content": "p"}], "completions": ["x"]}, "has messages, and traits are scored"),
         ({"prompt": "p", "completions": [[{"role": "assistant", "content": "x"}]]}, "build text prompts"),
         ({"prompt": "p", "completions": ["x"], "traits": {"old": [1, 2]}}, "traits that are not one number"),
         ({"prompt": "p"}, "line 2 has neither 'completions' nor"),

@@ -83,7 +83,7 @@ def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
     [
         ({"--model.model_name_or_path": "./nowhere"}, "./nowhere is not a folder"),
         ({"--model.model_name_or_path": "."}, "config.json is missing"),
-        ({"--model.model_name_or_path": "./bare"}, "holds no weights"),
+        ({"--model.model_name_or_path": "./bare"}, "has no weights"),
         ({"--data.dataset": "gone.jsonl"}, "gone.jsonl does not exist"),
         ({"--data.dataset": "bad.jsonl"}, "bad.jsonl line 2 is not JSON"),
         ({"--data.dataset": "empty.jsonl"}, "empty.jsonl has no record"),

@@ -103,11 +103,11 @@ def test_logical_gpus_are_enough_for_every_group() -> None:
     assert ray_setup.logical_gpus(args) == 4 * 8 + 6
 
 
-def test_what_stands_in_a_process() -> None:
+def test_what_is_in_a_process() -> None:
     """A patch is told as what it is, also where it bears the name of what it wraps."""
     backends.install()
     targets = ["deepspeed.comm.torch:build_shm_op", "orlhf_ext.extensions.inject:Swap", "json:gone"]
-    patched, own, gone = ray_setup.standing(targets).values()
+    patched, own, gone = ray_setup.objects_at(targets).values()
     if not machine.gpu_present():
         assert patched == "orlhf_ext.backends.cpu:_shared_memory_operator.<locals>.<lambda>"
     assert own == "orlhf_ext.extensions.inject:Swap" and gone.startswith("missing: ")

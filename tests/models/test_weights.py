@@ -125,7 +125,7 @@ def test_a_matrix_is_transposed(whole: Path, tmp_path: Path) -> None:
     refused(planted(whole, tmp_path / "m", turn), says)
 
 
-@pytest.mark.parametrize(("value", "says"), [("nan", "holds NaN in"), ("inf", "holds infinite numbers in")])
+@pytest.mark.parametrize(("value", "says"), [("nan", "has NaN in"), ("inf", "has infinite numbers in")])
 def test_a_number_is_not_finite(whole: Path, tmp_path: Path, value: str, says: str) -> None:
     def spoil(weights: dict) -> None:
         weights[last_matrix(whole)][3, 1] = float(value)
@@ -147,7 +147,7 @@ def test_a_numeric_type_with_too_little_range(whole: Path, tmp_path: Path) -> No
     folder = planted(whole, tmp_path / "m", grow)
     cls, config = check_causal(folder, "--model")
     load_whole(cls, config, folder, "--model", dtype="bfloat16")
-    with pytest.raises(UserError, match=r"holds infinite numbers in .*; take .* a numeric type with more range"):
+    with pytest.raises(UserError, match=r"has infinite numbers in .*; take .* a numeric type with more range"):
         load_whole(cls, config, folder, "--model", dtype="float16")
 
 

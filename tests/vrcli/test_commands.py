@@ -341,6 +341,6 @@ def test_mistakes_in_scoring(
     ):
         assert said in failing(capsys, score_command.main, *words_of(model, base, samples, out, *more))
     write_jsonl(samples, [{"id": "fox", "prompt": "x", "completions": ["y"]}])
-    said = "line 1 (id 'fox') is no record of"
+    said = "line 1 (id 'fox') is not a record of"
     assert said in failing(capsys, score_command.main, *words_of(model, base, samples, out))
     assert not out.exists()

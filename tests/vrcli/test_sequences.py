@@ -258,7 +258,7 @@ def test_labels_are_read_with_their_baseline() -> None:
         (b'{"plan": {"start": true}}', "its plan is not an object"),
         (b'{"plan": {"start": 1, "end": 999}}', "its plan goes to 1:999"),
         (b'{"base": {"nll": "2"}}', "its base has no number nll"),
-        (b'{"base": {"nll": NaN, "n": 1, "fp": ""}}', "its base has an nll of nan"),
+        (b'{"base": {"nll": NaN, "n": 1, "fp": ""}}', "its base has no number nll"),
         (b'{"base": {"nll": 2, "n": 0, "fp": ""}}', "its base lacks n"),
     ],
 )
