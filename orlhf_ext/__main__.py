@@ -65,10 +65,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
 
 def find(words: list[str]) -> tuple[str, Command, list[str]]:
     """The name of the command that a command line begins with, the command, and the words behind its name.
-
-    Raises:
-        UserError: there is no such command; the nearest one is suggested.
-    """
+    Raises UserError if there is no such command; the nearest one is suggested."""
     known = {name: found for group in COMMANDS.values() for name, found in group.items()}
     if words[0] in LAUNCHERS:
         return "launch", known["launch"], words

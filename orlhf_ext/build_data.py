@@ -61,10 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(builder: Any, args: argparse.Namespace, spec: str) -> Iterator[Built]:
     """What a builder gives.
-
-    Raises:
-        UserError: it needs a package that is not installed, or one that is not of this project fails.
-    """
+    Raises UserError if it needs a package that is not installed, or one that is not of this project fails."""
     ours = type(builder).__module__.partition(".")[0] == "data_builders"
     with contextlib.nullcontext() if ours else user_code(f"builder {spec} raised"):
         try:
@@ -78,10 +75,7 @@ def run(builder: Any, args: argparse.Namespace, spec: str) -> Iterator[Built]:
 
 def load(spec: str) -> Any:
     """Make the builder of a name, or of ``module:attribute``.
-
-    Raises:
-        UserError: there is none, or it is not a builder.
-    """
+    Raises UserError if there is none, or it is not a builder."""
     builder = resolve(BUILDERS, spec)
     lacking = [part for part in ("name", "help", "add_arguments", "run") if not hasattr(builder, part)]
     if lacking:

@@ -58,10 +58,7 @@ def whole_gpus(parts: Sequence[float]) -> int:
 
 def check_part(name: str, gpus: float) -> None:
     """Refuse a part of a GPU that Ray does not give to an actor.
-
-    Raises:
-        UserError: it is more than one GPU, and not a whole number.
-    """
+    Raises UserError if it is more than one GPU, and not a whole number."""
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"reward {name!r} asks for {gpus:g} GPUs, and Ray gives a part of one, or whole ones")
 

@@ -77,10 +77,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
 def check_text(words: Iterable[str]) -> None:
     """Check that all words of a command line are text, which sidecars, tables and stamps can repeat.
-
-    Raises:
-        UserError: one has bytes that are not UTF-8.
-    """
+    Raises UserError if one has bytes that are not UTF-8."""
     for word in words:
         if isinstance(word, str) and not word.isascii():
             try:

@@ -79,10 +79,7 @@ INNER = Number(float, above=0, below=1)
 
 def named_paths(specs: Iterable[str], flag: str = "", what: str = "NAME=FILE") -> dict[str, str]:
     """The files or folders of ``NAME=FILE`` words, by name.
-
-    Raises:
-        UserError: a word is something else, or names what another one has named.
-    """
+    Raises UserError if a word is something else, or names what another one has named."""
     found: dict[str, str] = {}
     for spec in specs:
         name, _, path = spec.partition("=")

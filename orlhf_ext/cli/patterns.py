@@ -13,11 +13,7 @@ MAX_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Pattern:
-    """A regular expression, and the flag that gives it.
-
-    Raises:
-        ValueError: it is not one.
-    """
+    """A regular expression, and the flag that gives it. Raises ValueError if it is not one."""
 
     flag: str
     pattern: str
@@ -32,19 +28,11 @@ class Pattern:
             raise ValueError(f"{self.pattern} is not a regular expression ({error})") from error
 
     def search(self, text: str) -> bool:
-        """Whether it matches anywhere in the text.
-
-        Raises:
-            UserError: it takes too long.
-        """
+        """Whether it matches anywhere in the text. Raises UserError if it takes too long."""
         return self._find("search", text)
 
     def fullmatch(self, text: str) -> bool:
-        """Whether it matches the whole text.
-
-        Raises:
-            UserError: it takes too long.
-        """
+        """Whether it matches the whole text. Raises UserError if it takes too long."""
         return self._find("fullmatch", text)
 
     def _find(self, how: str, text: str) -> bool:

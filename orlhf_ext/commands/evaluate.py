@@ -67,10 +67,7 @@ class Scored:
 
 def read_scored(path: str, logprobs_key: str = "logprobs_policy", sft_key: str = "logprobs_sft") -> Scored:
     """Read a file of scored samples.
-
-    Raises:
-        UserError: a record has no rewards, or a value that is not a finite number; it is named.
-    """
+    Raises UserError if a record has no rewards, or a value that is not a finite number; it is named."""
     samples = read_samples(path)
     columns: dict[str, Lists | None] = {}
     for key in ("rewards", logprobs_key, sft_key):
@@ -88,10 +85,7 @@ def read_scored(path: str, logprobs_key: str = "logprobs_policy", sft_key: str =
 
 def in_order(scored: Scored, like: Scored) -> Scored:
     """The same samples in another file's order of prompts.
-
-    Raises:
-        UserError: an id is in one file only, or with another prompt.
-    """
+    Raises UserError if an id is in one file only, or with another prompt."""
     for one, other in ((like, scored), (scored, like)):
         if lost := [identifier for identifier in one.samples if identifier not in other.samples]:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -160,10 +154,7 @@ def step_of(name: str) -> int | None:
 
 def compare(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None = None, seed: int = 0) -> dict[str, Any]:
     """The metrics of SFT, of each checkpoint, and of the final policy (the last one).
-
-    Raises:
-        UserError: the files do not have the same prompts.
-    """
+    Raises UserError if the files do not have the same prompts."""
     if chosen is not None:
         chosen = in_order(chosen, sft)
     metrics: dict[str, Any] = {"prompts": len(sft.samples), "sft": measure(sft, None, chosen, seed)}

@@ -81,10 +81,7 @@ def find_checkpoint(name: str, tag: str | None = None) -> tuple[Path, str]:
 
 def read_weights(folder: Path, tag: str) -> dict[str, Tensor]:
     """The float32 weights of a ZeRO checkpoint, put together from the files of all ranks; tied ones under each name.
-
-    Raises:
-        UserError: a file is missing, cut short, or not of a ZeRO run.
-    """
+    Raises UserError if a file is missing, cut short, or not of a ZeRO run."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:
@@ -156,10 +153,7 @@ def export(folder: Path, tag: str, start: Path, out: Path, dtype: str = "bfloat1
 
 def check_hub(name: str) -> None:
     """What pushing needs, before an hour is spent on the rest.
-
-    Raises:
-        UserError: the name is not a repository's, or there is no token.
-    """
+    Raises UserError if the name is not a repository's, or there is no token."""
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 

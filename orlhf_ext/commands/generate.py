@@ -133,10 +133,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 def run_engines(args: argparse.Namespace, argv: Sequence[str], total: int, journal: Journal) -> None:
     """Run the engines as processes of this module, each with its share of what is left, and take over their pieces.
-
-    Raises:
-        UserError: one of them failed; the others are ended, and what is finished is kept.
-    """
+    Raises UserError if one of them failed; the others are ended, and what is finished is kept."""
     from tqdm import tqdm
 
     devices = _devices(args.num_engines, args.tensor_parallel_size)
@@ -178,11 +175,7 @@ def run_engines(args: argparse.Namespace, argv: Sequence[str], total: int, journ
 
 
 def _devices(engines: int, each: int) -> list[str]:
-    """The GPUs to share out, or none on a machine without.
-
-    Raises:
-        UserError: there are too few.
-    """
+    """The GPUs to share out, or none on a machine without. Raises UserError if there are too few."""
     import torch
 
     if not torch.cuda.is_available():

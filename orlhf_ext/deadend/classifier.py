@@ -36,10 +36,7 @@ _SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "consta
 
 def read_labelled(path: str) -> tuple[list[str], list[int]]:
     """Texts and labels of a file; under ``text`` and ``label``.
-
-    Raises:
-        UserError: there is no record; a text is not a string, or a label neither 0 nor 1; the record is named.
-    """
+    Raises UserError if there is no record; a text is not a string, or a label neither 0 nor 1; the record is named."""
     texts, labels = [], []
     for line in read_records(path):
         text, label = line.record.get("text"), line.record.get("label")
@@ -137,11 +134,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """``--out`` is new, empty, or may be replaced.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Refuse an ``--out`` that is neither new nor empty, unless it may be replaced."""
     if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
         raise UserError(f"--out {out} exists; give another one, or replace it with --overwrite")
     check_folder(out, new=True)
@@ -149,10 +142,7 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 def label_map(train: Sequence[int], valid: Sequence[int], args: argparse.Namespace) -> dict[int, int]:
     """Label -> index, in the order of the labels.
-
-    Raises:
-        UserError: there is one label only, or validation has others.
-    """
+    Raises UserError if there is one label only, or validation has others."""
     values = sorted(set(train))
     if len(values) < 2:
         raise UserError(f"{args.data} has the label {values[0]} only, so that there is nothing to tell apart")
@@ -193,10 +183,7 @@ def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_leng
 
 def load_model(folder: Path, names: Sequence[str], pad_id: int, seed: int) -> Any:
     """The model in float32, with a head for the labels; a new one is made from the seed.
-
-    Raises:
-        UserError: it cannot be a classifier, or is one for other labels.
-    """
+    Raises UserError if it cannot be a classifier, or is one for other labels."""
     from transformers import set_seed
 
     from ..models.folder import model_config

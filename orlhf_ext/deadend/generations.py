@@ -14,11 +14,7 @@ TOXICITY_THRESHOLD = 0.5
 
 
 def generations_of(line: Line) -> list[Record]:
-    """The generations of a record.
-
-    Raises:
-        UserError: it has none, or one without text.
-    """
+    """The generations of a record. Raises UserError if it has none, or one without text."""
     found = line.record.get("generations")
     if not isinstance(found, list):
         raise UserError(f"{line.where} has no generations; sample them first, with orlhf-ext deadend continuations")
@@ -29,11 +25,7 @@ def generations_of(line: Line) -> list[Record]:
 
 
 def prompt_of(line: Line) -> str:
-    """The text of a record's prompt.
-
-    Raises:
-        UserError: it has none.
-    """
+    """The text of a record's prompt. Raises UserError if it has none."""
     prompt = line.record.get("prompt")
     text = prompt.get("text") if isinstance(prompt, dict) else prompt
     if not isinstance(text, str):
@@ -92,10 +84,7 @@ def _number(value: Any, where: str, key: str) -> float | None:
 
 def in_order(one: Generated, like: Generated) -> Generated:
     """The same file in another file's order of prompts; equal prompts keep their own order.
-
-    Raises:
-        UserError: the files do not have the same prompts.
-    """
+    Raises UserError if the files do not have the same prompts."""
     if one.prompts == like.prompts:
         return one
     here, there = Counter(one.prompts), Counter(like.prompts)

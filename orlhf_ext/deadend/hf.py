@@ -72,10 +72,7 @@ class RectifiedLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Rectify ``scores`` ``(rows, V)``, the logits behind ``input_ids`` ``(rows, T)``.
-
-        Raises:
-            UserError: the language model has tokens that Q_D does not know.
-        """
+        Raises UserError if the language model has tokens that Q_D does not know."""
         if (self.vocab_size or scores.shape[-1]) > self.settings.vocab_size:
             raise UserError(
                 f"the value function knows {self.settings.vocab_size} tokens and the language model has "

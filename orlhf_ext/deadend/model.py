@@ -174,10 +174,7 @@ def _trunk_class(config: Any) -> Any:
 
 def q_model_class(config: Any) -> Any:
     """The `QModel` of the family that a config belongs to, such as Llama or GPT-2.
-
-    Raises:
-        UserError: it is not a family of plain language models.
-    """
+    Raises UserError if it is not a family of plain language models."""
     try:
         trunk = _trunk_class(config)
         family = trunk.__base__

@@ -81,10 +81,7 @@ class LanguageModel:
 
 def measure(model: LanguageModel, name: str, texts: Sequence[tuple[str, str]], journal: Journal) -> list[Likelihood]:
     """The likelihood of each continuation of a file, piece by piece; what the journal has is not computed again.
-
-    Raises:
-        UserError: one is not finite.
-    """
+    Raises UserError if one is not finite."""
     from tqdm import tqdm
 
     found: list[Likelihood] = []

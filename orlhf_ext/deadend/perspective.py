@@ -49,10 +49,7 @@ class _Unavailable(Exception):
 
 class Perspective:
     """Asks the API; see the module.
-
-    Raises:
-        UserError: there is no key, or it cannot be one; the rate is not a number of requests.
-    """
+    Raises UserError if there is no key, or it cannot be one; the rate is not a number of requests."""
 
     #: of the scores: another model of the API's is not known by it
     version = f"v1alpha1 {ATTRIBUTE} en"
@@ -77,10 +74,7 @@ class Perspective:
 
     def __call__(self, texts: Sequence[str]) -> list[float | NoScore]:
         """The scores of some texts, or why there is none.
-
-        Raises:
-            UserError: the key is not accepted, the API keeps failing, or its answers are of another kind.
-        """
+        Raises UserError if the key is not accepted, the API keeps failing, or its answers are of another kind."""
         return [self._score(text) if text.strip() else NoScore("empty") for text in texts]
 
     def _score(self, text: str) -> float | NoScore:
@@ -145,10 +139,7 @@ class Perspective:
 
 def _refusal(status: int, answer: Any) -> NoScore:
     """What an answer without a score says of the text.
-
-    Raises:
-        UserError: it is about the key, or about something else than the text.
-    """
+    Raises UserError if it is about the key, or about something else than the text."""
     error = answer.get("error") if isinstance(answer, dict) else None
     error = error if isinstance(error, dict) else {}
     details = error.get("details")

@@ -36,21 +36,13 @@ class DeadEndValue(Reward):
     gpus: Annotated[float, "the part of a GPU that one copy takes, in a run with GPUs", NOT_NEGATIVE] = 0.25
 
     def check(self, args: SimpleNamespace) -> None:
-        """Refuse a folder without Q_D, or one whose context is too short for the run.
-
-        Raises:
-            UserError: it is one.
-        """
+        """Refuse a folder without Q_D, or one whose context is too short for the run."""
         folder = find_model(self.model, FLAG)
         read_settings(folder, FLAG)
         check_context(folder, args.data.max_len, "--data.max_len")
 
     def setup(self, context: RewardContext) -> None:
-        """Load Q_D.
-
-        Raises:
-            UserError: the folder has none, or its tokenizer is not the policy's.
-        """
+        """Load Q_D. Raises UserError if the folder has none, or its tokenizer is not the policy's."""
         self._folder = find_model(self.model, FLAG)
         settings = read_settings(self._folder, FLAG)
         tokenizer = load_tokenizer(self._folder, FLAG)
@@ -67,10 +59,7 @@ class DeadEndValue(Reward):
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Values in [-1, 0]; an empty response is worth what Q_D says of its prompt.
-
-        Raises:
-            UserError: a rollout has no token ids, or one that Q_D does not know.
-        """
+        Raises UserError if a rollout has no token ids, or one that Q_D does not know."""
         from .model import action_values
 
         rows = []

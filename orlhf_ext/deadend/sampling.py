@@ -49,11 +49,7 @@ class Plain:
     arguments: Record = {}  # noqa: RUF012
 
     def check(self, folder: Path, max_len: int) -> None:
-        """Refuse models that do not fit, before anything is loaded.
-
-        Raises:
-            UserError: they do not.
-        """
+        """Refuse models that do not fit, before anything is loaded."""
 
     def engine(self) -> Record:
         """Further arguments of vLLM's `LLM`."""
@@ -95,10 +91,7 @@ def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int
 
 def check_flags(args: argparse.Namespace, name: str) -> None:
     """Check the flags that both commands have.
-
-    Raises:
-        UserError: two do not go together, or the output cannot be written; the flag is named.
-    """
+    Raises UserError if two do not go together, or the output cannot be written; the flag is named."""
     if not args.temperature and args.num_returns > 1:
         raise UserError("greedy decoding makes all completions of a prompt equal; give --num_returns 1")
     if args.min_new_tokens > args.max_new_tokens:

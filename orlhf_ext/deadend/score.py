@@ -63,11 +63,7 @@ def chunks(path: Path, wanted: Wanted, at_once: int) -> Iterator[list[str]]:
 
 
 def score_chunk(scorer: Scorer, texts: Sequence[str], batch_size: int) -> list[float | NoScore]:
-    """Scores of texts; equal texts are scored once.
-
-    Raises:
-        UserError: a score is not finite.
-    """
+    """Scores of texts; equal texts are scored once. Raises UserError if a score is not finite."""
     unique = list(dict.fromkeys(texts))
     found: dict[str, float | NoScore] = {}
     for batch in scorer.batches(unique, batch_size):
@@ -134,10 +130,7 @@ def one_file(
     args: argparse.Namespace, scorer: Scorer, by: dict[str, Any], data: Path, out: Path, present: int, total: int
 ) -> None:
     """Score a file of which ``present`` of ``total`` generations have a score, and print how toxic it is.
-
-    Raises:
-        UserError: these scores are not known to be this scorer's.
-    """
+    Raises UserError if these scores are not known to be this scorer's."""
     from .toxicity import Classifier
 
     key = args.toxicity_type
@@ -175,10 +168,7 @@ def one_file(
 
 def look(data: Path, key: str) -> tuple[int, int]:
     """How many generations of a file have a score, and how many there are.
-
-    Raises:
-        UserError: a record is wrong, or there is no generation.
-    """
+    Raises UserError if a record is wrong, or there is no generation."""
     present = total = 0
     for line in read_records(data):
         for one in generations_of(line):

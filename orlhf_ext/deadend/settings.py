@@ -48,11 +48,7 @@ class QSettings:
 
 
 def from_config(value: Mapping[str, Any], where: str) -> QSettings:
-    """Read ``dead_end``.
-
-    Raises:
-        UserError: a key is missing, unknown or wrong; ``where`` is named.
-    """
+    """Read ``dead_end``. Raises UserError if a key is missing, unknown or wrong; ``where`` is named."""
     try:
         return QSettings(**{key: one for key, one in value.items() if key not in _UNREAD})
     except (TypeError, ValueError) as error:
@@ -60,11 +56,7 @@ def from_config(value: Mapping[str, Any], where: str) -> QSettings:
 
 
 def read_settings(folder: Path, flag: str) -> QSettings:
-    """The settings of a saved Q_D.
-
-    Raises:
-        UserError: the folder has none.
-    """
+    """The settings of a saved Q_D. Raises UserError if the folder has none."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{flag} {folder} is not a model folder: config.json is missing")
     value = read_config(folder).get(KEY)

@@ -117,11 +117,7 @@ class Function:
         return [list(range(len(texts)))[i : i + batch_size] for i in range(0, len(texts), batch_size)]
 
     def __call__(self, texts: Sequence[str]) -> list[float | NoScore]:
-        """Ask it.
-
-        Raises:
-            UserError: it does not give a number between 0 and 1 for each text.
-        """
+        """Ask it. Raises UserError if it does not give a number between 0 and 1 for each text."""
         with user_code(f"{self.flag} {self.spec} raised"):
             found = list(self._score(list(texts)))
         if len(found) != len(texts):
@@ -259,10 +255,7 @@ def label_names(folder: Path) -> list[str]:
 
 def text_tokenizer(folder: Path, flag: str = "--model") -> PreTrainedTokenizerBase:
     """A classifier's tokenizer, which needs no EOS; without a padding token, EOS pads.
-
-    Raises:
-        UserError: it cannot be read, or has nothing to pad with.
-    """
+    Raises UserError if it cannot be read, or has nothing to pad with."""
     tokenizer = read_tokenizer(folder, flag)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:

@@ -62,10 +62,7 @@ class Settings:
     @classmethod
     def read(cls, value: Any) -> Settings:
         """Check what a user has written.
-
-        Raises:
-            UserError: it is missing, or a key is unknown, missing or wrong; the key is named.
-        """
+        Raises UserError if it is missing, or a key is unknown, missing or wrong; the key is named."""
         where = f"additional_config[{KEY!r}]"
         known = [field.name for field in fields(cls)]
         if not isinstance(value, Mapping) or "model" not in value:

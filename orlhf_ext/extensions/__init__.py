@@ -124,10 +124,7 @@ def resolve(group: str, spec: str) -> Any:
 
 def load(target: str) -> Any:
     """Import ``module:attribute``.
-
-    Raises:
-        UserError: the module or the attribute does not exist, or importing it fails.
-    """
+    Raises UserError if the module or the attribute does not exist, or importing it fails."""
     module_name, _, attribute = target.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -107,10 +107,7 @@ def _watch() -> None:
 
 def plan(extensions: Iterable[Extension]) -> list[Swap]:
     """The swaps of all extensions.
-
-    Raises:
-        UserError: two extensions claim one seam, or one extension is named twice.
-    """
+    Raises UserError if two extensions claim one seam, or one extension is named twice."""
     claimed: dict[str, Swap] = {}
     for extension in extensions:
         for seam, by in extension.replacements.items():
@@ -211,10 +208,7 @@ def verify(
 
 def verify_loaded(swaps: Iterable[Swap]) -> None:
     """`verify` those swaps whose seam's module this process has imported: a Ray worker imports what it needs.
-
-    Raises:
-        UserError: as `verify`.
-    """
+    Raises UserError as `verify` does."""
     waiting = {swap.seam for swap, _ in _deferred}  # put, and put right everywhere, in a moment
     loaded = [swap for swap in swaps if swap.seam.partition(":")[0] in sys.modules and swap.seam not in waiting]
     verify(loaded, holder=f"worker {os.getpid()}")

@@ -33,10 +33,7 @@ class Counts:
 
     def drop(self, where: str, reject: Reject) -> None:
         """Count a row that is left out.
-
-        Raises:
-            UserError: the row is broken and ``strict`` is set; the row is named.
-        """
+        Raises UserError if the row is broken and ``strict`` is set; the row is named."""
         if reject.bad and self.strict:
             raise UserError(
                 f"{where}: {reject.reason}; fix or remove that row, or leave out --strict to have such rows counted"

@@ -27,11 +27,7 @@ _JSON = (".json", ".jsonl")
 
 
 def kind_of(value: Any) -> Kind:
-    """The narrowest type of a value of a JSON file.
-
-    Raises:
-        OverflowError: a whole number needs more than 64 bits.
-    """
+    """The narrowest type of a value of a JSON file. Raises OverflowError if a whole number needs more than 64 bits."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -90,10 +86,7 @@ class Columns:
 
     def see(self, line: Line) -> None:
         """Take one more record in.
-
-        Raises:
-            UserError: a number is too large to be loaded; its line and column are named.
-        """
+        Raises UserError if a number is too large to be loaded; its line and column are named."""
         for name, value in line.record.items():
             try:
                 self.kinds[name] = join(self.kinds.get(name, "null"), kind_of(value))
@@ -124,10 +117,7 @@ def read(path: str | os.PathLike) -> Iterator[Line]:
 
 def read_columns(path: str | os.PathLike) -> Columns:
     """The columns of a file, which is read once as long as it does not change.
-
-    Raises:
-        UserError: as `read_records`.
-    """
+    Raises UserError as `read_records` does."""
     if (key := _key(path)) not in _known:
         for _ in read(path):
             pass

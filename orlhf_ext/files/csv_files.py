@@ -103,10 +103,7 @@ class Table:
 
     def places(self, columns: Sequence[str]) -> list[int]:
         """The indices of columns in a row.
-
-        Raises:
-            UserError: some are missing; they and those that are there are named.
-        """
+        Raises UserError if some are missing; they and those that are there are named."""
         missing = [name for name in columns if name not in self.header]
         if missing:
             there = ", ".join(self.header[:12]) + (", ..." if len(self.header) > 12 else "")
@@ -117,10 +114,7 @@ class Table:
 
     def rows(self) -> Iterator[list[str] | BadLine]:
         """The rows under the header; one of another width is a `BadLine`. Empty lines are passed over.
-
-        Raises:
-            UserError: the file is not CSV from some line on.
-        """
+        Raises UserError if the file is not CSV from some line on."""
         width = len(self.header)
         for row in self._read():
             if len(row) == width:

@@ -59,10 +59,7 @@ class Journal:
 
     def absorb(self, parts: Iterable[Path]) -> None:
         """Take over the finished pieces of other journals of the same run, and remove these files.
-
-        Raises:
-            UserError: a process is still writing one of them, or one is damaged.
-        """
+        Raises UserError if a process is still writing one of them, or one is damaged."""
         for path in parts:
             with open(path, "rb") as stream:
                 lock(stream, path)

@@ -99,10 +99,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[Line | BadLine]:
 
 def read_records(path: str | os.PathLike) -> Iterator[Line]:
     """`read_lines`, with the first broken line as an error.
-
-    Raises:
-        UserError: as `read_lines`, or a line is not a JSON object; the line is named.
-    """
+    Raises UserError as `read_lines` does, and if a line is not a JSON object; the line is named."""
     for line in read_lines(path):
         if isinstance(line, BadLine):
             raise UserError(f"{line.where} is {line.reason}; fix or remove that line")
@@ -111,10 +108,7 @@ def read_records(path: str | os.PathLike) -> Iterator[Line]:
 
 def load_json(text: str | bytes) -> Any:
     """`json.loads` for a text that may be hostile: its depth is looked at before it is parsed.
-
-    Raises:
-        ValueError: it is not JSON, not UTF-8, nested deeper than `MAX_DEPTH`, or has a number that is too long.
-    """
+    Raises ValueError if it is not JSON, not UTF-8, nested deeper than `MAX_DEPTH`, or has a number that is too long."""
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _Depth().passes_bound(data):
         raise ValueError(_TOO_DEEP)
@@ -148,11 +142,7 @@ class _Bounded:
         self._stream, self._path, self._depth = stream, path, _Depth()
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes.
-
-        Raises:
-            UserError: they open too many brackets, or have half of a surrogate pair.
-        """
+        """The next bytes. Raises UserError if they open too many brackets, or have half of a surrogate pair."""
         piece = self._stream.read(size)
         while b"\\" in piece[-_LONGEST_ESCAPE:] and (more := self._stream.read(_LONGEST_ESCAPE)):
             piece += more  # no escape is cut

@@ -29,10 +29,7 @@ _DATA = (
 
 def read_source(flag: str, source: str) -> Iterator[Line] | None:
     """The records of a local data file; None for hub names, folders and large files.
-
-    Raises:
-        UserError: the file is missing or gzipped, or (while reading) broken; the file and line are named.
-    """
+    Raises UserError if the file is missing or gzipped, or (while reading) broken; the file and line are named."""
     path = source.strip().partition("@")[0]
     if path.endswith(".gz"):
         raise UserError(
@@ -64,10 +61,7 @@ def sources_of(args: SimpleNamespace, flag: str) -> list[str]:
 
 def run_records(args: SimpleNamespace) -> Iterator[tuple[str, Line]]:
     """Every record of a run's local files, for training and evaluation, with the flag that names its file.
-
-    Raises:
-        UserError: as `read_source`.
-    """
+    Raises UserError as `read_source` does."""
     for flag in ("data.dataset", "data.prompt_dataset", "eval.dataset"):
         for source in sources_of(args, flag):
             for line in read_source(f"--{flag}", source) or ():

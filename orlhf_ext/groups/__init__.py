@@ -136,10 +136,7 @@ class GroupReward(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """The reward model is one of groups, and reads the policy's token ids.
-
-        Raises:
-            UserError: it is not, or has another vocabulary.
-        """
+        Raises UserError if it is not, or has another vocabulary."""
         path = args.reward.model_name_or_path
         if not path:
             raise UserError("--ext.use group-reward has no effect without --reward.model_name_or_path; add it")

@@ -199,10 +199,7 @@ def by_size(assignment: torch.Tensor, groups: int) -> torch.Tensor:
 
 def read_pairs(path: str, style: str | None) -> tuple[list[Line], str]:
     """Pairs of text with an annotator each, and the style of their prompts.
-
-    Raises:
-        UserError: a pair lacks something, or has another style; its line is named.
-    """
+    Raises UserError if a pair lacks something, or has another style; its line is named."""
     lines = list(read_records(path))
     if not lines:
         raise UserError(f"--data {path} is empty; give pairs with an annotator_id")

@@ -144,10 +144,7 @@ def _equal(first: Any, other: Any) -> bool:
 
 def merge(members: Sequence[Member], out: Path) -> HeadSettings:
     """Write the model of all groups; ids of groups are the order of ``members``.
-
-    Raises:
-        UserError: as `check_alike`, fewer than two models, or ``out`` is not empty.
-    """
+    Raises UserError as `check_alike` does, and if there are fewer than two models, or ``out`` is not empty."""
     names = [member.name for member in members]
     if len(names) < 2:
         raise UserError(f"{_FLAG} takes two models or more, each of a group of its own; it names {', '.join(names)}")

@@ -58,11 +58,7 @@ class Reader:
 
 
 def read_group_model(path: str, flag: str = "--groups.model") -> Reader:
-    """A reward model with a score for each group.
-
-    Raises:
-        UserError: it is not one.
-    """
+    """A reward model with a score for each group. Raises UserError if it is not one."""
     settings = read_settings(find_model(path, flag), flag)
     model = RewardModel(path, flag, single=False)
     if model.scores != settings.num_groups:
@@ -76,10 +72,7 @@ def read_group_model(path: str, flag: str = "--groups.model") -> Reader:
 
 def read_member(name: str, path: str, eos: Eos | None) -> Reader:
     """The reward model of one group: a plain one, or one that was trained with ``--groups.only``.
-
-    Raises:
-        UserError: it gives more than one score, or is another group's.
-    """
+    Raises UserError if it gives more than one score, or is another group's."""
     flag = f"--groups.models {name}"
     folder = find_model(path, flag)
     config = read_config(folder)

@@ -66,10 +66,7 @@ def score_trait(
     traits: Traits, spec: TraitSpec, samples: Sequence[Sample], journal: Journal
 ) -> tuple[list[list[float]], dict[str, int]]:
     """One trait of every completion of a file, and counts for the sidecar.
-
-    Raises:
-        UserError: a score is not finite; the record is named.
-    """
+    Raises UserError if a score is not finite; the record is named."""
     if spec.kind != "model":
         return [[traits.of_text(spec, str(text)) for text in sample.completions] for sample in samples], {}
     model = traits.models[spec.name]

@@ -47,10 +47,7 @@ class Training:
 
     def group_of(self, record: Mapping[str, Any], where: str = "a record") -> int | None:
         """The place of a pair's group in `settings`; None for a group that is not trained.
-
-        Raises:
-            UserError: the pair has no group, or one that is not known.
-        """
+        Raises UserError if the pair has no group, or one that is not known."""
         return self._places.get(group_name(record, self._known, self._ids, where))
 
 
@@ -75,10 +72,7 @@ def from_args(args: SimpleNamespace | None) -> Training | None:
 
 def id_text(value: Any) -> str | None:
     """A group's or annotator's id as text, by which it is known: 7, 7.0 and "7" are one id. None where there is none.
-
-    Raises:
-        ValueError: it is a list, an object, no finite number, or an empty text.
-    """
+    Raises ValueError if it is a list, an object, no finite number, or an empty text."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and math.isfinite(value):

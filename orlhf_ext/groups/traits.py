@@ -43,11 +43,7 @@ class TraitSpec:
 
 
 def parse_traits(specs: Sequence[str], flag: str = "--trait") -> list[TraitSpec]:
-    """Read ``NAME=KIND`` texts.
-
-    Raises:
-        UserError: there is none, one is wrong, or a name is there twice.
-    """
+    """Read ``NAME=KIND`` texts. Raises UserError if there is none, one is wrong, or a name is there twice."""
     found: list[TraitSpec] = []
     for text in specs:
         name, _, kind = (part.strip() for part in text.partition("="))
@@ -116,20 +112,14 @@ class ModelTrait:
     @cached_property
     def model(self) -> RewardModel:
         """Its reader.
-
-        Raises:
-            UserError: it is not a reward model with one score, or has fewer positions than are asked for.
-        """
+        Raises UserError if it is not a reward model with one score, or has fewer positions than are asked for."""
         model = RewardModel(self.spec.model, f"{self.flag} {self.spec.name}:")
         length_limit(model.folder, self.max_len, "--max_len", model.flag)
         return model
 
     def encode(self, texts: Sequence[tuple[str, str, int, int]]) -> TraitRows:
         """Token ids of ``(prompt, response, sample, completion)``, cut on the left.
-
-        Raises:
-            UserError: the tokenizer gives ids that the model does not have.
-        """
+        Raises UserError if the tokenizer gives ids that the model does not have."""
         model = self.model
         max_len = length_limit(model.folder, self.max_len, "--max_len", model.flag)
         found = encode(model.tokenizer, [(prompt, response) for prompt, response, *_ in texts], self.eos, max_len)
@@ -146,10 +136,7 @@ class ModelTrait:
 
     def load(self) -> Compute:
         """Load the weights, at the first call; what comes back maps rows to raw scores.
-
-        Raises:
-            UserError: as `RewardModel.load`.
-        """
+        Raises UserError as `RewardModel.load` does."""
         return self.model.load(self.dtype, self.attn_implementation)
 
     @cached_property
@@ -208,10 +195,7 @@ class Traits:
 
     def check(self) -> None:
         """Look at models, tokenizers and the lexicon without loading weights.
-
-        Raises:
-            UserError: one is missing, or does not fit.
-        """
+        Raises UserError if one is missing, or does not fit."""
         for model in self.models.values():
             _ = model.model.tokenizer
         if any(spec.kind == "positiveness" for spec in self.parsed):

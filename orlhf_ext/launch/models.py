@@ -32,10 +32,7 @@ _OURS = {
 
 def check_models(launcher: str, args: SimpleNamespace) -> None:
     """Every local model can be loaded, and has whole weights; hub names are seen when they are loaded.
-
-    Raises:
-        UserError: one does not; its flag is named.
-    """
+    Raises UserError if one does not; its flag is named."""
     if os.environ.get("RANK", "0") != "0":  # one process says it; the others are ended with it
         return
     for group, role in ROLES.get(launcher, {}).items():

@@ -103,10 +103,7 @@ RANGES: dict[str, Number] = {
 
 def check_numbers(args: SimpleNamespace) -> None:
     """Check the launcher's nested arguments by `RANGES`.
-
-    Raises:
-        UserError: a number is outside of its range; its flag is named.
-    """
+    Raises UserError if a number is outside of its range; its flag is named."""
     for flag, number in RANGES.items():
         value = nested(args, flag)
         for one in value if isinstance(value, list | tuple) else (value,):

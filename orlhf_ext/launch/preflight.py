@@ -21,10 +21,7 @@ _FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 
 def _check_split(args: SimpleNamespace, flag: str, split_flag: str) -> None:
     """A file has one split, which `datasets` calls ``train``.
-
-    Raises:
-        UserError: another one is asked of a local file.
-    """
+    Raises UserError if another one is asked of a local file."""
     split = nested(args, split_flag)
     for source in sources_of(args, flag):
         path = source.strip().partition("@")[0]
@@ -37,10 +34,7 @@ def _check_split(args: SimpleNamespace, flag: str, split_flag: str) -> None:
 
 def check_pair(launcher: str, args: SimpleNamespace, line: Line) -> None:
     """A record has the columns that OpenRLHF reads from pairs; EXO reads other records, too, and checks them itself.
-
-    Raises:
-        UserError: one is missing, or neither text nor messages.
-    """
+    Raises UserError if one is missing, or neither text nor messages."""
     if launcher not in ("train_rm", "train_dpo") or hasattr(args, "exo"):
         return
     for name in ("prompt_key", "chosen_key", "rejected_key"):
@@ -98,10 +92,7 @@ def _check_prompts(args: SimpleNamespace) -> None:
 
 def _check_wandb(key: object) -> None:
     """W&B keeps a run's arguments in its files and shows them, so that no key may be among them.
-
-    Raises:
-        UserError: a key is given, or none is in the environment.
-    """
+    Raises UserError if a key is given, or none is in the environment."""
     if not key:
         return
     if key != "env":

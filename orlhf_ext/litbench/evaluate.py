@@ -163,11 +163,7 @@ def read_answers(path: str, pairs: Sequence[Both], read: Callable[[Sample], floa
 
 
 def lean_of_verdict(sample: Sample) -> float:
-    """+1 for the verdict A, -1 for B, 0 without one.
-
-    Raises:
-        UserError: there is more than one answer.
-    """
+    """+1 for the verdict A, -1 for B, 0 without one. Raises UserError if there is more than one answer."""
     if len(sample.completions) != 1:
         raise UserError(
             f"{sample.name} has {len(sample.completions)} answers; sample one for each, with --temperature 0"
@@ -177,10 +173,7 @@ def lean_of_verdict(sample: Sample) -> float:
 
 def lean_of_logprobs(sample: Sample, key: str) -> float:
     """The log-probability of the answer A minus that of the answer B, in nats.
-
-    Raises:
-        UserError: there are none, or the completions are not these two answers.
-    """
+    Raises UserError if there are none, or the completions are not these two answers."""
     if [parse_verdict(reply_text(completion)) for completion in sample.completions] != ["A", "B"]:
         raise UserError(f"{sample.name} has other completions than the verdicts A and B, in this order; {BUILD}")
     values = numbers(sample, key)
@@ -214,10 +207,7 @@ def words_of(pairs: Sequence[Both]) -> Array:
 
 def evaluate_scores(path: str) -> tuple[dict[str, Any], list[Record]]:
     """The metrics of a Bradley-Terry model and of the longer story, and a record for each pair.
-
-    Raises:
-        UserError: a record has not two stories with a finite reward each; it is named.
-    """
+    Raises UserError if a record has not two stories with a finite reward each; it is named."""
     samples = read_samples(path, no_prompt=True)
     scores, words = [], []
     for sample in samples:
@@ -244,10 +234,7 @@ def longer_story(words: Array) -> dict[str, Any]:
 
 def evaluate_answers(args: argparse.Namespace) -> tuple[dict[str, Any], list[Record]]:
     """The metrics of a generative model's verdicts and log-probabilities, and a record for each pair.
-
-    Raises:
-        UserError: as `read_orders` and `read_answers`.
-    """
+    Raises UserError as `read_orders` and `read_answers` do."""
     pairs = read_orders(args.data)
     metrics: dict[str, Any] = {}
     rows: list[Record] = [

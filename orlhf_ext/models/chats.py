@@ -47,10 +47,7 @@ def render_with(tokenizer: PreTrainedTokenizerBase) -> Render:
 
 def render_by(apply_chat_template: Callable[..., Any], messages: Messages, generation: bool) -> str:
     """What a tokenizer's ``apply_chat_template`` makes of messages.
-
-    Raises:
-        ChatError: there is no template, or it refuses the messages.
-    """
+    Raises ChatError if there is no template, or it refuses the messages."""
     tokenizer = getattr(apply_chat_template, "__self__", None)
     if tokenizer is not None and not tokenizer.chat_template:
         raise ChatError(" is a chat, and the model's tokenizer has no chat template")
@@ -122,10 +119,7 @@ def opening(render: Render) -> str:
 
 def proven(tokenizer: PreTrainedTokenizerBase) -> Render:
     """`render_with`, after the proof of `opening`, which is made once for a template.
-
-    Raises:
-        ChatError: as `opening`.
-    """
+    Raises ChatError as `opening` does."""
     if tokenizer.chat_template:  # chats without one have an error of their own, which names them
         _prove(tokenizer, repr(tokenizer.chat_template))
     return render_with(tokenizer)

@@ -58,11 +58,7 @@ def _fetch(name: str, flag: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` as it is, without transformers.
-
-    Raises:
-        UserError: it is not a JSON object.
-    """
+    """``config.json`` as it is, without transformers. Raises UserError if it is not a JSON object."""
     return _read_object(folder / "config.json")
 
 
@@ -111,10 +107,7 @@ def check_generation_config(folder: Path, flag: str, saved: bool = False) -> Non
 
 def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
     """The safetensors files that transformers reads of a folder, which may have others beside them.
-
-    Raises:
-        UserError: there are none, one is missing, or the index of several is broken.
-    """
+    Raises UserError if there are none, one is missing, or the index of several is broken."""
     files = sorted(folder.glob("*.safetensors"))
     if (folder / _INDEX).is_file():
         places = _read_object(folder / _INDEX).get("weight_map")
@@ -135,10 +128,7 @@ def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
 
 def weight_shapes(folder: Path, flag: str = "--model") -> dict[str, list[int]]:
     """The names and shapes of all weights, from the files' headers.
-
-    Raises:
-        UserError: as `weight_files`, or a file is cut short.
-    """
+    Raises UserError as `weight_files` does, and if a file is cut short."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}
@@ -161,10 +151,7 @@ def context_length(folder: Path) -> int | None:
 
 def check_context(folder: Path, max_len: int, flag: str = "--max_len") -> None:
     """No more tokens than the model has positions.
-
-    Raises:
-        UserError: ``max_len`` is larger than the model's context.
-    """
+    Raises UserError if ``max_len`` is larger than the model's context."""
     context = context_length(folder)
     if context is not None and max_len > context:
         raise UserError(f"{flag} {max_len} is more than the {context} positions of {folder}; lower it")
@@ -172,10 +159,7 @@ def check_context(folder: Path, max_len: int, flag: str = "--max_len") -> None:
 
 def length_limit(folder: Path, asked: int, flag: str, model_flag: str = "--model") -> int:
     """How many tokens a model reads: as many as ``flag`` asks for, or all that it has positions for (0).
-
-    Raises:
-        UserError: it has fewer positions, or its config does not say how many.
-    """
+    Raises UserError if it has fewer positions, or its config does not say how many."""
     check_context(folder, asked, flag)
     if not (found := asked or context_length(folder)):
         raise UserError(f"{model_flag} {folder} does not say how many positions it has; give {flag}")
@@ -183,11 +167,7 @@ def length_limit(folder: Path, asked: int, flag: str, model_flag: str = "--model
 
 
 def check_ids(folder: Path, ids: Iterable[Iterable[int]], flag: str = "--model") -> None:
-    """No token id beyond the model's vocabulary.
-
-    Raises:
-        UserError: the tokenizer is another model's.
-    """
+    """No token id beyond the model's vocabulary. Raises UserError if the tokenizer is another model's."""
     size = read_config(folder).get("vocab_size")
     highest = max((max(row, default=0) for row in ids), default=0)
     if isinstance(size, int) and highest >= size:
@@ -225,11 +205,7 @@ def content_digest(folder: Path) -> str:
 
 
 def read_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer as it is.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The folder's tokenizer as it is. Raises UserError if it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
@@ -244,10 +220,7 @@ def read_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
 
 def load_tokenizer(folder: Path, flag: str = "--model") -> PreTrainedTokenizerBase:
     """The folder's tokenizer; without a padding token, EOS pads, as in OpenRLHF.
-
-    Raises:
-        UserError: it cannot be read, or knows no EOS.
-    """
+    Raises UserError if it cannot be read, or knows no EOS."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     tokenizer = read_tokenizer(folder, flag)
     if tokenizer.eos_token_id is None:
@@ -259,10 +232,7 @@ def load_tokenizer(folder: Path, flag: str = "--model") -> PreTrainedTokenizerBa
 
 def model_config(folder: Path, flag: str) -> Any:
     """A folder's config as transformers reads it.
-
-    Raises:
-        UserError: it cannot be read, or its model type is unknown.
-    """
+    Raises UserError if it cannot be read, or its model type is unknown."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = read_config(folder).get("model_type")

@@ -67,11 +67,7 @@ class HeadSettings:
 
 
 def from_config(value: Mapping[str, Any], where: str) -> HeadSettings:
-    """Read ``group_reward``.
-
-    Raises:
-        UserError: a key is missing, unknown or wrong; ``where`` is named.
-    """
+    """Read ``group_reward``. Raises UserError if a key is missing, unknown or wrong; ``where`` is named."""
     try:
         return HeadSettings(**value)
     except (TypeError, ValueError) as error:
@@ -80,10 +76,7 @@ def from_config(value: Mapping[str, Any], where: str) -> HeadSettings:
 
 def read_settings(folder: Path, flag: str) -> HeadSettings:
     """The settings of a saved reward model.
-
-    Raises:
-        UserError: it is not a reward model with one score for each group.
-    """
+    Raises UserError if it is not a reward model with one score for each group."""
     value = read_config(folder).get(KEY)
     if not isinstance(value, dict):
         raise UserError(

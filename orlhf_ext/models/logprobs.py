@@ -181,10 +181,7 @@ def token_logprobs(
 
 def load_model(folder: Path, dtype: str, attention: str, flag: str = "--model") -> PreTrainedModel:
     """A causal language model in evaluation mode, on the GPU if there is one.
-
-    Raises:
-        UserError: the folder has another kind of model, or one whose weights are not whole and finite.
-    """
+    Raises UserError if the folder has another kind of model, or one whose weights are not whole and finite."""
     backends.install()
     from .weights import check_causal, load_whole
 

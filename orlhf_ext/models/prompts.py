@@ -13,11 +13,7 @@ from .texts import Sample, encode, prompt_text
 
 
 def encode_prompts(samples: Sequence[Sample], folder: Path, room: int, chat: bool) -> list[Prompt]:
-    """Prompts as token ids, cut on the left to ``room`` of them.
-
-    Raises:
-        UserError: a prompt has no token.
-    """
+    """Prompts as token ids, cut on the left to ``room`` of them. Raises UserError if a prompt has no token."""
     tokenizer = load_tokenizer(folder)
     encoded = encode(tokenizer, [prompt_text(tokenizer, sample, chat) for sample in samples])
     for sample, ids in zip(samples, encoded, strict=True):

@@ -100,11 +100,7 @@ class RewardModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its own.
-
-        Raises:
-            UserError: as `load_tokenizer`.
-        """
+        """Its own, by `load_tokenizer`."""
         return load_tokenizer(self.folder, self.flag)
 
     def as_pooled(self, ids: list[int]) -> list[int]:
@@ -152,10 +148,7 @@ class RewardModel:
 
     def score(self, texts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[float]]:
         """Raw scores ``(texts, scores)`` of token ids, in batches of at most ``batch_tokens`` padded tokens.
-
-        Raises:
-            UserError: as `check_ids`.
-        """
+        Raises UserError as `check_ids` does."""
         check_ids(self.folder, texts, self.flag)
         found: list[list[float]] = [[] for _ in texts]
         for batch in cut_batches([len(ids) for ids in texts], batch_tokens):

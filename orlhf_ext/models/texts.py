@@ -44,10 +44,7 @@ class Sample:
 
     def column(self, key: str) -> list[Any] | None:
         """A value for each completion, or None where the record has no such key.
-
-        Raises:
-            UserError: there are more or fewer values than completions.
-        """
+        Raises UserError if there are more or fewer values than completions."""
         values = self.record.get(key)
         if values is None:
             return None
@@ -78,11 +75,7 @@ def read_samples(path: str | Path, no_prompt: bool = False) -> list[Sample]:
 
 
 def collect(path: str | Path, samples: Iterator[Sample], limit: int | None = None) -> list[Sample]:
-    """The samples of a file, at most ``limit``.
-
-    Raises:
-        UserError: there is none, or two have one id.
-    """
+    """The samples of a file, at most ``limit``. Raises UserError if there is none, or two have one id."""
     found: dict[str, Sample] = {}
     for sample in samples:
         if limit is not None and len(found) >= limit:
@@ -107,10 +100,7 @@ def _sample(line: Line, completions: list[Text], no_prompt: bool = False) -> Sam
 
 def id_of(line: Line) -> str:
     """A record's id; without one, its line: ``line-000012``.
-
-    Raises:
-        UserError: it is neither text nor a whole number.
-    """
+    Raises UserError if it is neither text nor a whole number."""
     identifier = line.record.get("id")
     if identifier is None:
         return f"line-{line.number:06d}"

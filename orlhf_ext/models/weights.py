@@ -99,10 +99,7 @@ def refuse_misfits(
     found: dict[str, Any], folder: Path, flag: str, new: Iterable[str] = (), spare: Iterable[str] = ()
 ) -> None:
     """Judge what transformers' loader says; the arguments are those of `check_weights`.
-
-    Raises:
-        UserError: as `check_weights`.
-    """
+    Raises UserError as `check_weights` does."""
     missing = [name for name in found["missing_keys"] if not any(re.search(one, name) for one in new)]
     known = (*spare, *_OLD_BUFFERS, *_POOLERS)
     unknown = [name for name in found["unexpected_keys"] if not any(re.search(one, name) for one in known)]
@@ -261,11 +258,7 @@ def is_finite(weight: Tensor) -> bool:
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """No weight is NaN or infinite.
-
-    Raises:
-        UserError: one is; it is named.
-    """
+    """Refuse weights that are NaN or infinite, by the name of the first."""
     for name, weight in weights:
         if not is_finite(weight):
             what = "NaN" if bool(weight.isnan().any()) else "infinite numbers"
@@ -276,10 +269,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:
 
 def check_files(folder: Path, flag: str) -> None:
     """`check_finite` of a folder's files, for a model that another library loads.
-
-    Raises:
-        UserError: as `check_finite`.
-    """
+    Raises UserError as `check_finite` does."""
     from safetensors import safe_open
 
     for file in weight_files(folder, flag):

@@ -117,10 +117,7 @@ def template_of(args: SimpleNamespace, role: str = "model") -> Render:
 
 def check_chats(launcher: str, args: SimpleNamespace) -> None:
     """Render every record of a run's local files as its data set will, in one process of the run.
-
-    Raises:
-        UserError: as `template_of`, or a record cannot be used; file and line are named.
-    """
+    Raises UserError as `template_of` does, and if a record cannot be used; file and line are named."""
     data: Any = getattr(args, "data", None)
     if not getattr(data, "apply_chat_template", False) or os.environ.get("RANK", "0") != "0":
         return
@@ -146,10 +143,7 @@ def _reader(launcher: str, args: SimpleNamespace) -> Callable[[Render, Mapping[s
 
 def with_name(name: str, remedy: str, read: Callable[..., Any], *args: Any) -> Any:
     """Call a function, and give what a template cannot do the name of its record.
-
-    Raises:
-        UserError: the function raised `ChatError`.
-    """
+    Raises UserError if the function raised `ChatError`."""
     try:
         return read(*args)
     except ChatError as error:

@@ -195,10 +195,7 @@ def _run(strategy: Any) -> dict[str, int]:
 
 def check_run(there: Mapping[str, int], here: Mapping[str, int], folder: str) -> None:
     """Compare the run that wrote a checkpoint with the one that wants to go on from it.
-
-    Raises:
-        UserError: they differ in something that both name.
-    """
+    Raises UserError if they differ in something that both name."""
     for name, value in there.items():
         if here.get(name, value) != value:
             raise UserError(

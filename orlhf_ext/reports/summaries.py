@@ -20,10 +20,7 @@ def write_summary(path: str | Path, summary: Mapping[str, Any], markdown: str, c
 
 def read_run(path: str | None) -> dict[str, Any]:
     """The keys of a JSON object in a file; none without a file.
-
-    Raises:
-        UserError: it cannot be read, or is not a JSON object.
-    """
+    Raises UserError if it cannot be read, or is not a JSON object."""
     if path is None:
         return {}
     try:

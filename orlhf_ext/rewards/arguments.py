@@ -35,10 +35,7 @@ class Argument(NamedTuple):
 
 def arguments(cls: type[Reward]) -> dict[str, Argument]:
     """The parameters of a reward's class, by name.
-
-    Raises:
-        UserError: one has no type, or one that cannot be looked up.
-    """
+    Raises UserError if one has no type, or one that cannot be looked up."""
     found: dict[str, Argument] = {}
     with user_code(f"reward {cls.name!r}: the types of its arguments cannot be looked up:"):
         parameters = inspect.signature(cls).parameters

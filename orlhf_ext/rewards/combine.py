@@ -70,11 +70,7 @@ class RewardSet:
         self._keys: dict[str, set[str]] = {}
 
     def setup(self, context: RewardContext) -> None:
-        """Set all of them up.
-
-        Raises:
-            UserError: one fails, or needs the reference model where there is none.
-        """
+        """Set all of them up. Raises UserError if one fails, or needs the reference model where there is none."""
         for reward in self.rewards:
             if reward.needs_reference and context.score_reference is None:
                 raise UserError(
@@ -105,11 +101,7 @@ class RewardSet:
         return Combined(rewards, scores, columns)
 
     def teardown(self) -> None:
-        """Tear all of them down, also where one fails.
-
-        Raises:
-            UserError: one failed.
-        """
+        """Tear all of them down, also where one fails. Raises UserError if one failed."""
         failed: list[UserError] = []
         for reward in self.rewards:
             try:
@@ -146,10 +138,7 @@ class RewardSet:
 
 def check_names(names: Sequence[str]) -> None:
     """Names of rewards are prefixes of flags and columns, so each is a word of its own.
-
-    Raises:
-        UserError: one is not a word, or is there twice.
-    """
+    Raises UserError if one is not a word, or is there twice."""
     for name in names:
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name)):
             raise UserError(f"a reward is named {name!r}; use letters, digits and _, and begin with a letter")
@@ -185,10 +174,7 @@ def score_one(reward: Reward, batch: RewardBatch) -> Checked:
 
 def check_result(name: str, result: Any, batch: RewardBatch) -> Checked:
     """What a reward gave, as plain floats.
-
-    Raises:
-        UserError: it is not one finite float for each rollout, or its metrics are not.
-    """
+    Raises UserError if it is not one finite float for each rollout, or its metrics are not."""
     if not isinstance(result, RewardResult):
         result = RewardResult(result)
     rewards = _floats(name, "rewards", result.rewards, batch)

@@ -65,10 +65,7 @@ class HTTP(Reward):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse a run whose servers are all down. What a cluster reaches is not known here.
-
-        Raises:
-            UserError: no server listens.
-        """
+        Raises UserError if no server listens."""
         from ..backends.resources import cluster_address
 
         if cluster_address():
@@ -91,11 +88,7 @@ class HTTP(Reward):
             self._decode = context.tokenizer.decode
 
     def score(self, batch: RewardBatch) -> RewardResult:
-        """Ask the servers.
-
-        Raises:
-            UserError: no server answered, or one broke the contract; its address is named.
-        """
+        """Ask the servers. Raises UserError if no server answered, or one broke the contract; its address is named."""
         parts = [
             batch.take(range(i, min(i + self.batch_size, len(batch)))) for i in range(0, len(batch), self.batch_size)
         ]

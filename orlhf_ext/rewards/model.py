@@ -52,10 +52,7 @@ class Model(Reward):
 
     def setup(self, context: RewardContext) -> None:
         """Check the folder, and load model and tokenizer.
-
-        Raises:
-            UserError: it is not a reward model with one score, or lacks a file, a tokenizer or a chat template.
-        """
+        Raises UserError if it is not a reward model with one score, or lacks a file, a tokenizer or a chat template."""
         self._model = RewardModel(self.path, "--model.path")
         self._max_len = length_limit(self._model.folder, self.max_len, "--model.max_len", "--model.path")
         self._tokenizer = self._model.tokenizer
@@ -81,10 +78,7 @@ class Model(Reward):
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Raw scores, and ``cut``.
-
-        Raises:
-            UserError: a prompt alone fills ``max_len``, so that the score would not depend on the response.
-        """
+        Raises UserError if a prompt alone fills ``max_len``, so that the score would not depend on the response."""
         rows, cut = self.rows(batch)
         rewards = [score for (score,) in self._model.score([row.ids for row in rows], self.batch_tokens)]
         return RewardResult(rewards, {"cut": [float(value) for value in cut]})
@@ -134,11 +128,7 @@ class Model(Reward):
 
 
 def check_same_template(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> None:
-    """Both must render a question alike.
-
-    Raises:
-        UserError: they do not, or the policy has no chat template.
-    """
+    """Both must render a question alike. Raises UserError if they do not, or the policy has no chat template."""
     chat: Messages = [{"role": "user", "content": _MARK}]
     try:
         same = render_with(own)(chat, True) == render_with(policys)(chat, True)

@@ -139,11 +139,7 @@ class GroupScorer:
 
 
 def to_span(ids: Sequence[int], mask: Sequence[int]) -> Span:
-    """From the first token that counts to the last one.
-
-    Raises:
-        ValueError: as `GroupScorer`.
-    """
+    """From the first token that counts to the last one. Raises ValueError as `GroupScorer` does."""
     if len(ids) != len(mask) or 1 not in mask or mask[0]:
         raise ValueError("a mask is as long as its sequence, begins with 0, and has a 1 for each token that counts")
     end = len(mask) - list(reversed(mask)).index(1)

@@ -115,10 +115,7 @@ def build(
 
 def from_args(args: SimpleNamespace) -> RewardSet:
     """The rewards of a run, from the launcher's nested arguments, in the driver or in a worker.
-
-    Raises:
-        UserError: as `choose` and `build`.
-    """
+    Raises UserError as `choose` and `build` do."""
     chosen = choose(args.ext.reward)
     flags: dict[str, Any] = {}
     for item in chosen:

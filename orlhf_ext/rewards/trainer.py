@@ -26,11 +26,7 @@ class RewardedTrainer(unwrap(PPOTrainer)):  # type: ignore[misc]
             self._refused = error
 
     def get_max_steps(self) -> int:
-        """What the launcher asks for first.
-
-        Raises:
-            UserError: a reward could not be set up.
-        """
+        """What the launcher asks for first. Raises UserError if a reward could not be set up."""
         if self._refused is not None:
             raise self._refused
         return super().get_max_steps()

@@ -70,11 +70,7 @@ def _is_number(value: Any) -> bool:
 
 
 def check_pair(before: Results, after: Results, names: tuple[str, str]) -> None:
-    """Two files can be compared if they have the same records with the same baselines.
-
-    Raises:
-        UserError: they have not; the record is named.
-    """
+    """Refuse two files that do not have the same records with the same baselines."""
     for one, other, name in ((before, after, names[1]), (after, before, names[0])):
         if lost := [identifier for identifier in one if identifier not in other]:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -80,11 +80,7 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 
 def read_fingerprint(path: str | Path) -> dict[str, str]:
-    """What a file's baselines depend on, from its sidecar.
-
-    Raises:
-        UserError: there are none.
-    """
+    """What a file's baselines depend on, from its sidecar. Raises UserError if there are none."""
     sidecar = sidecar_path(path)
     found = read_object(sidecar).get("fingerprint")
     if not isinstance(found, dict):

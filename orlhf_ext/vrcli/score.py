@@ -36,10 +36,7 @@ PROMPTS_AT_ONCE = 16  # what is lost by a kill, at most
 
 def join(samples: Sequence[Sample], labels: dict[str, Label], data: str) -> list[tuple[Label, list[str]]]:
     """The label of each sampled prompt with the texts that were sampled for it.
-
-    Raises:
-        UserError: a prompt is none of the data.
-    """
+    Raises UserError if a prompt is none of the data."""
     found = []
     for sample in samples:
         if sample.id not in labels:
