@@ -190,7 +190,7 @@ def test_a_finished_journal_needs_no_model(tiny_model: Path, tmp_path: Path, mon
     write_jsonl(tmp_path / "s.jsonl", [{"id": "a", "prompt": PROMPT, "completions": ["x", "y"]}])
     line = f"--model {tiny_model} --data {tmp_path}/s.jsonl --max_len 64 --out {tmp_path}/a.jsonl".split()
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(logprobs.Journal, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("orlhf_ext.files.journal.Journal.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         logprobs.main(line)
     monkeypatch.setattr(logprobs, "load_model", None)
     logprobs.main(line)
