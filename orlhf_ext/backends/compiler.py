@@ -82,20 +82,18 @@ def choose(torch: Version) -> Choice:
         nvcc = shutil.which("nvcc")
         homes = [Path(nvcc).resolve().parent.parent] if nvcc else []
         homes.append(MACHINE)
+    from_pip = None if given else pip_home(torch)
     passed = []
-    for home in homes:
+    for home in [*homes, *([from_pip] if from_pip else [])]:
         version = compiler_version(home)
         if version is not None and fits(version, torch):
-            return Choice(home) if host_compiler() else Choice(None, why_not=_NO_HOST)
+            return Choice(home, from_pip=home is from_pip) if host_compiler() else Choice(None, why_not=_NO_HOST)
         if version is not None:
             passed.append(f"{home} has CUDA {version[0]}.{version[1]}")
         elif given:
             passed.append(f"CUDA_HOME {home} is not a toolkit")
-    if not given and (home := pip_home(torch)):  # type: ignore[assignment]
-        version = compiler_version(home)
-        if version is not None and fits(version, torch):
-            return Choice(home, from_pip=True) if host_compiler() else Choice(None, why_not=_NO_HOST)
-        passed.append(f"{home} has CUDA {version[0]}.{version[1]}" if version else f"{home} does not run")
+        elif home is from_pip:
+            passed.append(f"{home} does not run")
     return Choice(None, why_not="; ".join(passed) or "none is installed")
 
 

@@ -105,15 +105,9 @@ def in_order(scored: Scored, like: Scored) -> Scored:
     def sort(column: Lists | None) -> Any:
         return None if column is None else [column[i] for i in order]
 
+    columns = (scored.rewards, scored.lengths, scored.logprobs, scored.sft_logprobs)
     samples = {identifier: scored.samples[identifier] for identifier in like.samples}
-    return Scored(
-        scored.path,
-        samples,
-        sort(scored.rewards),
-        sort(scored.lengths),
-        sort(scored.logprobs),
-        sort(scored.sft_logprobs),
-    )
+    return Scored(scored.path, samples, *map(sort, columns))
 
 
 def measure(scored: Scored, sft: Scored | None, chosen: Scored | None, seed: int) -> dict[str, Any]:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MARK = "run.json"  # beside the checkpoints: what they were made from
+#: flags that the Trainer calls the same
+_SAME_NAMES = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("weight_decay", "num_train_epochs", "lr_scheduler_type", "max_grad_norm", "bf16", "seed"),
+)
 _SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
@@ -212,19 +217,10 @@ def training_arguments(args: argparse.Namespace, folder: Path) -> Any:
     saving = {"save_strategy": "epoch"} if steps == "epoch" else {"save_strategy": "steps", "save_steps": int(steps)}
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        per_device_eval_batch_size=args.per_device_eval_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        num_train_epochs=args.num_train_epochs,
+        **{name: getattr(args, name) for name in _SAME_NAMES},
         max_steps=args.max_train_steps or -1,
-        lr_scheduler_type=args.lr_scheduler_type,
         warmup_steps=args.num_warmup_steps,
-        max_grad_norm=args.max_grad_norm,
         train_sampling_strategy="group_by_length" if args.group_by_length else "random",
-        bf16=args.bf16,
-        seed=args.seed,
         save_total_limit=1,
         eval_strategy="epoch" if args.validation_file else "no",
         logging_steps=50,

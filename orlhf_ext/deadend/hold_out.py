@@ -30,8 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", "--save_dir", required=True, metavar="DIR", help="for both files")
     add("--seed", type=SEED, default=0, help="of the draw (%(default)s)")
     add_overwrite(parser)
-    args = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 @command

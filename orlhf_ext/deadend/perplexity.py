@@ -7,9 +7,8 @@ are tokenised apart, by the tokenizer of that model; a continuation without any 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
@@ -86,21 +85,13 @@ def measure(model: LanguageModel, name: str, texts: Sequence[tuple[str, str]], j
 
     found: list[Likelihood] = []
     with tqdm(total=len(texts), desc=f"perplexity of {name}", unit="text") as bar:
-        for number, part in enumerate(_parts(texts)):
-            key = f"{name}/{number}"
+        for number, start in enumerate(range(0, len(texts), _AT_ONCE)):
+            key, part = f"{name}/{number}", texts[start : start + _AT_ONCE]
             if key not in journal.done:
-                journal.add(key, _finite(model.likelihoods(part), model.folder))
+                values = model.likelihoods(part)
+                if not all(math.isfinite(nats) for nats, _ in values):
+                    raise UserError(f"--perplexity_model {model.folder} gave no finite likelihood; use another --dtype")
+                journal.add(key, values)
             found += [(nats, tokens) for nats, tokens in journal.done[key]]
             bar.update(len(part))
     return found
-
-
-def _parts(texts: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:
-    for start in range(0, len(texts), _AT_ONCE):
-        yield texts[start : start + _AT_ONCE]
-
-
-def _finite(values: list[Likelihood], folder: Path) -> list[Likelihood]:
-    if not all(math.isfinite(nats) for nats, _ in values):
-        raise UserError(f"--perplexity_model {folder} gave no finite likelihood; use another --dtype")
-    return values

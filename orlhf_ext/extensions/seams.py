@@ -245,11 +245,7 @@ SEAMS = (
                 "data input_template input_key output_key apply_chat_template",
             ),
             ("sft_dataset:SFTDataset.process_data", ("train_sft",), "self data"),
-            (
-                "prompts_dataset:preprocess_data",
-                _RAY,
-                "data input_template input_key label_key apply_chat_template",
-            ),
+            ("prompts_dataset:preprocess_data", _RAY, "data input_template input_key label_key apply_chat_template"),
         )
     ),
     *(
@@ -343,10 +339,7 @@ SEAMS = (
     ),
     *(
         Seam(f"openrlhf.trainer.ray.{name}.ppo_train", _RAY, parameters, "shuffles by what was drawn before", by="fix")
-        for name, parameters in (
-            ("ppo_actor:ActorPPOTrainer", "self kl_ctl"),
-            ("ppo_critic:CriticPPOTrainer", "self"),
-        )
+        for name, parameters in (("ppo_actor:ActorPPOTrainer", "self kl_ctl"), ("ppo_critic:CriticPPOTrainer", "self"))
     ),
     Seam(
         "openrlhf.trainer.ppo_trainer:BasePPOTrainer.init_checkpoint_states",

@@ -19,8 +19,9 @@ from ..cli.errors import UserError, command
 from ..cli.flags import make_parser, named_paths
 from ..files.outputs import check_folder
 from ..files.records import atomic_folder, load_json, write_json
-from ..models.folder import find_model, identity, load_tokenizer, read_config, weight_shapes
+from ..models.folder import identity, load_tokenizer, read_config
 from ..models.head_settings import EOS, KEY, STYLES, HeadSettings, read_settings
+from ..models.reward_models import RewardModel
 from ..models.weights import check_files, check_reward
 
 _FLAG = "--models"
@@ -54,13 +55,8 @@ def read_member(name: str, path: str, style: str | None, eos: str | None) -> Mem
             are not given; a model that says them, and others are given.
     """
     flag = f"{_FLAG} {name}"
-    folder = find_model(path, flag)
-    config = read_config(folder)
-    head = f"{config.get('value_head_prefix', 'score')}.weight"
-    if (shape := weight_shapes(folder, flag).get(head)) is None:
-        raise UserError(
-            f"{flag} {folder} is not a reward model: its weights have no {head}; give one that train_rm wrote"
-        )
+    model = RewardModel(path, flag, single=False)
+    folder, config = model.folder, read_config(model.folder)
     if KEY in config:
         settings = read_settings(folder, flag)
         if settings.names != [name]:
@@ -81,9 +77,9 @@ def read_member(name: str, path: str, style: str | None, eos: str | None) -> Mem
     else:
         norm = {key: [float(config[key])] for key in ("mean", "std")} if {"mean", "std"} <= set(config) else None
         settings = HeadSettings([name], "independent", None, "identity", style, eos, norm=norm)
-    if shape[0] != 1:
-        raise UserError(f"{flag} {folder} gives {shape[0]} scores for a text; take a model with one")
-    return Member(name, folder, head, settings, _files(folder))
+    if model.scores != 1:
+        raise UserError(f"{flag} {folder} gives {model.scores} scores for a text; take a model with one")
+    return Member(name, folder, model.head, settings, _files(folder))
 
 
 def _files(folder: Path) -> dict[str, Path]:

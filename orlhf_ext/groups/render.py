@@ -62,12 +62,7 @@ def whole_text(prompt: str, completion: str, eos: Eos, eos_token: str) -> str:
     return with_end_text(text, eos_token) if eos == "append" else text
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
-    eos: Eos,
-    max_len: int,
-) -> list[Whole]:
+def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], eos: Eos, max_len: int) -> list[Whole]:
     """Token ids of ``(prompt, completion)`` pairs, cut on the left to ``max_len``, so that the answer survives.
 
     With ``append`` the last id is EOS in any case.

@@ -111,12 +111,7 @@ class GroupTrainer(RewardModelTrainer):
             self.eval_dataloader = _Loader(self.eval_dataloader, self.loss_fn)
 
     def concatenated_forward(
-        self,
-        model: Any,
-        chosen_ids: torch.Tensor,
-        c_mask: torch.Tensor,
-        reject_ids: torch.Tensor,
-        r_mask: torch.Tensor,
+        self, model: Any, chosen_ids: torch.Tensor, c_mask: torch.Tensor, reject_ids: torch.Tensor, r_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Scores of a batch, ids and masks ``(B, length)``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -53,12 +53,7 @@ class Training:
 
 def put(training: Training, args: SimpleNamespace) -> None:
     """Write what is trained into a run's arguments, as plain values."""
-    args.groups.training = {
-        "settings": training.settings.as_config(),
-        "train_backbone": training.train_backbone,
-        "names": list(training.names),
-        "ids": None if training.ids is None else dict(training.ids),
-    }
+    args.groups.training = {**asdict(training), "names": list(training.names)}
 
 
 def from_args(args: SimpleNamespace | None) -> Training | None:
@@ -67,7 +62,7 @@ def from_args(args: SimpleNamespace | None) -> Training | None:
     if found is None:
         return None
     settings = from_config(found["settings"], "--ext.use group-rm")
-    return Training(settings, found["train_backbone"], tuple(found["names"]), found["ids"])
+    return Training(**{**found, "settings": settings, "names": tuple(found["names"])})
 
 
 def id_text(value: Any) -> str | None:

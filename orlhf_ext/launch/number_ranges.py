@@ -10,11 +10,7 @@ from ..files.sources import nested
 
 _NEVER = whole(1, also=(-1,))  # -1: never, or at the end of an epoch
 _BETA = Number(float, least=0, below=1)
-_FORWARD = {
-    "aux_loss_coef": NOT_NEGATIVE,
-    "num_gpus_per_node": COUNT,
-    "num_nodes": COUNT,
-}
+_FORWARD = {"aux_loss_coef": NOT_NEGATIVE, "num_gpus_per_node": COUNT, "num_nodes": COUNT}
 _OPTIMIZER = {
     "adam.betas": _BETA,
     "adam.eps": POSITIVE,

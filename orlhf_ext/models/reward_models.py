@@ -81,12 +81,13 @@ class RewardModel:
         self.flag = flag
         self.folder = find_model(name, flag)
         config = read_config(self.folder)
-        head = str(config.get("value_head_prefix", "score"))
+        #: the name of its head's tensor, ``(scores, d)``
+        self.head = f"{config.get('value_head_prefix', 'score')}.weight"
         # It must be among the weights: transformers would make a missing one at random.
-        shape = weight_shapes(self.folder, flag).get(f"{head}.weight")
+        shape = weight_shapes(self.folder, flag).get(self.head)
         if shape is None:
             raise UserError(
-                f"{flag} {self.folder} is not a reward model: its weights have no {head}.weight; give a folder that "
+                f"{flag} {self.folder} is not a reward model: its weights have no {self.head}; give a folder that "
                 "train_rm wrote (with LoRA, train_rm does not save the head: train without it)"
             )
         #: how many scores it gives for a text

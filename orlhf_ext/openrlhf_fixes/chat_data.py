@@ -23,12 +23,7 @@ REMEDY_FLAG = "change its messages, or give another template with --data.tokeniz
 
 
 def pair_texts(
-    render: Render,
-    record: Mapping[str, Any],
-    prompt_key: str | None,
-    chosen_key: str,
-    rejected_key: str,
-    sampled: bool,
+    render: Render, record: Mapping[str, Any], prompt_key: str | None, chosen_key: str, rejected_key: str, sampled: bool
 ) -> tuple[str, str, str]:
     """Prompt, chosen and rejected response of a pair, as `RewardDataset` takes them.
 

@@ -25,6 +25,8 @@ from .selection import from_args
 if TYPE_CHECKING:
     from openrlhf.trainer.ppo_utils.experience import Experience
 
+#: fields of a rollout under ``--ext.rollouts_dir``
+_WRITTEN = ("id", "prompt", "response", "label", "token_ids", "action_mask", "truncated")
 _BY_GROUP = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
 
 
@@ -133,13 +135,7 @@ class RewardedSamples(SamplesGenerator):
         folder.mkdir(parents=True, exist_ok=True)
         records = [
             {
-                "id": rollout.id,
-                "prompt": rollout.prompt,
-                "response": rollout.response,
-                "label": rollout.label,
-                "token_ids": rollout.token_ids,
-                "action_mask": rollout.action_mask,
-                "truncated": rollout.truncated,
+                **{name: getattr(rollout, name) for name in _WRITTEN},
                 "reward": result.rewards[i],
                 **{name: values[i] for name, values in result.columns.items()},
             }

@@ -100,14 +100,7 @@ def make_splice(
     messages: Messages, start: int, end: int, before: str, after: str = "", empty: str = ""
 ) -> dict[str, Any]:
     """A label's ``plan``: where one goes in the last message, see the module."""
-    return {
-        "message": len(messages) - 1,
-        "start": start,
-        "end": end,
-        "before": before,
-        "after": after,
-        "empty": empty,
-    }
+    return {"message": len(messages) - 1, "start": start, "end": end, "before": before, "after": after, "empty": empty}
 
 
 def make_fields(
