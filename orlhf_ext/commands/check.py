@@ -219,8 +219,8 @@ def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
     add("--data", metavar="FILE", help="records with prompt, completions and label (default: bundled ones)")
     add("--limit", type=LENGTH, default=64, metavar="N", help="at most N rollouts (%(default)s)")
     add("--tokenizer", metavar="MODEL", help="the policy's folder or hub name, for token ids and chats")
-    add("--min_speed", type=NOT_NEGATIVE, default=10.0, metavar="N", help="rollouts a second (%(default)s)")
-    add("--random_ok", action="store_true", help="two calls may give different rewards")
+    add("--min_speed", type=NOT_NEGATIVE, default=10.0, metavar="N", help="rollouts a second, at least (%(default)s)")
+    add("--random_ok", action="store_true", help="accept that two calls give different rewards")
     add("--ext.reward_args", metavar="JSON", help='the reward\'s arguments, as in a run: \'{"NAME": {"ARG": 1}}\'')
     if cls is not None:
         described = (inspect.getdoc(cls) or "").partition("\n")[0].replace("%", "%%")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cli.errors import UserError, command
-from ..cli.flags import SEED, make_parser, named_paths, whole
-from ..files.outputs import add_overwrite, check_file
+from ..cli.flags import make_parser, named_paths, whole
 from ..models.texts import Sample, numbers, read_samples
+from ..reports import summaries
 from ..reports.examples import print_examples
 from ..reports.statistics import (
     Lists,
@@ -184,26 +184,26 @@ def print_table(metrics: Mapping[str, Any], table: Table) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext evaluate", __doc__)
-    parser.add_argument("--sft", metavar="FILE", help="scored samples of the SFT model")
-    parser.add_argument("--policy", action="append", default=[], metavar="NAME=FILE", help="repeatable, in order")
-    parser.add_argument("--chosen", metavar="FILE", help="scored pairs; a record's first reward is the chosen one's")
-    parser.add_argument("--out", metavar="FILE", help="summary, a .json file")
-    parser.add_argument("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    parser.add_argument("--logprobs_key", default="logprobs_policy", help="under the policy itself (%(default)s)")
-    parser.add_argument("--sft_logprobs_key", default="logprobs_sft", help="under the SFT model (%(default)s)")
-    parser.add_argument("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
-    parser.add_argument(
-        "--show", type=whole(), default=0, metavar="N", help="print N prompts with answers before and after"
+    add = parser.add_argument
+    add("--sft", metavar="FILE", help="scored samples of the SFT model")
+    add(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="scored samples of a policy; repeatable, in order",
     )
-    parser.add_argument("--rewards_only", metavar="FILE", help='print {"mean reward": x} of one file, and nothing else')
-    add_overwrite(parser)
+    add("--chosen", metavar="FILE", help="scored pairs; a record's first reward is the chosen one's")
+    add("--logprobs_key", default="logprobs_policy", help="column of those under the policy itself (%(default)s)")
+    add("--sft_logprobs_key", default="logprobs_sft", help="column of those under the SFT model (%(default)s)")
+    add("--show", type=whole(), default=0, metavar="N", help="print N prompts with answers before and after")
+    add("--rewards_only", metavar="FILE", help='print {"mean reward": x} of one file, and nothing else')
+    summaries.add_flags(parser, required=False)
     args = parser.parse_args(argv)
     if not args.rewards_only and not (args.sft and args.out):
         raise UserError("evaluate needs --sft FILE and --out FILE.json, or --rewards_only FILE alone")
-    if args.out and not args.out.endswith(".json"):
-        raise UserError(f"--out {args.out} must end in .json")
     if args.out:
-        check_file(args.out, command="evaluate", overwrite=args.__dict__.pop("overwrite"), beside=(".md", ".csv"))
+        summaries.check_flags(args, "evaluate")
     args.policy = named_paths(args.policy, "--policy")
     return args
 

@@ -192,13 +192,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext export", __doc__)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a folder of DeepSpeed checkpoints, of a run of your own")
-    add("--model", required=True, metavar="DIR", help="that training started from: a folder, or a hub name")
-    add("--out", required=True, metavar="DIR", help="must not exist yet")
-    add("--tag", metavar="NAME", help="which checkpoint, global_step10 say (the latest)")
-    add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (%(default)s)")
+    add("checkpoint", metavar="CHECKPOINT", help="a folder of DeepSpeed checkpoints; only from a run of your own")
+    add("--model", required=True, metavar="DIR", help="the model that training started from: a folder or a hub name")
+    add("--out", required=True, metavar="DIR", help="the folder to write, which must not exist yet")
+    add("--tag", metavar="NAME", help="the checkpoint, such as global_step10 (default: the latest)")
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="type of the weights (%(default)s)")
     add("--push_to_hub", metavar="OWNER/NAME", help="also upload the folder")
-    add("--public", action="store_true", help="to a public repository")
+    add("--public", action="store_true", help="make that repository public")
     args = parser.parse_args(argv)
     if args.public and not args.push_to_hub:
         raise UserError("--public has no effect without --push_to_hub; leave it out")

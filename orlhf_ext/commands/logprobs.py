@@ -25,14 +25,15 @@ from ..models.texts import cut_key, read_samples
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext logprobs", __doc__)
-    parser.add_argument("--model", required=True, metavar="DIR", help="policy: a Hugging Face folder, or a hub name")
-    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
-    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
-    parser.add_argument("--max_len", type=LENGTH, required=True, help="tokens of prompt and completion together")
-    parser.add_argument("--key", default="logprobs", help="name of the new column (%(default)s)")
-    parser.add_argument("--temperature", type=POSITIVE, default=1.0, help="divides the logits (%(default)s)")
-    parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
-    parser.add_argument("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="policy: a Hugging Face folder, or a hub name")
+    add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add("--max_len", type=LENGTH, required=True, help="tokens of prompt and completion together")
+    add("--key", default="logprobs", help="name of the new column (%(default)s)")
+    add("--temperature", type=POSITIVE, default=1.0, help="divides the logits (%(default)s)")
+    add("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    add("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
     add_compute(parser, batch_tokens=8192)
     add_overwrite(parser)
     args = parser.parse_args(argv)

@@ -32,12 +32,13 @@ from ..models.texts import Sample, read_samples
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("orlhf-ext score", __doc__)
-    parser.add_argument("--model", required=True, metavar="DIR", help="reward model folder, as train_rm writes it")
-    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
-    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
-    parser.add_argument("--max_len", type=LENGTH, required=True, help="tokens; the same as in the model's training")
-    parser.add_argument("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
-    parser.add_argument("--no_prompt", action="store_true", help="the model was trained on completions alone")
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="reward model folder, as train_rm writes it")
+    add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add("--max_len", type=LENGTH, required=True, help="tokens; the same as in the model's training")
+    add("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
+    add("--no_prompt", action="store_true", help="the model was trained on completions alone")
     add_compute(parser, dtypes=DTYPES[:2])
     add_overwrite(parser)
     return parser.parse_args(argv)

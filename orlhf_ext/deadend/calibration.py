@@ -125,7 +125,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", "--data_file", required=True, metavar="FILE", help="value data: text and reward")
     add("--out", "--save_file", required=True, metavar="FILE", help="a .json file")
     add("--last", type=COUNT, metavar="K", help="look at the last K actions of each text (default: all)")
-    add("--bins", type=COUNT, default=10, help="(%(default)s)")
+    add("--bins", type=COUNT, default=10, help="number of bins (%(default)s)")
     add("--max_len", type=LENGTH, help="tokens of a text, at most (the model's context)")
     add_compute(parser, dtypes=DTYPES[::-1])
     add_overwrite(parser)

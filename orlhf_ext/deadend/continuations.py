@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("orlhf-ext deadend continuations", __doc__)
     add_flags(parser, num_returns=10, batch_size=32, min_new_tokens=0)
     parser.add_argument(
-        "--sample_size", type=whole(1, also=(-1,)), default=-1, help="draw so many prompts; -1: all (%(default)s)"
+        "--sample_size", type=whole(1, also=(-1,)), default=-1, help="number of prompts to draw; -1: all (%(default)s)"
     )
     args = parser.parse_args(argv)
     check_flags(args, "deadend.continuations")

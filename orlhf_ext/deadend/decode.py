@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--num_samples_for_eval",
         type=whole(1, also=(-1,)),
         default=-1,
-        help="draw so many prompts; -1: all (%(default)s)",
+        help="number of prompts to draw; -1: all (%(default)s)",
     )
     add(
         "--do_sample",
@@ -111,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="where all caps sum to less than 1: the caps themselves, or the language model's own distribution on the "
         "50 tokens with the largest caps (%(default)s)",
     )
-    add("--q_dtype", choices=DTYPES, default="float32", help="of Q_D's trunk (%(default)s)")
-    add("--plain", action="store_true", help="without Q_D")
+    add("--q_dtype", choices=DTYPES, default="float32", help="type of Q_D's trunk (%(default)s)")
+    add("--plain", action="store_true", help="decode without Q_D")
     args = parser.parse_args(argv)
     if not args.do_sample:
         args.temperature = 0.0

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli.errors import command
-from ..cli.flags import DTYPES, SEED, add_compute, make_parser, named_paths, whole
+from ..cli.flags import DTYPES, add_compute, make_parser, named_paths, whole
 from ..files.journal import Journal
-from ..files.outputs import add_overwrite, check_file
 from ..files.records import sha256_file
 from ..models.batches import fingerprint
+from ..reports import summaries
 from ..reports.summaries import read_run, write_summary
 from . import report
 from .generations import Generated, in_order, read_generated
@@ -39,7 +39,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("orlhf-ext deadend evaluate", __doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="NAME=FILE", help="scored generations; differences are to the first file")
-    add("--out", "--save_file", required=True, metavar="FILE", help="summary, a .json file")
     add("--toxicity_type", default="toxicity", metavar="NAME", help="the scores' key (%(default)s)")
     add("--perplexity_model", metavar="MODEL", help="a causal language model: folder or hub name")
     add(
@@ -47,17 +46,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=whole(),
         default=0,
         metavar="N",
-        help="of the first N generations of each prompt; 0: all",
+        help="measure the first N generations of each prompt; 0: all",
     )
-    add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
     add("--samples", type=whole(), default=0, metavar="N", help="print N prompts with continuations")
-    add("--show", action="store_true", help="do not mask toxic text in them")
+    add("--show", action="store_true", help="do not mask toxic text in --samples")
     add_compute(parser, batch_tokens=2048, dtypes=(DTYPES[2], *DTYPES[:2]))
-    add_overwrite(parser)
+    summaries.add_flags(parser, "--save_file")
     args = parser.parse_args(argv)
-    overwrite = args.__dict__.pop("overwrite")
-    check_file(args.out, command="deadend.evaluate", overwrite=overwrite, beside=(".md", ".csv"), ends=(".json",))
+    summaries.check_flags(args, "deadend.evaluate")
     return args
 
 

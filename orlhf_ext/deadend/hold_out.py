@@ -27,8 +27,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", "--data_file", required=True, metavar="FILE", help="prompts, JSON Lines")
     add("--num", type=COUNT, required=True, help="how many to hold out")
-    add("--out", "--save_dir", required=True, metavar="DIR", help="for both files")
-    add("--seed", type=SEED, default=0, help="of the draw (%(default)s)")
+    add("--out", "--save_dir", required=True, metavar="DIR", help="the folder of both files")
+    add("--seed", type=SEED, default=0, help="seed of the draw (%(default)s)")
     add_overwrite(parser)
     return parser.parse_args(argv)
 

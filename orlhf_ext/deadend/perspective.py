@@ -165,7 +165,4 @@ def _say(state: Any) -> None:
     from tqdm import tqdm
 
     reason, pause = state.outcome.exception(), state.next_action.sleep
-    tqdm.write(
-        f"Perspective: {reason}; try {state.attempt_number + 1} of {TRIES} in {pause:.0f} s",
-        file=sys.stderr,
-    )
+    tqdm.write(f"Perspective: {reason}; try {state.attempt_number + 1} of {TRIES} in {pause:.0f} s", file=sys.stderr)

@@ -230,13 +230,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", required=True, metavar="FILE", help="pairs with annotator_id")
     add("--out", required=True, metavar="FILE", help="the pairs with group_id and group, .jsonl")
     add("--num_groups", type=LENGTH, default=2, help="(%(default)s)")
-    add("--restarts", type=COUNT, default=4, help="random starts, of which the likeliest is kept (%(default)s)")
-    add("--rounds", type=COUNT, default=10, help="of both steps, at most (%(default)s)")
+    add("--restarts", type=COUNT, default=4, help="random starts, the likeliest of which is kept (%(default)s)")
+    add("--rounds", type=COUNT, default=10, help="rounds of both steps, at most (%(default)s)")
     add("--head", choices=HEADS, default="independent", help="(%(default)s)")
     add("--k", type=COUNT, help=f"width of a shared head's layer ({DEFAULT_K})")
     add("--squash", choices=SQUASHES, default="identity", help="of scores in the M-step; the E-step has none, and so "
         "both raise one likelihood with identity (%(default)s)")  # fmt: skip
-    add("--epochs", type=COUNT, default=2, help="of an M-step (%(default)s)")
+    add("--epochs", type=COUNT, default=2, help="epochs of an M-step (%(default)s)")
     add("--lr", type=POSITIVE, default=5e-4, help="(%(default)s)")
     add("--batch_size", type=COUNT, default=64, help="pairs in a step of training (%(default)s)")
     add("--seed", type=SEED, default=42, help="(%(default)s)")

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from ..cli.errors import UserError, command
-from ..cli.flags import INNER, SEED, make_parser, named_paths, whole
-from ..files.outputs import add_overwrite, check_file
+from ..cli.flags import INNER, make_parser, named_paths, whole
 from ..files.records import Record, load_json
 from ..models.texts import Sample, read_samples
+from ..reports import summaries
 from ..reports.examples import print_examples
 from ..reports.statistics import Interval, Lists, bootstrap, mean_and_error, prompt_means, t_interval, win_rates
 from ..reports.summaries import read_run, write_summary
@@ -230,18 +230,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--groups", metavar="FILE", help="groups and their trait weights, YAML")
     add("--sft", metavar="FILE", help="scored samples of the SFT model")
     add("--policy", action="append", default=[], metavar="METHOD=FILE", help="scored samples of a policy; repeatable")
-    add("--out", required=True, metavar="FILE", help="summary, a .json file")
-    add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    add("--baseline", default="gold", metavar="METHOD", help="whose responses win rates are against (%(default)s)")
-    add("--proportion", type=INNER, help="of the first of two groups, not the file's")
-    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
+    add("--baseline", default="gold", metavar="METHOD", help="the method that win rates are against (%(default)s)")
+    add("--proportion", type=INNER, help="share of the first of two groups, instead of the file's")
     add("--show", type=whole(), default=0, metavar="N", help="print N prompts with SFT's and the last policy's answer")
     add("--force", action="store_true", help="compare files that have less than 90 %% of their prompts in common")
     add("--grid", nargs="+", metavar="SUMMARY", help="join these summaries into one table; with --out alone")
-    add_overwrite(parser)
+    summaries.add_flags(parser)
     args = parser.parse_args(argv)
-    overwrite = args.__dict__.pop("overwrite")
-    check_file(args.out, command="groups.evaluate", overwrite=overwrite, beside=(".md", ".csv"), ends=(".json",))
+    summaries.check_flags(args, "groups.evaluate")
     if args.grid:
         if args.groups or args.sft or args.policy or args.run:
             raise UserError("--grid joins summaries that are there already; give it --out alone")

@@ -205,8 +205,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--models", required=True, nargs="+", metavar="NAME=DIR", help="the reward model of each group, in order")
     add("--out", required=True, metavar="DIR", help="the folder to make")
-    add("--style", choices=STYLES, help="of the prompts that models of plain train_rm were trained on")
-    add("--eos", choices=EOS, help="how the texts ended that models of plain train_rm were trained on")
+    add("--style", choices=STYLES, help="style of the prompts that models of plain train_rm were trained on")
+    add("--eos", choices=EOS, help="how the training texts of models of plain train_rm ended")
     return parser.parse_args(argv)
 
 

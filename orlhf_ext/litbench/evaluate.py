@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..cli.errors import UserError, command
-from ..cli.flags import SEED, make_parser
-from ..files.outputs import add_overwrite, check_file
+from ..cli.flags import make_parser
 from ..files.records import Line, Record, read_object, read_records, write_jsonl
 from ..files.sidecars import sidecar_path
 from ..models.texts import Sample, numbers, read_samples, reply_text
+from ..reports import summaries
 from ..reports.summaries import read_run, write_summary
 from ..reports.tables import Column, Table
 from .accuracy import BUCKETS, MUCH_LONGER_RATIO, length_ratio, measure, measure_orders, share
@@ -300,19 +300,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", metavar="FILE", help="generative: the test pairs in both orders, rationales_test.jsonl")
     add("--verdicts", metavar="FILE", help="answers to --data, by orlhf-ext generate")
     add("--logprobs", metavar="FILE", help="log-probabilities of the two verdicts of --data, by orlhf-ext logprobs")
-    add("--logprobs_key", default="logprobs", metavar="NAME", help="their column (%(default)s)")
-    add("--out", required=True, metavar="FILE", help="summary, a .json file")
-    add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
-    add_overwrite(parser)
+    add("--logprobs_key", default="logprobs", metavar="NAME", help="the column of log-probabilities (%(default)s)")
+    summaries.add_flags(parser)
     args = parser.parse_args(argv)
-    check_file(
-        args.out,
-        command="litbench.evaluate",
-        overwrite=args.__dict__.pop("overwrite"),
-        beside=(".md", ".csv", ".pairs.jsonl"),
-        ends=(".json",),
-    )
+    summaries.check_flags(args, "litbench.evaluate", ".pairs.jsonl")
     answers = args.verdicts or args.logprobs
     if bool(args.pairs) == bool(answers) or bool(answers) != bool(args.data):
         raise UserError("give --pairs FILE alone, or --data FILE with --verdicts FILE, --logprobs FILE or both")

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
+from ..cli.flags import SEED
+from ..files.outputs import add_overwrite, check_file
 from ..files.records import atomic_write, load_json, write_json
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str, required: bool = True) -> None:
+    """Add the flags of a command that writes a summary; ``names`` are others for ``--out``."""
+    add = parser.add_argument
+    add("--out", *names, required=required, metavar="FILE", help="the summary to write, a .json file")
+    add("--run", metavar="FILE", help="a JSON file with an object whose keys are added to the summary")
+    add("--seed", type=SEED, default=0, help="seed of the bootstrap (%(default)s)")
+    add_overwrite(parser)
+
+
+def check_flags(args: argparse.Namespace, command: str, *beside: str) -> None:
+    """Refuse an ``--out`` that cannot be written; ``beside`` are suffixes of files beside the summary's own."""
+    overwrite = args.__dict__.pop("overwrite")
+    check_file(args.out, command=command, overwrite=overwrite, beside=(".md", ".csv", *beside), ends=(".json",))
 
 
 def write_summary(path: str | Path, summary: Mapping[str, Any], markdown: str, csv: str) -> None:

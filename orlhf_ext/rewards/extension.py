@@ -51,7 +51,7 @@ class Rewards(Extension):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """How rewards are combined and computed, and the flags of each."""
         add = parser.add_argument
-        add("--ext.reward_combine", choices=["sum", "min"], default="sum", help="of several rewards (%(default)s)")
+        add("--ext.reward_combine", choices=["sum", "min"], default="sum", help="how rewards are joined (%(default)s)")
         add("--ext.reward_args", metavar="JSON", help='arguments of rewards, {"NAME": {"argument": value}}')
         add(
             "--ext.reward_actors",
@@ -67,16 +67,10 @@ class Rewards(Extension):
             metavar="N",
             help="padded tokens in a batch that the reference model scores for a reward (%(default)s)",
         )
-        add("--ext.rollouts_dir", metavar="DIR", help="keep all rollouts with their rewards there, as JSON Lines")
+        add("--ext.rollouts_dir", metavar="DIR", help="write all rollouts with their rewards there, as JSON Lines")
         add("--ext.eval_on_start", action="store_true", help="evaluate before the first step, too")
-        add("--ext.eval_top_p", type=PART, default=1.0, metavar="P", help="of evaluation's sampling (%(default)s)")
-        add(
-            "--ext.eval_top_k",
-            type=whole(1, also=(-1,)),
-            default=-1,
-            metavar="K",
-            help="of evaluation's sampling (all)",
-        )
+        add("--ext.eval_top_p", type=PART, default=1.0, metavar="P", help="for evaluation samples (%(default)s)")
+        add("--ext.eval_top_k", type=whole(1, also=(-1,)), default=-1, metavar="K", help="for evaluation samples (all)")
         add_flags(parser, self.chosen)
 
     def needed(self, flags: Mapping[str, Any]) -> list[str]:

@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model_name",
         required=True,
         metavar="DIR",
-        help="that training starts from: a Hugging Face folder, or a hub name",
+        help="the model that training starts from: a Hugging Face folder or a hub name",
     )
     add("--data", nargs="+", metavar="FILE", help=f"records that build_data story wrote (those in {STORIES})")
     add("--out", nargs="+", metavar="FILE", help="one .jsonl for each input")

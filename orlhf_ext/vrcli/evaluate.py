@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cli.errors import UserError, command
-from ..cli.flags import SEED, make_parser, whole
-from ..files.outputs import add_overwrite, check_file
+from ..cli.flags import make_parser, whole
 from ..files.records import Record, read_records, write_jsonl
+from ..reports import summaries
 from ..reports.examples import plain, spread
 from ..reports.statistics import mean_and_error, paired_difference, t_interval
 from ..reports.summaries import read_run, write_summary
@@ -177,19 +177,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--before", required=True, metavar="FILE", help="scored plans of the model that training started from")
     add("--after", required=True, metavar="FILE", help="scored plans of the trained model")
-    add("--out", required=True, metavar="FILE", help="summary, a .json file")
-    add("--run", metavar="FILE", help="a JSON object whose keys go into the summary, too")
-    add("--seed", type=SEED, default=0, help="of the bootstrap (%(default)s)")
     add("--show", type=whole(), default=3, metavar="N", help="print the plans of N records (%(default)s)")
-    add_overwrite(parser)
+    summaries.add_flags(parser)
     args = parser.parse_args(argv)
-    check_file(
-        args.out,
-        command="vrcli.evaluate",
-        overwrite=args.__dict__.pop("overwrite"),
-        beside=(".md", ".csv", ".records.jsonl"),
-        ends=(".json",),
-    )
+    summaries.check_flags(args, "vrcli.evaluate", ".records.jsonl")
     return args
 
 

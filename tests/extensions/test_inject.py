@@ -82,7 +82,7 @@ def test_a_module_that_kept_the_old_class_is_named(package: Path) -> None:
         package,
     )
     assert done.returncode != 0
-    assert "openrlhf.user still holds" in done.stderr or "openrlhf still holds" in done.stderr
+    assert "openrlhf.user still has" in done.stderr or "openrlhf still holds" in done.stderr
 
 
 def test_a_swap_that_never_happens_is_an_error(package: Path) -> None:
