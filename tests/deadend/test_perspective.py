@@ -22,13 +22,7 @@ RECORDS = [
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[PerspectiveServer]:
-    """One that is asked without waiting."""
-    with serve() as running:
-        monkeypatch.setattr(perspective, "ADDRESS", running.url)
-        monkeypatch.setattr(perspective, "PAUSE", 0.001)
-        monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
-        monkeypatch.setenv("PERSPECTIVE_QPS", "1000")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve(monkeypatch) as running:
         yield running
 
 
@@ -150,12 +144,6 @@ def test_a_run_that_stopped_goes_on(
     # whole records are kept: two of them had both scores
     assert scores(data) == [[0.75, 0.75], [0.75, 0.75], *WANTED[2:]] and len(server.asked) - asked == 4
     assert not journal_path(data).exists()
-
-
-def test_a_redirect_does_not_take_the_key_along(server: PerspectiveServer, data: Path, capsys: pytest.CaptureFixture):
-    server.planned.append(302)
-    said = failing(capsys, score.main, *words(data))
-    assert "Perspective refuses a request (status 302)" in said and len(server.asked) == 1
 
 
 def test_no_answer_in_time(server: PerspectiveServer, monkeypatch: pytest.MonkeyPatch):

@@ -61,7 +61,7 @@ def check(model: Any, stepper: QStepper, sequences: list[list[int]]) -> None:
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=6)
+@settings(max_examples=settings().max_examples // 8)
 def test_rows_come_grow_move_fork_and_go(model: Any, seed: int) -> None:
     draw = random.Random(seed)
     stepper, rows = QStepper(model), []

@@ -80,6 +80,24 @@ def make(strategy, actor, tiny_model, tmp_path):
         setattr(strategy.args, name, SimpleNamespace(**values))
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first of a module's runs stores what `stored` hands out."""
+    return tmp_path_factory.mktemp("known")
+
+
+@pytest.fixture
+def stored(make, known: Path, tmp_path: Path) -> torch.Tensor:
+    """What ``make()`` computes and stores, as if it had run; it runs once for all tests."""
+    from safetensors.torch import load_file
+
+    if not any(known.iterdir()):
+        make(cache=str(known))
+    shutil.copytree(known, tmp_path / "cache")
+    (file,) = files(tmp_path)
+    return load_file(file)["logps"].clone()  # which is not the file itself, as tests write over it
+
+
 def files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").glob("*"))
 
@@ -109,7 +127,7 @@ def test_larger_batches_are_within_bf16_noise(make):
 
 
 def test_second_run_reads_what_the_first_stored(make, capsys, tmp_path, monkeypatch):
-    first = make()[1].reference_logps
+    first = make()[1].reference_logps  # not `stored`: what it computed, not what it wrote
     capsys.readouterr()
     monkeypatch.setattr("orlhf_ext.exo.reference_cache._compute", None)  # computing would fail
     _, again, _ = make()
@@ -127,14 +145,12 @@ def test_second_run_reads_what_the_first_stored(make, capsys, tmp_path, monkeypa
     ],
     ids=str,
 )
-def test_whatever_moves_the_numbers_makes_another_file(make, tmp_path, change):
-    make()
+def test_whatever_moves_the_numbers_makes_another_file(make, stored, tmp_path, change):
     make(**change)
     assert len(files(tmp_path)) == 2
 
 
-def test_what_does_not_move_them_finds_the_same_file(make, tmp_path):
-    make()
+def test_what_does_not_move_them_finds_the_same_file(make, stored, tmp_path):
     rewarded = [{**r, "id": None, "rewards": [-1.0] * len(r["rewards"])} for r in records(5)]
     make(rows=rewarded, exo__beta_pi=0.1, exo__loss_type="dpo-rw")
     assert len(files(tmp_path)) == 1
@@ -155,22 +171,21 @@ def test_other_weights_make_another_file(make, tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "shape", "nan"])
-def test_broken_file_is_computed_again(make, capsys, tmp_path, damage):
+def test_broken_file_is_computed_again(make, stored, capsys, tmp_path, damage):
     from safetensors.torch import load_file, save_file
 
-    first = make()[1].reference_logps
     (file,) = files(tmp_path)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-9])
     elif damage == "text":
         file.write_text("not a tensor")
     else:
-        save_file({"logps": first[:-1].clone() if damage == "shape" else first * torch.nan}, file)
+        save_file({"logps": stored[:-1].clone() if damage == "shape" else stored * torch.nan}, file)
     capsys.readouterr()
-    assert torch.equal(make()[1].reference_logps, first)
+    assert torch.equal(make()[1].reference_logps, stored)
     lines = [line for line in capsys.readouterr().out.splitlines() if "again" in line]
     assert len(lines) == 1 and str(file) in lines[0]
-    assert torch.equal(load_file(file)["logps"], first)
+    assert torch.equal(load_file(file)["logps"], stored)
 
 
 def test_full_disk_costs_the_cache_not_the_run(make, capsys, tmp_path, monkeypatch):

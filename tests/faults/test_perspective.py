@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import write
-from perspective_server import KEY, PerspectiveServer, refusal, scored, serve
+from perspective_server import PerspectiveServer, refusal, scored, serve
 
 from orlhf_ext.deadend import perspective, score
 
@@ -16,12 +16,7 @@ RECORDS = [{"prompt": {"text": f"number {n}"}, "generations": [{"text": f" fine 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[PerspectiveServer]:
-    with serve() as running:
-        monkeypatch.setattr(perspective, "ADDRESS", running.url)
-        monkeypatch.setattr(perspective, "PAUSE", 0.0)
-        monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
-        monkeypatch.setenv("PERSPECTIVE_QPS", "1000")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve(monkeypatch) as running:
         yield running
 
 
@@ -72,7 +67,7 @@ ANSWERS: dict[str, tuple[int | tuple[int, str], int, str]] = {
     ),
     "ended": ((404, "<html>gone</html>"), 1, r"refuses a request \(status 404\).*another judge"),
     "gone": ((410, "{}"), 1, r"refuses a request \(status 410\)"),
-    "moved": ((301, ""), 1, r"refuses a request \(status 301\)"),
+    "moved": ((301, ""), 1, r"refuses a request \(status 301\)"),  # and the key does not go along
     "another_400": (
         refusal(400, "INVALID_ARGUMENT", "Unknown requested attribute"),
         1,

@@ -240,7 +240,7 @@ def kill_when(reached: Callable[[], object], line: list[str], delay: float) -> b
     environment = {**os.environ, "PYTHONPATH": PATH}
     process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not reached():
-        pass
+        really_sleep(0.001)
     really_sleep(delay)
     process.kill()
     assert process.wait(30) in (0, -9)

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 from helpers import serving
+
+from orlhf_ext.deadend import perspective
 
 KEY = "planted-key-2718"
 PATH = "/v1alpha1/comments:analyze"
@@ -97,8 +100,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve() -> Iterator[PerspectiveServer]:
-    """A running server."""
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[PerspectiveServer]:
+    """A running server, which is asked in place of the API and without waiting."""
     server = PerspectiveServer()
+    monkeypatch.setattr(perspective, "ADDRESS", server.url)
+    monkeypatch.setattr(perspective, "PAUSE", 0.0)
+    for name, value in {"PERSPECTIVE_API_KEY": KEY, "PERSPECTIVE_QPS": "1000", "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
     with serving(server):
         yield server
