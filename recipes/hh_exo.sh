@@ -146,7 +146,7 @@ for i in "${!steps[@]}"; do
 done
 
 # 10. The table, three prompts with answers before and after, and where everything lies
-stage evaluate --in "$samples"/test_{sft,chosen}_rw.jsonl "${sampled[@]/%/_eval.jsonl}" -- \
+stage evaluate --show --in "$samples"/test_{sft,chosen}_rw.jsonl "${sampled[@]/%/_eval.jsonl}" -- \
     python -m orlhf_ext evaluate --sft "$samples/test_sft_rw.jsonl" "${compared[@]}" \
     --chosen "$samples/test_chosen_rw.jsonl" --run "$OUT/run.json" --out "$align/summary.json" --show 3 --seed "$SEED"
 run_file finish "$align/summary.json"

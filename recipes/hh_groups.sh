@@ -119,14 +119,14 @@ for proportion in "${proportions[@]}"; do for seed in "${seeds[@]}"; do
         own=$OUT/runs/$name
         [[ $METHOD != gold ]] || own=$OUT/runs/gold-seed$seed # what was drawn does not move gold's table
         run_file cell "$own/run.json" "proportion=$proportion" "k=$k" "seed=$seed"
-        stage "evaluate/$name" --in "${inputs[@]}" "$GROUPS_FILE" -- \
+        stage "evaluate/$name" --show --in "${inputs[@]}" "$GROUPS_FILE" -- \
             python -m orlhf_ext groups evaluate --groups "$GROUPS_FILE" --sft "$samples/test/sft_scored.jsonl" \
             "${compared[@]}" --out "$own/summary.json" --run "$own/run.json" --seed "$seed"
         run_file finish "$own/summary.json"
         summaries+=("$own/summary.json")
     done
 done; done
-((${#summaries[@]} < 2)) || stage grid --in "${summaries[@]}" -- \
+((${#summaries[@]} < 2)) || stage grid --show --in "${summaries[@]}" -- \
     python -m orlhf_ext groups evaluate --grid "${summaries[@]}" --out "$OUT/grid.json"
 
 # 6. To a hub, if asked to: the models that are to be used, the data that they learned from, and what they answered

@@ -130,7 +130,7 @@ done
 score generations
 
 # 6. The table
-stage evaluate --in "${scored[@]}" --source "$PERPLEXITY_MODEL" -- \
+stage evaluate --show --in "${scored[@]}" --source "$PERPLEXITY_MODEL" -- \
     python -m orlhf_ext deadend evaluate "${compared[@]}" --toxicity_type "$TOXICITY_TYPE" \
     --perplexity_model "$PERPLEXITY_MODEL" --perplexity_num "$perplexity_num" --save_file "$OUT/evaluation/summary.json" \
     --run "$OUT/run.json" --seed "$SEED" --samples "$EXAMPLES" ${SHOW:+--show} "${evaluate_args[@]}"

@@ -54,7 +54,7 @@ stage train --in "$data"/pairs_{train,val}.jsonl --source "$MODEL" --out "$model
 stage score --in "$data/pairs_test.jsonl" "$model" --out "$results/scored.jsonl" -- \
     python -m orlhf_ext score --model "$model" --data "$data/pairs_test.jsonl" --out "$results/scored.jsonl" \
     --max_len "$MAX_LEN" "${alone[@]}"
-stage evaluate --in "$results/scored.jsonl" -- \
+stage evaluate --show --in "$results/scored.jsonl" -- \
     python -m orlhf_ext litbench evaluate --pairs "$results/scored.jsonl" --run "$OUT/run.json" \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"

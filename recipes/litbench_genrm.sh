@@ -73,7 +73,7 @@ if [[ -z $USE_COT ]]; then # with reasoning, the letter depends on what was writ
         --max_len "$MAX_LEN" --no_eos --dtype float32 "${chat[@]}"
     found+=(--logprobs "$results/logprobs.jsonl")
 fi
-stage evaluate --in "$test" "${found[@]/#--*/$test}" -- \
+stage evaluate --show --in "$test" "${found[@]/#--*/$test}" -- \
     python -m orlhf_ext litbench evaluate --data "$test" "${found[@]}" --run "$OUT/run.json" \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"

@@ -111,7 +111,7 @@ for when in before after; do
 done
 
 # 5. The table, three plans before and after, and where everything lies
-stage evaluate --in "$plans"/{before,after}_scored.jsonl -- \
+stage evaluate --show --in "$plans"/{before,after}_scored.jsonl -- \
     python -m orlhf_ext vrcli evaluate --before "$plans/before_scored.jsonl" --after "$plans/after_scored.jsonl" \
     --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
 run_file finish "$policy/summary.json"

@@ -8,7 +8,8 @@ and folders that the command names and does not write; ``--in`` and ``--source``
 and the seconds that it took, stand in a stamp beside its first output (``PATH.stage.json``), which says "done" only
 when the command has ended well. A stage that was cut short leaves its outputs to the same command, which may resume;
 outputs of another command, of other inputs or of other versions go first. ``OUT/run.json`` collects the seconds of one
-run of a recipe (``stage.py begin`` starts it); ``OUT/logs/NAME.log`` has everything that a stage printed.
+run of a recipe (``stage.py begin`` starts it); ``OUT/logs/NAME.log`` has everything that a stage printed, and `live`
+says what is shown of it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
+from live import Live, describe, last_words, verbose
 from run_file import begin, cell, count_data, finish, note, read_json, versions, write_json
 from values import fail
 
@@ -181,8 +183,8 @@ def end_group(group: int) -> None:
             return
 
 
-def copy_output(source: IO[bytes], log: RawIOBase) -> None:
-    """Everything a stage prints goes to the terminal and to its log, progress bars included.
+def copy_output(source: IO[bytes], log: RawIOBase, show: Callable[[bytes], object]) -> None:
+    """Everything a stage prints goes to its log and to ``show``, progress bars included.
 
     Neither a closed terminal nor a full disk may stop the reading: the stage would wait for it for ever.
     """
@@ -190,14 +192,25 @@ def copy_output(source: IO[bytes], log: RawIOBase) -> None:
         with contextlib.suppress(OSError):
             log.write(chunk)
         with contextlib.suppress(OSError):
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            show(chunk)
 
 
-def execute(command: list[str], log_path: Path) -> int:
+def to_terminal(chunk: bytes) -> None:
+    """Show a part of what a stage prints."""
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+def execute(command: list[str], log_path: Path, live: Live | None = None, shown: bool = True) -> int:
     """Run a command in a process group of its own; returns its exit status, minus the signal if it was killed.
 
     A signal to this process is handed to the whole group, which gets some seconds to end.
+
+    Args:
+        command: its words.
+        log_path: the file that everything it prints goes to.
+        live: the line that is shown while it runs; without one, everything is shown.
+        shown: with ``live``, whether what it prints to its standard output is shown besides.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "wb", buffering=0) as log:
@@ -207,7 +220,7 @@ def execute(command: list[str], log_path: Path) -> int:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.PIPE if live and shown else subprocess.STDOUT,
                 # The pipe hides how wide the terminal is.
                 env={"COLUMNS": str(shutil.get_terminal_size((120, 24)).columns), **os.environ},
                 start_new_session=True,
@@ -215,9 +228,9 @@ def execute(command: list[str], log_path: Path) -> int:
             )
         except OSError as error:
             log.write(f"{error}\n".encode())
-            print(error, file=sys.stderr)
+            if live is None:
+                print(error, file=sys.stderr)
             return 127
-        assert child.stdout is not None
         caught: list[int] = []
 
         def forward(number: int, _frame: object) -> None:
@@ -228,18 +241,28 @@ def execute(command: list[str], log_path: Path) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, forward)
         die_with_parent()
-        reader = threading.Thread(target=copy_output, args=(child.stdout, log), daemon=True)
-        reader.start()
+        results: list[bytes] = []
+        keep = to_terminal if live is None else results.append if shown else live.feed
+        streams = [(child.stdout, keep), *([(child.stderr, live.feed)] if live and shown else [])]
+        readers = [threading.Thread(target=copy_output, args=(pair[0], log, pair[1]), daemon=True) for pair in streams]
+        for reader in readers:
+            reader.start()
         deadline = float("inf")
         while child.poll() is None:
             if caught and deadline == float("inf"):
                 deadline = time.monotonic() + _GRACE
             if time.monotonic() > deadline:
                 break
+            if live:
+                live.draw()
             time.sleep(0.05)
         end_group(child.pid)
         status = child.wait()
-        reader.join(timeout=5)
+        for reader in readers:
+            reader.join(timeout=5)
+        if live:
+            live.clear()
+            to_terminal(b"".join(results))
     return -caught[0] if caught else status
 
 
@@ -256,7 +279,8 @@ def why(status: int, log_path: Path) -> str:
 
 def run(args: argparse.Namespace, command: list[str]) -> None:
     """The command ``run``."""
-    print(f"# --- {args.name}\n{shlex.join(command)}", flush=True)
+    if verbose():
+        print(f"# --- {args.name}\n{shlex.join(command)}", flush=True)
     base = Path(args.base)
     # The name may have slashes; a log has none.
     log_path = base / "logs" / f"{args.name.replace('/', '_')}.log"
@@ -273,9 +297,12 @@ def run(args: argparse.Namespace, command: list[str]) -> None:
             clear(args.name, old, args.out)
         write_json(stamp, {**want, "state": "started", "outputs": args.out, "scratch": args.scratch})
     start = time.monotonic()
-    status = execute(command, log_path)
+    live = None if verbose() else Live(args.name, describe(command))
+    status = execute(command, log_path, live, args.show)
     seconds = round(time.monotonic() - start, 2)
     if status:
+        if live and (said := last_words(log_path)):
+            print(f"# {args.name}: {said}", file=sys.stderr, flush=True)
         fail(
             f"stage {args.name} {why(status, log_path)}; its log is {log_path}; "
             "the same command again resumes from there",
@@ -312,6 +339,7 @@ def main(argv: list[str] | None = None) -> None:
     running.add_argument("--source", nargs="*", default=[], metavar="PATH|NAME", help="the same, or a name on a hub")
     running.add_argument("--out", nargs="*", default=[], metavar="PATH", help="what it writes; none: it always runs")
     running.add_argument("--scratch", nargs="*", default=[], metavar="PATH", help="removed when the stage is done")
+    running.add_argument("--show", action="store_true", help="show what it prints to its standard output, a table say")
     running.add_argument(
         "--keeps-outputs", action="store_true", help="the command itself decides what to do with outputs that exist"
     )

@@ -20,6 +20,12 @@ def make_parser(extensions: list[Extension]) -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("orlhf-ext")
     group.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="flags in a YAML file; those of the command line replace them",
+    )
+    group.add_argument(
         "--ext.use",
         action="append",
         default=[],
@@ -49,12 +55,17 @@ def make_parser(extensions: list[Extension]) -> argparse.ArgumentParser:
     return parser
 
 
-def switched_on(rest: list[str]) -> list[Extension]:
-    """The extensions of every ``--ext.use`` in a command line, and the one that ``--ext.reward`` switches on."""
+def choices() -> argparse.ArgumentParser:
+    """The flags that switch extensions on."""
     finder = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--ext.use", "--ext.reward"):
         finder.add_argument(flag, action="append", default=[])
-    found = vars(finder.parse_known_args(rest)[0])
+    return finder
+
+
+def switched_on(rest: list[str]) -> list[Extension]:
+    """The extensions of every ``--ext.use`` in a command line, and the one that ``--ext.reward`` switches on."""
+    found = vars(choices().parse_known_args(rest)[0])
     uses, rewards = found["ext.use"], found["ext.reward"]
     if duplicate := next((name for name in uses if uses.count(name) > 1), None):
         raise UserError(f"--ext.use {duplicate} is given twice; once is enough")

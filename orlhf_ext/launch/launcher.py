@@ -23,7 +23,8 @@ from ..extensions import Extension, inject, run
 from ..extensions.seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
 from ..openrlhf_fixes.chat_data import check_chats
 from . import ray_setup
-from .flags import flags_help, make_parser, refuse_strays, switched_on, with_needed
+from .config import Config, given, write
+from .flags import choices, flags_help, make_parser, refuse_strays, switched_on, with_needed
 from .preflight import check_arguments
 
 #: what reads the records of a run; an extension that replaces one checks them itself
@@ -77,7 +78,7 @@ def _single_process() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def _machine_defaults(launcher: str, rest: list[str]) -> list[str]:
+def _machine_defaults(launcher: str, config: Config) -> None:
     """Flags and environment for what this machine lacks; each is printed, and a user's own choice is kept."""
     if not machine.gpu_present() and launcher not in RAY_LAUNCHERS:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -86,18 +87,13 @@ def _machine_defaults(launcher: str, rest: list[str]) -> list[str]:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if machine.device_there() and not machine.gpu_present():
         inject.say("there is a GPU, and torch is a build without CUDA: all runs on the CPU; see `orlhf-ext doctor`")
-    if not machine.flash_attn_present() and not _gives(rest, "--ds.attn_implementation"):
+    if not machine.flash_attn_present() and not config.gives("--ds.attn_implementation"):
         inject.say("flash-attn is not installed: --ds.attn_implementation sdpa")
-        rest = [*rest, "--ds.attn_implementation", "sdpa"]
-    return rest
-
-
-def _gives(rest: list[str], flag: str) -> bool:
-    return any(word.partition("=")[0] == flag for word in rest)
+        config.rest += ["--ds.attn_implementation", "sdpa"]
 
 
 def _join_namespaces(
-    own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str, rest: list[str]
+    own: dict[str, Any], extensions: list[Extension], swaps: list[inject.Swap], launcher: str, config: Config
 ) -> list[SimpleNamespace]:
     """Add ours to the launcher's nested arguments, and look at all of them before a model is loaded.
 
@@ -112,6 +108,7 @@ def _join_namespaces(
         def hierarchize(args: argparse.Namespace) -> SimpleNamespace:
             if clash := sorted(set(own) & set(vars(args))):
                 raise UserError(f"the flag --{clash[0]} is {launcher}'s own; an extension may not take it")
+            flags = {**vars(args), **config.own}
             vars(args).update(own)
             nested = original(args)
             on_ray = launcher in RAY_LAUNCHERS
@@ -129,7 +126,9 @@ def _join_namespaces(
                     item.configure(nested)
             run.arguments = nested
             if on_ray:
-                _start_ray(swaps, nested, parts, rest)
+                _start_ray(swaps, nested, parts, config)
+            if os.environ.get("RANK", "0") == "0" and (output := flags.get("ckpt.output_dir")):
+                write(output, {name: value for name, value in flags.items() if name != "local_rank"})
             arguments.append(nested)
             return nested
 
@@ -141,7 +140,7 @@ def _join_namespaces(
 
 
 def _start_ray(
-    swaps: list[inject.Swap], args: SimpleNamespace, parts: Mapping[str, Sequence[float]], rest: list[str]
+    swaps: list[inject.Swap], args: SimpleNamespace, parts: Mapping[str, Sequence[float]], config: Config
 ) -> None:
     """Connect to Ray, and make sure that it has what the run will ask for."""
     import ray
@@ -154,7 +153,7 @@ def _start_ray(
         ray.shutdown()
         raise
     if not cuda:
-        _without_cuda(args, rest)
+        _without_cuda(args, config)
 
 
 def _kept(args: SimpleNamespace) -> str:
@@ -165,10 +164,10 @@ def _kept(args: SimpleNamespace) -> str:
     return "no checkpoint was saved yet (--ckpt.save_steps)"
 
 
-def _without_cuda(args: SimpleNamespace, rest: list[str]) -> None:
+def _without_cuda(args: SimpleNamespace, config: Config) -> None:
     """What vLLM needs in Ray without CUDA; only Ray knows whether a cluster has it. A user's own choice is kept."""
     for name, value in _CPU_VLLM.items():
-        if not _gives(rest, flag := f"--vllm.{name}"):
+        if not config.gives(flag := f"--vllm.{name}"):
             inject.say(f"no CUDA device: {flag} {value}")
             setattr(args.vllm, name, value)
 
@@ -188,30 +187,34 @@ def main(argv: list[str] | None = None) -> None:
         _help()
         return
     _check_openrlhf()
-    extensions = switched_on(rest)
+    config = Config(rest)
+    extensions = switched_on(config.words(choices()))
     _check_launcher(launcher, extensions)
     parser = make_parser(extensions)
+    words = config.words(parser)
     with user_code("a flag of an extension cannot be read:"):
-        own_namespace, rest = parser.parse_known_args(rest)
+        own_namespace, config.rest = parser.parse_known_args(words)
     own = vars(own_namespace)
-    refuse_strays(rest, parser, extensions)
-    if "-h" in rest or "--help" in rest:
+    refuse_strays(config.rest, parser, extensions)
+    config.own = given(parser, words)
+    if "-h" in config.rest or "--help" in config.rest:
         print(f"{flags_help(extensions)}\n{launcher}:", flush=True)
     else:
         extensions = with_needed(extensions, own)
         _check_launcher(launcher, extensions)
     swaps = inject.plan(extensions)
-    rest = _machine_defaults(launcher, rest)
+    _machine_defaults(launcher, config)
     backends.install()
     openrlhf_fixes.install()
     inject.install(swaps)
     inject.to_environment(swaps)
-    arguments = _join_namespaces(own, extensions, swaps, launcher, rest)
+    arguments = _join_namespaces(own, extensions, swaps, launcher, config)
     if launcher not in RAY_LAUNCHERS:
         _single_process()
-    sys.argv = [LAUNCHERS[launcher], *rest]
+    sys.argv = [LAUNCHERS[launcher], *config.rest]
     try:
-        runpy.run_module(LAUNCHERS[launcher], run_name="__main__", alter_sys=True)
+        with config.for_launcher():
+            runpy.run_module(LAUNCHERS[launcher], run_name="__main__", alter_sys=True)
     except KeyboardInterrupt as stop:
         for nested in arguments:
             stop.add_note(_kept(nested))

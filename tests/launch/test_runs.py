@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,24 +116,19 @@ def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_mo
     (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.2}))
     (tmp_path / "null_ext.py").write_text(NULL_EXTENSION)
     (tmp_path / "null_classes.py").write_text(NULL_CLASSES)
-    runs: dict[str, Callable[[Path], list[str]]] = {
-        "alone": lambda out: [str(ROOT / "tests/bench/backend_alone.py"), f"openrlhf.cli.{launcher}"],
-        "launched": lambda out: ["-m", "orlhf_ext.launch", launcher],
+    every = {out: flags(launcher, model, pairs, tmp_path / out) for out in ("alone", "launched")}
+    runs = {
+        "alone": [str(ROOT / "tests/bench/backend_alone.py"), f"openrlhf.cli.{launcher}", *every["alone"]],
+        "launched": ["-m", "orlhf_ext.launch", launcher, *every["launched"]],
     }
-    if launcher == "train_dpo":
-        runs["null"] = lambda out: [
-            "-m",
-            "orlhf_ext.launch",
-            launcher,
-            "--ext.use",
-            "null_ext:Null",
-            "--null.word",
-            "x",
-        ]
+    if launcher == "train_dpo":  # with the flags that the run before wrote down
+        out = tmp_path / "null"
+        given = ["--config", "launched/model.config.yaml", "--ext.use", "null_ext:Null", "--null.word", "x"]
+        given += ["--ckpt.output_dir", str(out / "model"), "--logger.tensorboard_dir", str(out / "tb")]
+        runs["null"] = ["-m", "orlhf_ext", launcher, *given]
     output = {}
     for name, argv in runs.items():
-        out = tmp_path / name
-        output[name] = run([sys.executable, *argv(out), *flags(launcher, model, pairs, out)], tmp_path)
+        output[name] = run([sys.executable, *argv], tmp_path)
     logged = scalars(tmp_path / "alone")
     assert len(logged["train/loss_mean"]) >= 2 and logged["train/grad_norm"][-1] > 0
     untrained = weights(tiny_model)
