@@ -1,6 +1,7 @@
-"""What a recipe shows of a stage that runs: a live line on a terminal, or else one line when it begins and one when it ends.
+"""What a recipe shows of a stage that runs.
 
-Everything that the stage prints is in its log; ``VERBOSE=1`` shows that instead.
+A live line on a terminal, or else a line when it begins and one when it ends. What the stage prints is in its
+log; ``VERBOSE=1`` shows that instead.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -170,16 +171,17 @@ def test_a_large_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_failing_command_is_one_sentence_and_leaves_no_finished_stamp(folder: Path):
-    code = "import sys; print('half'); open('o/out.txt', 'w').write('torn'); sys.exit(7)"
+    code = "import sys; print('half'); open('o/out.txt', 'w').write('torn'); print('orlhf-ext: error: no'); sys.exit(7)"
     os.makedirs("o")
     words = ("run", "sft", "--base", "o", "--out", "o/out.txt", "--", *PYTHON, code)
     result = stage(*words)
     assert result.returncode == 7
     assert result.stderr.splitlines() == [
+        "# sft: orlhf-ext: error: no",
         "recipe: error: stage sft failed with exit code 7; its log is o/logs/sft.log; "
-        "the same command again resumes from there"
+        "the same command again resumes from there",
     ]
-    assert "half" in result.stdout and "half" in Path("o/logs/sft.log").read_text()
+    assert "half" not in result.stdout and "half" in Path("o/logs/sft.log").read_text()
     assert json.loads(Path("o/out.txt.stage.json").read_text())["state"] == "started"
     assert "already done" not in stage(*words).stdout
 
@@ -279,8 +281,12 @@ def test_a_hub_name_is_no_missing_input(folder: Path):
 
 
 def test_a_stage_without_output_always_runs(folder: Path):
-    words = ("run", "evaluate", "--base", "o", "--", *PYTHON, "print('table')")
-    assert "table" in stage(*words).stdout and "table" in stage(*words).stdout
+    code = "import sys; print('table'); print('a warning', file=sys.stderr)"
+    words = ("run", "evaluate", "--show", "--base", "o", "--", *PYTHON, code)
+    for _ in range(2):
+        done = stage(*words)
+        assert "\ntable\n" in done.stdout and "a warning" not in done.stdout + done.stderr
+    assert "a warning" in Path("o/logs/evaluate.log").read_text()
     assert "evaluate" in json.loads(Path("o/run.json").read_text())["seconds"]
 
 
@@ -303,3 +309,43 @@ def test_the_counts_of_all_splits_are_entered(folder: Path):
     counts = {"kept": 9, "dropped": {}, "cut": {"prompts": 2}}
     Path("data/train.meta.json").write_text(json.dumps({"source": "books", "counts": counts}))
     assert entered()["cut"] == {"train": {"prompts": 2}}
+
+
+def test_what_is_shown_without_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ("run", "sft", "--base", "o", "--", *PYTHON, "print('step 1')")
+    quiet = stage(*words).stdout.splitlines()
+    assert len(quiet) == 2 and quiet[0].startswith("# sft: ") and quiet[1].startswith("# sft: done in ")
+    monkeypatch.setenv("VERBOSE", "1")
+    assert {"# --- sft", "step 1"} <= set(stage(*words).stdout.splitlines())
+
+
+@pytest.mark.parametrize("counter", ["", "Train step:  40%|####  | 4/10 [00:12<00:18,  3.0s/it]"])
+def test_the_live_line_on_a_terminal(folder: Path, counter: str):
+    code = f"import sys, time; print({counter!r}, flush=True); time.sleep(1.5)"
+    us, theirs = pty.openpty()
+    words = [sys.executable, str(TOOL), "run", "sft", "--base", "o", "--", *PYTHON, code]
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while chunk := os.read(us, 4096):
+            shown += chunk
+    assert process.wait() == 0
+    lines = shown.decode().split("\r\x1b[K")
+    assert any(line.startswith("sft: ") for line in lines) and lines[-1].startswith("# sft: done in ")
+    assert any("4/10, 00:18 left" in line for line in lines) == bool(counter)
+    assert "Train step" not in shown.decode()
+
+
+@pytest.mark.parametrize(
+    "command, what",
+    [
+        ("python -m orlhf_ext generate --model m", "sample completions with vLLM"),
+        ("python -m orlhf_ext groups score --data d", "score completions with gold traits"),
+        ("torchrun -m orlhf_ext.launch train_dpo --ext.use exo", "OpenRLHF's train_dpo with exo"),
+        ("python -m orlhf_ext.build_data hh sample", "build_data hh"),
+        ("hf upload me/x", "hf"),
+    ],
+)
+def test_what_a_stage_does(command: str, what: str):
+    assert load("live").describe(command.split()) == what

@@ -54,6 +54,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if name not in known},
         "ORLHF_EXT_PYTHON": sys.executable,
+        "VERBOSE": "1",
         **variables,
     }
 
