@@ -1,5 +1,5 @@
 # What the recipes share. A recipe sets RECIPE, sources this file, writes its defaults into the arrays every, smoke, cpu
-# and gpu, and calls `settings "$@"`; then it runs its stages. recipes/README.md documents every variable.
+# and gpu, and calls `settings "$@"`; then it runs its stages. docs/recipes.md documents the variables.
 set -euo pipefail
 
 die() {

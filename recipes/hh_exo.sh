@@ -4,7 +4,7 @@
 # of HH will do.)
 #
 #   bash recipes/hh_exo.sh                                     what fits this machine
-#   PROFILE=smoke LOSS=exo-pref bash recipes/hh_exo.sh         variables: recipes/README.md
+#   PROFILE=smoke LOSS=exo-pref bash recipes/hh_exo.sh         variables: docs/methods/exo.md
 #   DRY_RUN=1 bash recipes/hh_exo.sh                           only prints the commands
 RECIPE=${RECIPE:-hh_exo}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -4,7 +4,7 @@
 # held-out prompts -> each group's gold scores and win rates.)
 #
 #   bash recipes/hh_groups.sh                                           what fits this machine, all methods
-#   METHOD=sharedrep PROPORTION=0.05 K=2 bash recipes/hh_groups.sh      variables: recipes/hh_groups.md
+#   METHOD=sharedrep PROPORTION=0.05 K=2 bash recipes/hh_groups.sh      variables: docs/methods/groups.md
 #   PROPORTIONS="0.01 0.1" KS="2 16" SEEDS="42 123" bash recipes/hh_groups.sh     a grid, one table
 RECIPE=hh_groups
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

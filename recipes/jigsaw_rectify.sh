@@ -4,7 +4,7 @@
 # its caps, against plain decoding.)
 #
 #   bash recipes/jigsaw_rectify.sh                                           what fits this machine, on the bundled sample
-#   JIGSAW_DATA=/path/to/csvs EPSILONS="0.1 0.5" bash recipes/jigsaw_rectify.sh     variables: recipes/jigsaw_rectify.md
+#   JIGSAW_DATA=/path/to/csvs EPSILONS="0.1 0.5" bash recipes/jigsaw_rectify.sh     variables: docs/methods/deadend.md
 #   DRY_RUN=1 bash recipes/jigsaw_rectify.sh                                 only prints the commands
 RECIPE=jigsaw_rectify
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -3,7 +3,7 @@
 # (Pairs of stories -> OpenRLHF's train_rm -> accuracy with interval, baseline and control for length.)
 #
 #   bash recipes/litbench_btrm.sh                                           what fits this machine
-#   TARGET_BATCH_SIZE=64 bash recipes/litbench_btrm.sh --epochs 2           variables: recipes/litbench.md
+#   TARGET_BATCH_SIZE=64 bash recipes/litbench_btrm.sh --epochs 2           variables: docs/methods/litbench.md
 #   DRY_RUN=1 bash recipes/litbench_btrm.sh                                 only prints the commands
 RECIPE=litbench_btrm
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -4,7 +4,7 @@
 # both orders -> accuracy.)
 #
 #   bash recipes/litbench_genrm.sh                                          what fits this machine
-#   USE_COT=1 bash recipes/litbench_genrm.sh --learning_rate 1e-5           variables: recipes/litbench.md
+#   USE_COT=1 bash recipes/litbench_genrm.sh --learning_rate 1e-5           variables: docs/methods/litbench.md
 #   DRY_RUN=1 bash recipes/litbench_genrm.sh                                only prints the commands
 RECIPE=litbench_genrm
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

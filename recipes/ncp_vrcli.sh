@@ -3,7 +3,7 @@
 # (Data -> baseline likelihoods -> GRPO -> plans before and after -> their improvements -> table.)
 #
 #   bash recipes/ncp_vrcli.sh                                  what fits this machine, on the bundled stories
-#   STORIES=/path/to/books PROFILE=cpu bash recipes/ncp_vrcli.sh      variables: recipes/README.md
+#   STORIES=/path/to/books PROFILE=cpu bash recipes/ncp_vrcli.sh      variables: docs/methods/vrcli.md
 #   DRY_RUN=1 bash recipes/ncp_vrcli.sh                        only prints the commands
 RECIPE=ncp_vrcli
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

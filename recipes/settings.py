@@ -28,8 +28,11 @@ from values import SHARE, Values, check_choice, fail, split_list
 
 #: the defaults of every recipe
 COMMON = ["DRY_RUN=0", "SEED=1234", "OUT=", "NPROC=", "PUSH_TO_HUB="]
-#: recipes without a page of their own
-PAGES = {"hh_dpo": "hh_exo", "litbench_btrm": "litbench", "litbench_genrm": "litbench"}
+#: recipe -> its page in docs/methods
+PAGES = {
+    "hh_exo": "exo", "hh_dpo": "exo", "hh_groups": "groups", "jigsaw_rectify": "deadend",
+    "ncp_vrcli": "vrcli", "litbench_btrm": "litbench", "litbench_genrm": "litbench",
+}  # fmt: skip
 #: flags of LitBench's scripts, which its recipes take, too
 LITBENCH_FLAGS = {
     "epochs": "EPOCHS", "max_length": "MAX_LEN", "learning_rate": "LEARNING_RATE", "output_dir": "OUTPUT_DIR",
@@ -155,15 +158,15 @@ RECIPES: dict[str, Callable[[Values], None]] = {
 
 
 def show_help(recipe: str) -> str:
-    """The head of the recipe, and the variables that its page and README.md list, each once."""
-    page, names = PAGES.get(recipe, recipe), set[str]()
+    """The head of the recipe, and the variables that its page and docs/recipes.md list, each once."""
+    page, names = f"docs/methods/{PAGES[recipe]}.md", set[str]()
     script = Path(f"recipes/{recipe}.sh").read_text(encoding="utf-8").splitlines()[1:]
     end = next(place for place, line in enumerate(script) if not line.startswith("#"))
     lines = [line[1:].removeprefix(" ") for line in script[:end]]
-    lines += ["", f"Variables [and their defaults]; recipes/{page}.md has the profiles and the stages, too:"]
-    for name in (page, "README"):
-        text = Path(f"recipes/{name}.md").read_text(encoding="utf-8")
-        for section in re.findall(r"(?ms)^## Variables.*?(?=^## |\Z)", text):
+    lines += ["", f"Variables [and their defaults]; {page} has the profiles and the stages, too:"]
+    for name in (page, "docs/recipes.md"):
+        text = Path(name).read_text(encoding="utf-8")
+        for section in re.findall(r"(?ms)^#+ Variables.*?(?=^#+ |\Z)", text):
             for row in re.findall(r"(?m)^\| `.*", section):
                 listed, default, meaning = (
                     cell.strip() for cell in row.replace("`", "").replace("\\|", "/").split("|")[1:4]

@@ -139,8 +139,8 @@ def test_nobody_imports_a_command() -> None:
 
 def test_tests_are_in_rooms_of_the_same_names() -> None:
     folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
-    # beside the rooms: the builders, the recipes, and what a user may do wrong anywhere
-    assert folders <= {*ROOMS, "data_builders", "faults", "recipes", "."}
+    # beside the rooms: the builders, the recipes, the documentation, and what a user may do wrong anywhere
+    assert folders <= {*ROOMS, "data_builders", "docs", "faults", "recipes", "."}
     assert [path.name for path in (ROOT / "tests").glob("test_*.py")] == ["test_house.py"]
 
 

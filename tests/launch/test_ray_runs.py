@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_runs import ROOT, flags, judge, launch, mean_reward, rollouts, run, scalars, synced, write_inputs
+from ray_runs import flags, judge, launch, mean_reward, rollouts, run, scalars, synced, write_inputs
 
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.small_models import make_tiny
@@ -71,26 +71,6 @@ def test_a_reward_that_breaks_stops_the_run(tiny_model: Path, folder: Path, name
     output = launch(folder, "--ext.reward", f"my_rewards:{name}", *flags(tiny_model), fails=True)
     told = [line for line in output.splitlines() if line.startswith("orlhf-ext: error:")]
     assert told == [f"orlhf-ext: error: {said}"]
-
-
-def test_what_the_readme_says_about_a_reward_works(tiny_model: Path, tmp_path: Path) -> None:
-    """Its class, its check and its launch, as they stand there."""
-    section = (ROOT / "README.md").read_text().partition("## Your own reward in five minutes")[2].partition("\n## ")[0]
-    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    commands = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    write_inputs(tmp_path, prompts=16)
-    (tmp_path / "my_rewards.py").write_text(code[0])
-    program, *words = commands[0].split()
-    assert program == "orlhf-ext"
-    checked = run(tmp_path, "-m", "orlhf_ext", *words)
-    assert checked.returncode == 0, checked.stdout
-    words = commands[1].replace("<any OpenRLHF flag>", "").split()
-    assert words[:4] == ["python", "-m", "orlhf_ext.launch", "train_ppo_ray"]
-    launch(tmp_path, *words[4:], *flags(tiny_model))
-    batches = rollouts(tmp_path)
-    assert len(batches) == 2
-    for row in (row for batch in batches for row in batch):
-        assert row["reward"] == pytest.approx(min(1.0, 5 / max(1, len(row["response"].split()))))
 
 
 def scored_ids(tokenizer: Any, label: dict[str, Any], response: str | None) -> tuple[list[int], list[int]]:

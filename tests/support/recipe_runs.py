@@ -34,14 +34,15 @@ def load(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def pages(*names: str) -> str:
+def pages(*recipes: str) -> str:
     """What the documentation says about all recipes, and about those that are named."""
-    return "".join((ROOT / "recipes" / f"{name}.md").read_text() for name in ("README", *names))
+    names = ["recipes", *dict.fromkeys(f"methods/{load('settings').PAGES[recipe]}" for recipe in recipes)]
+    return "".join((ROOT / "docs" / f"{name}.md").read_text() for name in names)
 
 
 def variable_names() -> set[str]:
     """Every variable that a recipe reads."""
-    documented = pages("hh_exo", "jigsaw_rectify", "hh_groups", "ncp_vrcli", "litbench")
+    documented = pages(*load("settings").PAGES)
     rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+)", documented, flags=re.M)
     known = {name for names in rows for name in re.findall(r"[A-Z_]+", names)}
     assert {"PROFILE", "LOSS", "STORIES", "OUT", "SFT_ARGS", "RL_ARGS", "DRY_RUN"} <= known
@@ -193,8 +194,8 @@ def following(command: list[str], flag: str) -> str:
     return command[command.index(flag) + 1]
 
 
-def check_flags(found: Iterable[list[str]]) -> int:
-    """Every flag of the commands is in the help of what they start; returns how many programs there are."""
+def check_flags(found: Iterable[list[str]], folder: Path = ROOT) -> int:
+    """Every flag of the commands is in the help of what they start in ``folder``; returns the number of programs."""
     seen: dict[tuple[str, ...], set[str]] = {}
     for command in found:
         words = list(itertools.takewhile(re.compile(r"[a-z][\w.-]*").fullmatch, command[2:]))
@@ -203,8 +204,9 @@ def check_flags(found: Iterable[list[str]]) -> int:
         seen.setdefault(tuple(words), set()).update(word for word in command if word.startswith("--"))
     for program, flags in seen.items():
         done = subprocess.run(
-            [sys.executable, "-m", *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+            [sys.executable, "-m", *program, "--help"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
         unknown = flags - set(re.findall(r"--[\w.]+", done.stdout))
         assert not unknown, f"{program}: {unknown}"
     return len(seen)
@@ -212,8 +214,9 @@ def check_flags(found: Iterable[list[str]]) -> int:
 
 def check_pages(name: str, stages: Iterable[str], *scripts: str) -> None:
     """Every variable of a recipe (or of those that share a page), and every stage, is in its documentation."""
-    text = pages(name)
-    for script in scripts or (name,):
+    scripts = scripts or (name,)
+    text = pages(*scripts)
+    for script in scripts:
         text_of = (ROOT / "recipes" / f"{script}.sh").read_text()
         blocks = text_of[text_of.index("every=(") : text_of.index("settings ")]
         variables = set(re.findall(r'(?<=[\s("])([A-Z_]+)(?==)', blocks))
