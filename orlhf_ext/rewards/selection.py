@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ..extensions import REWARDS, resolve
 from . import arguments
 from .base import Reward
 from .combine import RewardSet, check_names
+from .functions import from_file
 
 #: what ``train_ppo_ray`` calls its groups of flags (and we ours), which no reward may be named like
 FLAG_GROUPS = frozenset(
@@ -46,7 +48,7 @@ def find(spec: str) -> type[Reward]:
         UserError: there is none, or its module cannot be imported.
         NoReward: it is no `Reward`, has no `score`, or is named like a flag of OpenRLHF.
     """
-    found = resolve(REWARDS, spec)
+    found = from_file(spec) if re.search(r"\.py:\w+$", spec) else resolve(REWARDS, spec)
     if not (isinstance(found, type) and issubclass(found, Reward)):
         raise NoReward(f"reward {spec} is {found!r}, no subclass of orlhf_ext.rewards.Reward; make it one")
     if inspect.isabstract(found):
