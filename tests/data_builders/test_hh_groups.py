@@ -482,11 +482,11 @@ def test_what_groups_refuse(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "(proportion 0.1, --seed 0); try another --seed, a larger proportion, or more prompts" in few
     assert "group 'majority' has no pair" in (few := said(scored(4, group="minority")))
     assert "add records with group_id 1, or take it out of" in few
-    assert "line 4 (id 'x') is of an unknown group 2; " in (unknown := said(named(group_id=2)))
-    assert "hh.yaml has 0 (minority), 1 (majority)" in unknown
-    assert "is of an unknown group True" in said(named(group_id=True))
-    assert "is of an unknown group 'minorty'; did you mean 'minority'?" in said(named(group="minorty"))
-    assert "has group_id 1, which is 'majority' in" in said(named(group_id=1, group="minority"))
+    unknown = said(named(group_id=2))
+    assert "line 4 (id 'x') has the group_id 2, and there are 2 groups: minority, majority" in unknown
+    assert "has the group_id True, and there are 2 groups" in said(named(group_id=True))
+    assert "is of the unknown group 'minorty'; did you mean 'minority'?" in said(named(group="minorty"))
+    assert "is of group 'minority' and has the group_id 1; correct one" in said(named(group_id=1, group="minority"))
     assert "line 4 (id 'x') has no group_id, but earlier ones have one; give all" in said(named())
     mixed = [*scored(3), record("x", [0.0, 1.0], [0.0, 1.0], group="minority")]
     assert "line 4 (id 'x') has a group, but earlier ones have none" in said(mixed)
