@@ -73,10 +73,7 @@ class DeadEnd(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse what has no effect or cannot be trained on before a model is loaded.
-
-        Raises:
-            UserError: one sentence that names the flag, or the file and line.
-        """
+        Raises UserError with one sentence that names the flag, or the file and line."""
         own = args.deadend
         if own.q_min >= own.q_max:
             raise UserError(f"--deadend.q_min {own.q_min:g} is not less than --deadend.q_max {own.q_max:g}")

@@ -69,10 +69,7 @@ class EXO(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse flags that contradict each other, and records that cannot be trained on, before a model is loaded.
-
-        Raises:
-            UserError: one sentence that names the flag, or the file and line.
-        """
+        Raises UserError with one sentence that names the flag, or the file and line."""
         _check_flags(args)
         folder = Path(args.model.model_name_or_path or "")
         local = (folder / "config.json").is_file()

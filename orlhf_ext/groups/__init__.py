@@ -93,10 +93,7 @@ class GroupRM(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse what cannot be trained before a model is loaded.
-
-        Raises:
-            UserError: one sentence that names the flag, or the file and line.
-        """
+        Raises UserError with one sentence that names the flag, or the file and line."""
         _check_flags(args)
         ids, style = _look_at_pairs(args)
         groups = args.groups

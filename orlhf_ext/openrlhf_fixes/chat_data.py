@@ -111,7 +111,7 @@ def template_of(args: SimpleNamespace, role: str = "model") -> Render:
 
 def check_chats(launcher: str, args: SimpleNamespace) -> None:
     """Render every record of a run's local files as its data set will, in one process of the run.
-    Raises UserError as `template_of` does, and if a record cannot be used; file and line are named."""
+    Raises UserError as `template_of` does, or if a record cannot be used; file and line are named."""
     data: Any = getattr(args, "data", None)
     if not getattr(data, "apply_chat_template", False) or not first_process():
         return
