@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from orlhf_ext.cli.errors import UserError
+from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts, Reject  # noqa: F401 - builders take all three from here
 from orlhf_ext.files.records import BadLine, Line, Record, read_lines, write_jsonl
 
@@ -28,8 +29,21 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".parquet")
 SEEN = Reject("prompt also in the training rows")
 
 
+def add_source(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add SOURCE and its other name."""
+    parser.add_argument("positional_source", metavar="SOURCE", nargs="?", help=what)
+    parser.add_argument("--source", help="the same as SOURCE")
+
+
+def add_limits(group: argparse._ActionsContainer, *splits: str) -> None:
+    """Add the limits on splits beside training, and how limited rows are drawn."""
+    for split in splits:
+        group.add_argument(f"--limit_{split}", type=COUNT, metavar="N", help=f"at most N rows in {split}")
+    group.add_argument("--shuffle", action="store_true", help="draw the limited rows at random, not the first ones")
+
+
 def check_options(args: argparse.Namespace, *limits: int | None) -> None:
-    """Refuse common options that exclude one another or would have no effect; ``limits`` are those on rows.
+    """Refuse options that exclude one another or would have no effect; ``limits`` are those on rows.
 
     Raises:
         UserError: they do; one sentence that names them.
@@ -58,7 +72,7 @@ def merge_out(out: Path, other: Path | None, flag: str, name: str) -> Path:
 def draw(rows: Iterable[T], limit: int | None, rng: random.Random | None, counts: Counts) -> Iterator[T]:
     """The first ``limit`` rows (all without a limit), or with ``rng`` a uniform random draw of ``limit`` rows.
 
-    The draw is reservoir sampling (Vitter, 1985, algorithm R): no more than ``limit`` rows are held. Fills in
+    The draw is reservoir sampling (Vitter, 1985, algorithm R): no more than ``limit`` rows are in memory. Fills in
     ``counts.kept`` and ``counts.not_drawn``.
     """
     if rng is None:
@@ -70,16 +84,16 @@ def draw(rows: Iterable[T], limit: int | None, rng: random.Random | None, counts
         return
     if limit is None:
         raise ValueError("a random draw needs a limit")
-    held: list[T] = []
+    reservoir: list[T] = []
     for seen, row in enumerate(rows):
         if seen < limit:
-            held.append(row)
+            reservoir.append(row)
         elif (place := rng.randrange(seen + 1)) < limit:
-            held[place] = row
+            reservoir[place] = row
         counts.not_drawn += seen >= limit
-    rng.shuffle(held)
-    counts.kept = len(held)
-    yield from held
+    rng.shuffle(reservoir)
+    counts.kept = len(reservoir)
+    yield from reservoir
 
 
 def write_draw(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +75,16 @@ class LengthFilter:
 
     def __call__(self, prompt: str, texts: Sequence[str]) -> Reject | None:
         """Why a prompt with its responses is too long, if it is. ``texts`` are the whole texts, prompt included."""
-        if self.max_prompt_tokens is not None and self.count(prompt) > self.max_prompt_tokens:
+        return self.fault(
+            self.count(prompt) if self.max_prompt_tokens else 0,
+            max(map(self.count, texts)) + END_TOKENS if self.max_tokens else 0,
+        )
+
+    def fault(self, prompt: int, whole: int) -> Reject | None:
+        """Why a prompt of so many tokens, or a row of so many, is too long, if it is."""
+        if self.max_prompt_tokens and prompt > self.max_prompt_tokens:
             return Reject(f"prompt longer than {self.max_prompt_tokens} tokens")
-        if self.max_tokens is not None and max(map(self.count, texts)) + END_TOKENS > self.max_tokens:
+        if self.max_tokens and whole > self.max_tokens:
             return Reject(f"longer than {self.max_tokens} tokens")
         return None
 
@@ -132,7 +140,10 @@ class LengthFilter:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        config, template = self._template()
+        file = next((path for path in self.files if path.name == FILES[2]), None)
+        template = file.read_text(encoding="utf-8") if file else self.config.get("chat_template")
+        if isinstance(template, list):  # several templates with names
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
         if not template:
             raise UserError(f"--tokenizer: {self.spec} has no chat template; {remedy}")
 
@@ -148,7 +159,7 @@ class LengthFilter:
             compiled = environment.from_string(template)
         except jinja2.TemplateError as error:
             raise UserError(f"--tokenizer: the chat template of {self.spec} is not valid ({error})") from error
-        special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        special = {name: self.special_token(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
         def render(messages: Messages, add_generation_prompt: bool) -> str:
             try:
@@ -158,18 +169,16 @@ class LengthFilter:
 
         return render
 
-    def _template(self) -> tuple[dict[str, Any], str | None]:
-        """The tokenizer's configuration, and its chat template."""
-        texts = {path.name: path.read_text(encoding="utf-8") for path in self.files if path.name != FILES[0]}
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The tokenizer's configuration; empty without one."""
+        file = next((path for path in self.files if path.name == FILES[1]), None)
         try:
-            config = load_json(texts.get("tokenizer_config.json", "{}"))
+            return load_json(file.read_bytes()) if file else {}
         except ValueError as error:
-            raise UserError(f"--tokenizer: tokenizer_config.json of {self.spec} is not JSON ({error})") from error
-        template = texts.get("chat_template.jinja") or config.get("chat_template")
-        if isinstance(template, list):  # several templates with names
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        return config, template
+            raise UserError(f"--tokenizer: {file} is not JSON ({error}); fix it") from error
 
-
-def _content(token: Any) -> str:
-    return token.get("content", "") if isinstance(token, dict) else token or ""
+    def special_token(self, name: str) -> str:
+        """The text of a special token such as ``eos_token``; empty if the configuration has none."""
+        token = self.config.get(name) or ""
+        return str(token.get("content") or "") if isinstance(token, dict) else str(token)

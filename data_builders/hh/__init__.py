@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from ..common import (
     SPLITS,
     Messages,
     Row,
+    add_limits,
+    add_source,
     check_options,
     digest,
     draw,
@@ -113,7 +115,7 @@ class Kept(NamedTuple):
 
     prompt: int
     record: Record
-    cut: tuple[str, ...]
+    cut: Sequence[str]
 
 
 class Builder:
@@ -124,45 +126,31 @@ class Builder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add this builder's own options."""
-        parser.add_argument(
-            "positional_source",
-            metavar="SOURCE",
-            nargs="?",
-            help="a folder with {train,test}.jsonl (.jsonl.gz, .json, .parquet), one such file, a hub name such as "
+        add_source(
+            parser,
+            "a folder with {train,test}.jsonl (.jsonl.gz, .json, .parquet), one such file, a hub name such as "
             "Anthropic/hh-rlhf, or sample for the bundled one (the default)",
         )
-        parser.add_argument("--source", help="the same as SOURCE")
-        parser.add_argument(
+        add = parser.add_argument
+        add(
             "--data_dir",
             help="the folder inside SOURCE (Anthropic/hh-rlhf: helpful-base by default), or all: every one that has "
             "train and test files",
         )
-        parser.add_argument(
-            "--test_size", type=INNER, help="share of prompts for the test file when SOURCE is one file (0.1)"
-        )
-        parser.add_argument(
+        add("--test_size", type=INNER, help="share of prompts for the test file when SOURCE is one file (0.1)")
+        add(
             "--format",
             choices=("hh", "chat", *STYLES),
             help="HH text (the default), message lists, SharedRep's tagged text, or text by the tokenizer's template",
         )
-        parser.add_argument("--compat", action="store_true", help="the authors' exact rules, defects included")
-        parser.add_argument("--kwise", action="store_true", help="also write K-wise records made from the pairs")
-        parser.add_argument(
-            "--from_pairs", metavar="PATH", help="only turn a pairs file, or a folder of them, into K-wise records"
-        )
-        parser.add_argument("--limit_test", type=COUNT, metavar="N", help="at most N rows in the test file")
-        parser.add_argument(
-            "--shuffle", action="store_true", help="draw the limited rows at random, not the first ones"
-        )
-        parser.add_argument("--tokenizer", help="a folder with a tokenizer.json, that file, or a hub name")
-        parser.add_argument("--max_prompt_tokens", type=COUNT, metavar="N", help="drop longer prompts")
-        parser.add_argument(
-            "--max_tokens",
-            type=COUNT,
-            metavar="N",
-            help="drop rows whose prompt with its longer response is longer",
-        )
-        parser.add_argument(
+        add("--compat", action="store_true", help="the authors' exact rules, defects included")
+        add("--kwise", action="store_true", help="also write K-wise records made from the pairs")
+        add("--from_pairs", metavar="PATH", help="only turn a pairs file, or a folder of them, into K-wise records")
+        add_limits(parser, "test")
+        add("--tokenizer", help="a folder with a tokenizer.json, that file, or a hub name")
+        add("--max_prompt_tokens", type=COUNT, metavar="N", help="drop longer prompts")
+        add("--max_tokens", type=COUNT, metavar="N", help="drop rows whose prompt and longer response are longer")
+        add(
             "--cut",
             action="store_true",
             help="drop none for its length: cut prompts on the left, and responses on the right to what "
@@ -210,19 +198,8 @@ class Builder:
 def check(args: argparse.Namespace) -> None:
     """Refuse options that exclude one another or would have no effect."""
     if args.from_pairs:
-        others = (
-            "positional_source",
-            "source",
-            "data_dir",
-            "test_size",
-            "format",
-            "compat",
-            "kwise",
-            "shuffle",
-            "tokenizer",
-            "cut",
-        )
-        for name in others:
+        others = "positional_source source data_dir test_size format compat kwise shuffle tokenizer cut"
+        for name in others.split():
             if getattr(args, name):
                 flag = "SOURCE" if name == "positional_source" else f"--{name}"
                 raise UserError(f"{flag} has no effect with --from_pairs, which only converts; leave it out")
@@ -258,14 +235,13 @@ class Pipeline:
     def __init__(self, source: Source, args: argparse.Namespace) -> None:
         self.source = source
         self.args = args
-        self.chat = args.format == "chat"
         self.test_size: float = (args.test_size or 0.1) if source.whole else 0
         self.prompts: set[int] = set()  # hashes of the prompts of the training rows that were kept
         self.too_long = (
             LengthFilter(args.tokenizer, args.max_prompt_tokens, args.max_tokens) if args.tokenizer else None
         )
         self.render: Callable[[Messages, bool], str] | None = None
-        if self.too_long and (self.chat or args.format == "template"):
+        if self.too_long and args.format in ("chat", "template"):
             self.render = self.too_long.chat_template()
 
     def build(self, split: str) -> Built:
@@ -309,11 +285,8 @@ class Pipeline:
         prompt = digest(pair.prompt)
         if split != "train" and prompt in self.prompts:
             return SEEN
-        fitted = self.fitted(pair)
-        if isinstance(fitted, Reject):
-            return fitted
-        columns, cut = fitted
-        return Kept(prompt, {"id": name, **columns}, cut)
+        columns, cut = self.fitted(pair)
+        return columns if isinstance(columns, Reject) else Kept(prompt, {"id": name, **columns}, cut)
 
     def split_of(self, outcome: Pair | Reject) -> str:
         """The split of a row of a single file. Rows that give no pair are counted with the training rows."""
@@ -321,23 +294,22 @@ class Pipeline:
             return "train"
         return "test" if digest(outcome.prompt, self.args.seed) < self.test_size * 2**64 else "train"
 
-    def fitted(self, pair: Pair) -> tuple[Record, tuple[str, ...]] | Reject:
-        """The columns of a pair and which parts were cut, or why it is left out."""
+    def fitted(self, pair: Pair) -> tuple[Record | Reject, Sequence[str]]:
+        """The columns of a pair, or why it is left out, and which parts were cut."""
         if not (self.args.cut and self.too_long):
-            row = self.columns(pair)
-            return row if isinstance(row, Reject) else (row, ())
+            return self.columns(pair), ()
         if self.args.format not in (None, "hh"):
             return self.fewer_turns(pair)
         responses = [pair.chosen, pair.rejected]
         prompt, kept = self.too_long.cut(pair.prompt, responses)
         if not prompt:
-            return self.too_long(pair.prompt, [pair.prompt + text for text in kept]) or EMPTY
+            return self.too_long(pair.prompt, [pair.prompt + text for text in kept]) or EMPTY, ()
         if kept[0] == kept[1]:
-            return SAME_CUT
+            return SAME_CUT, ()
         cut = [PROMPT_CUT] * (prompt != pair.prompt) + [RESPONSES_CUT] * (kept != responses)
-        return {"prompt": prompt, "chosen": kept[0], "rejected": kept[1]}, tuple(cut)
+        return {"prompt": prompt, "chosen": kept[0], "rejected": kept[1]}, cut
 
-    def fewer_turns(self, pair: Pair) -> tuple[Record, tuple[str, ...]] | Reject:
+    def fewer_turns(self, pair: Pair) -> tuple[Record | Reject, Sequence[str]]:
         """As `fitted`, for formats that are made of whole turns: the first ones go."""
         outcome: Record | Reject = EMPTY
         for start, turn in enumerate(pair.turns):
@@ -345,45 +317,25 @@ class Pipeline:
                 outcome = self.columns(pair._replace(turns=pair.turns[start:]))
                 if not isinstance(outcome, Reject):
                     return outcome, (PROMPT_CUT,) if start else ()
-        assert isinstance(outcome, Reject)
-        return outcome
+        return outcome, ()
 
     def columns(self, pair: Pair) -> Record | Reject:
         """A pair in the wanted format, or why it is left out."""
         columns: Record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-        texts = [pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected]
-        if self.chat:
+        sides = [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]
+        if self.args.format not in (None, "hh"):
             chat = as_chat(pair)
             if isinstance(chat, Reject):
                 return chat
             columns = dict(chat)
-            if self.render:
-                try:
+            try:
+                if style := STYLES.get(self.args.format):
+                    prompt = prompt_text(chat["prompt"], style, self.render)
+                    sides = [(prompt, answer_text(text, style)) for _, text in sides]
+                    columns = {"prompt": prompt, "chosen": sides[0][1], "rejected": sides[1][1]}
+                elif self.render:
                     sides = [split_chat(self.render, chat["prompt"], chat[key], True) for key in ("chosen", "rejected")]
-                except ChatError:
-                    return TEMPLATE
-                texts = [sides[0][0], *(prompt + response for prompt, response in sides)]
-        elif self.args.format in STYLES:
-            styled = self.styled(pair, STYLES[self.args.format])
-            if isinstance(styled, Reject):
-                return styled
-            columns = styled
-            texts = [styled["prompt"], *(styled["prompt"] + styled[side] for side in ("chosen", "rejected"))]
-        if self.too_long and (reject := self.too_long(texts[0], texts[1:])):
-            return reject
-        return columns
-
-    def styled(self, pair: Pair, style: Style) -> Record | Reject:
-        """A pair as text in a style of group preferences."""
-        chat = as_chat(pair)
-        if isinstance(chat, Reject):
-            return chat
-        try:
-            prompt = prompt_text(chat["prompt"], style, self.render)
-        except ChatError:
-            return TEMPLATE
-        return {
-            "prompt": prompt,
-            "chosen": answer_text(pair.chosen, style),
-            "rejected": answer_text(pair.rejected, style),
-        }
+            except ChatError:
+                return TEMPLATE
+        reject = self.too_long and self.too_long(sides[0][0], [prompt + text for prompt, text in sides])
+        return reject or columns

@@ -18,7 +18,6 @@ begin with the prompt. It keeps equal and empty responses, as SharedRep's own sc
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,13 +25,13 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orlhf_ext.cli.errors import UserError, suggest
+from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import INNER
 from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.records import Record
-from orlhf_ext.groups.assign import MAX_SEED, best_and_worst, held_out, stream_groups
+from orlhf_ext.groups.assign import best_and_worst, held_out, stream_groups
 from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_groups, trait_fault, wanted_traits
-from orlhf_ext.groups.training import by_place, id_text
+from orlhf_ext.groups.training import by_place, group_name
 from orlhf_ext.models.head_settings import STYLES
 
 from ..common import digest, draw, read_rows, write_some
@@ -53,18 +52,14 @@ class Builder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add this builder's own options."""
-        parser.add_argument("scored", metavar="SCORED", help="a file of samples with traits (.jsonl)")
-        parser.add_argument(
-            "--groups",
-            type=Path,
-            required=True,
-            metavar="FILE.yaml",
-            help="groups: [{name, proportion, weights: {trait: weight}}], such as recipes/groups/hh.yaml",
-        )
-        parser.add_argument("--proportion", type=INNER, metavar="P", help="share of the first of two groups")
-        parser.add_argument("--style", choices=STYLES, help="how prompts were rendered, unless records say it")
-        parser.add_argument("--test_size", type=INNER, help=f"share of each group's pairs in test.jsonl ({TEST_SIZE})")
-        parser.add_argument("--compat", action="store_true", help="SharedRep's three columns, all in train.jsonl")
+        add = parser.add_argument
+        add("scored", metavar="SCORED", help="a file of samples with traits (.jsonl)")
+        yaml = "groups: [{name, proportion, weights: {trait: weight}}], such as recipes/groups/hh.yaml"
+        add("--groups", type=Path, required=True, metavar="FILE.yaml", help=yaml)
+        add("--proportion", type=INNER, metavar="P", help="share of the first of two groups")
+        add("--style", choices=STYLES, help="how prompts were rendered, unless records say it")
+        add("--test_size", type=INNER, help=f"share of each group's pairs in test.jsonl ({TEST_SIZE})")
+        add("--compat", action="store_true", help="SharedRep's three columns, all in train.jsonl")
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:
         """Write the files.
@@ -74,8 +69,6 @@ class Builder:
         """
         if args.compat and args.test_size:
             raise UserError("--test_size has no effect with --compat, which writes no test file; leave one out")
-        if not 0 <= args.seed <= MAX_SEED:
-            raise UserError(f"--seed {args.seed} is not within 0 and {MAX_SEED}; choose another")
         groups = read_groups(args.groups, args.proportion)
         for sentence in odd_weights(groups):
             print(f"warning: {args.groups}: {sentence}", file=sys.stderr)
@@ -91,6 +84,7 @@ class Pipeline:
     def __init__(self, groups: list[Group], args: argparse.Namespace) -> None:
         self.groups = groups
         self.args = args
+        self.names = [group.name for group in groups]
         self.path = Path(args.scored)
         self.traits = wanted_traits(groups)
         self.style: str | None = args.style
@@ -200,54 +194,29 @@ class Pipeline:
             yield where, group, SAME_ID if known else self.pair(where, name, record, group)
 
     def group_of(self, where: str, record: Record, drawn: int | None) -> int:
-        """The group of a record.
+        """The group of a record: all records name theirs, or it is drawn for all.
 
         Raises:
-            UserError: it has none, or an unknown one, or one record names its group and another does not.
+            UserError: it is unknown, drawn as well as named, or neither.
         """
-        number, name = record.get("group_id"), record.get("group")
-        own = number is not None or name is not None
+        own = any(record.get(key) is not None for key in ("group_id", "group"))
         if self.own_groups is None:
             self.own_groups = own
-            self.check_draw(drawn)
         if own != self.own_groups:
             which = "has a group, but earlier ones have none" if own else "has no group_id, but earlier ones have one"
             raise UserError(f"{where} {which}; give all records a group_id, or none")
-        if not own:
-            assert drawn is not None  # held by `check_draw`
-            return drawn
-        names = [group.name for group in self.groups]
-        if number is None:
-            if name not in names:
-                raise UserError(f"{where} is of an unknown group {name!r}{suggest(str(name), names)}")
-            return names.index(name)
-        found = None
-        with contextlib.suppress(ValueError):
-            found = by_place(names).get(id_text(number) or "")
-        if found is None:
-            known = ", ".join(f"{place} ({known})" for place, known in enumerate(names))
-            raise UserError(f"{where} is of an unknown group {number!r}; {self.args.groups} has {known}")
-        if name is not None and name != found:
-            raise UserError(
-                f"{where} has group_id {number}, which is {found!r} in {self.args.groups}, but group {name!r}; "
-                "fix one of them"
-            )
-        return names.index(found)
-
-    def check_draw(self, drawn: int | None) -> None:
-        """Check that groups are either drawn or named.
-
-        Raises:
-            UserError: they are both, or neither.
-        """
-        if self.own_groups and self.args.proportion is not None:
+        if own and self.args.proportion is not None:
             raise UserError(
                 f"--proportion draws groups at random, but the records of {self.path} name theirs; leave it out"
             )
-        if not self.own_groups and drawn is None:
+        if own:
+            nameless = {**record, "id": None}  # the id is in ``where``
+            return self.names.index(group_name(nameless, self.names, by_place(self.names), where))
+        if drawn is None:
             raise UserError(
                 f"{self.args.groups} has no proportions, and the records of {self.path} have no group_id; give one"
             )
+        return drawn
 
     def check_style(self, where: str, record: Record) -> None:
         """Check that all prompts are of one style, and that it is known.

@@ -31,7 +31,7 @@ from ..common import SEEN, Row, digest, find_splits, keep, read_rows, write_some
 
 #: the format of ``build_data hh`` -> how its prompts were rendered
 FORMATS = {"hh": "hh", "legacy": "legacy", "template": "chat"}
-TWICE = Reject("prompt of an earlier row")
+PROMPT_SEEN = Reject("prompt of an earlier row")
 SAME_ID = Reject("id of an earlier row", bad=True)
 NO_PROMPT = Reject("no prompt that is text", bad=True)
 
@@ -71,11 +71,11 @@ class Builder:
         drawn, counts = prompts.draw("train", paths["train"], training, asked, remedy)
         tested, test_counts = prompts.draw("test", paths["test"], test, f"--num_test {test}", "lower it")
         first, rest = drawn[: args.num_prompts], drawn[args.num_prompts :]
-        again = copy.deepcopy(counts)
-        again.examples = []  # they have been reported with the first file
+        rl_counts = copy.deepcopy(counts)
+        rl_counts.examples = []  # reported with the first file
         for stem, rows, own, split in (
             ("rm", first, counts, "train"),
-            ("rl", rest or first, again, "train"),
+            ("rl", rest or first, rl_counts, "train"),
             ("test", tested, test_counts, "test"),
         ):
             own.not_drawn += own.kept - len(rows)
@@ -161,8 +161,8 @@ class Prompts:
     def draw(self, split: str, path: Path, number: int, asked: str, remedy: str) -> tuple[list[Record], Counts]:
         """``number`` different prompts at random, in random order; ``counts.kept`` is how many could be drawn.
 
-        A prompt's place is that of a hash of seed and prompt: no more rows are held than are drawn, and the first ones
-        stay the same when more are asked for.
+        A prompt's place is that of a hash of seed and prompt: no more rows are in memory than are drawn, and the first
+        ones stay the same when more are asked for.
 
         Raises:
             UserError: there are fewer.
@@ -199,7 +199,7 @@ class Prompts:
         if split == "test" and prompt_hash in self.trained:
             return SEEN
         if prompt_hash in seen:
-            return TWICE
+            return PROMPT_SEEN
         if id_hash in ids:
             return SAME_ID
         seen.add(prompt_hash)

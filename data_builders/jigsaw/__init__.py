@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ VALID_SHARE = 0.1
 NO_LABEL = Reject("label that is neither 0 nor 1", bad=True)
 NO_TARGET = Reject("target that is no number from 0 to 1", bad=True)
 AT_RANDOM = "not toxic, left out at random (--drop_rate)"
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 
 class Source(NamedTuple):
@@ -103,9 +105,8 @@ class Builder:
         # all sources first: nothing is written if one is missing
         found = {step: find_source(step, args) for step in SOURCES if args.step in (step, None)}
         for step, (path, licence) in found.items():
-            own = argparse.Namespace(**vars(args))
-            own.drop_rate = args.drop_rate if args.step else getattr(args, f"{step}_drop_rate")
-            yield from (build_reward if step == "reward" else build_prompts)(path, own, licence)
+            drop_rate = args.drop_rate if args.step else getattr(args, f"{step}_drop_rate")
+            yield from (build_reward if step == "reward" else build_prompts)(path, args, drop_rate, licence)
 
 
 def add_options(parser: argparse.ArgumentParser, step: str) -> None:
@@ -205,16 +206,14 @@ def find_source(step: str, args: argparse.Namespace) -> tuple[Path, str]:
 
 
 def rows_of(table: Table, counts: Counts) -> Iterator[list[str]]:
-    """The rows of a CSV file, counted; those of another width than the header are dropped."""
-    for row in table.rows():
-        counts.read += 1
-        if isinstance(row, BadLine):
-            counts.drop(row.where, Reject(row.reason, bad=True))
-        else:
-            yield row
-
-
-LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+    """The rows of a CSV file, counted, with a progress bar; those of another width than the header are dropped."""
+    with contextlib.closing(progress(table.rows(), table.path.name)) as rows:
+        for row in rows:
+            counts.read += 1
+            if isinstance(row, BadLine):
+                counts.drop(row.where, Reject(row.reason, bad=True))
+            else:
+                yield row
 
 
 def read_label(fields: Sequence[str]) -> int | None:
@@ -223,49 +222,39 @@ def read_label(fields: Sequence[str]) -> int | None:
     return None if None in labels else int(1 in labels)
 
 
-def build_reward(path: Path, args: argparse.Namespace, licence: str) -> Iterator[Built]:
+def build_reward(path: Path, args: argparse.Namespace, drop_rate: float, licence: str) -> Iterator[Built]:
     """Write ``rm_train.json`` and ``rm_valid.json``.
 
     For each row in order a number is drawn if its label is 0, and the row is left out if that is at most
-    ``--drop_rate``; for each row that is kept another one, which puts it in the validation file if it is at most 0.1.
+    ``drop_rate``; for each row that is kept another one, which puts it in the validation file if it is at most 0.1.
     """
     counts = Counts(args.strict, args.max_count_of_reported)
-    dropped = 0
     draw = random.Random(args.seed).random
     with open_table(path) as table, writers(args.out, ("rm_train.json", "rm_valid.json"), path) as (train, valid):
         place, *labels = table.places([TEXT, *args.label_columns])
-        first, *more = labels
-        with contextlib.closing(progress(rows_of(table, counts), path.name)) as rows:
-            for row in rows:
-                label = read_label([row[column] for column in labels]) if more else LABELS.get(row[first])
-                if label == 0 and draw() <= args.drop_rate:
-                    dropped += 1
-                    continue
-                writer = valid if draw() <= VALID_SHARE else train
-                text = row[place]
-                fault = NO_LABEL if label is None else text_fault(text, args.keep_na)
-                if fault:
-                    counts.drop(table.where, fault)
-                    continue
-                writer.add({"text": text, "label": label})
-                if train.count == args.limit:
-                    break
-        if dropped:
-            counts.dropped[AT_RANDOM] = dropped
+        for row in rows_of(table, counts):
+            label = read_label([row[column] for column in labels])
+            if label == 0 and draw() <= drop_rate:
+                counts.dropped[AT_RANDOM] += 1
+                continue
+            writer = valid if draw() <= VALID_SHARE else train
+            text = row[place]
+            if fault := NO_LABEL if label is None else text_fault(text, args.keep_na):
+                counts.drop(table.where, fault)
+                continue
+            writer.add({"text": text, "label": label})
+            if train.count == args.limit:
+                break
         if not train.count:
             raise none_kept(path, train.path, counts)
     kept = (train.count, valid.count)
-    details = {"label_columns": args.label_columns, "drop_rate": args.drop_rate}
+    details = {"label_columns": args.label_columns, "drop_rate": drop_rate}
     yield from built_pair(train, valid, kept, counts, [path], licence=licence, details=details)
 
 
-def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterator[Built]:
-    """Write ``prompts.jsonl``.
-
-    For each row in order a number is drawn if its target is below 0.5, and the row is left out if that is at most
-    ``--drop_rate``. Only comments that are kept are cut to their first tokens.
-    """
-    sources, details = [path], {"max_len": args.max_len, "drop_rate": args.drop_rate}
+def build_prompts(path: Path, args: argparse.Namespace, drop_rate: float, licence: str) -> Iterator[Built]:
+    """Write ``prompts.jsonl``: the first tokens of the comments that are kept."""
+    sources, details = [path], {"max_len": args.max_len, "drop_rate": drop_rate}
     tokenizer = None
     if args.max_len > 0:
         tokenizer, file, said = load_tokenizer(args.tokenizer, args.out, args.strict)
@@ -275,45 +264,30 @@ def build_prompts(path: Path, args: argparse.Namespace, licence: str) -> Iterato
             details["tokenizer_asked_for"] = args.tokenizer
             print(f"tokenizer: {said}")
     counts = Counts(args.strict, args.max_count_of_reported)
-    dropped = 0
-    draw = random.Random(args.seed).random
-    drop_rate, keep_na = args.drop_rate, args.keep_na
-    targets: dict[str, float | None] = {}
-    held: list[str] = []
     with open_table(path) as table, writers(args.out, (args.prompts_file,), path) as (writer,):
-        place, target_place = table.places(SOURCES["prompts"].columns)
-
-        def flush() -> None:
-            for text in cut(held, tokenizer, args.max_len, args.clean_up_tokenization_spaces):
+        texts = islice(kept_comments(table, args, drop_rate, counts), args.limit)
+        while batch := list(islice(texts, BATCH)):
+            for text in cut(batch, tokenizer, args.max_len, args.clean_up_tokenization_spaces):
                 writer.add({"prompt": {"text": text}})
-            held.clear()
-
-        with contextlib.closing(progress(rows_of(table, counts), path.name)) as rows:
-            for row in rows:
-                field = row[target_place]
-                try:
-                    target = targets[field]
-                except KeyError:
-                    if len(targets) > BATCH:
-                        targets.clear()
-                    target = targets[field] = number_of(field, 0, 1)
-                if target is not None and target < TOXIC and draw() <= drop_rate:
-                    dropped += 1
-                    continue
-                text = row[place]
-                fault = NO_TARGET if target is None else text_fault(text, keep_na)
-                if fault:
-                    counts.drop(table.where, fault)
-                    continue
-                held.append(text)
-                if writer.count + len(held) == args.limit:
-                    break
-                if len(held) == BATCH:
-                    flush()
-        flush()
-        if dropped:
-            counts.dropped[AT_RANDOM] = dropped
         if not writer.count:
             raise none_kept(path, writer.path, counts)
     counts.kept = writer.count
     yield Built(writer.path, counts, sources, licence, details)
+
+
+def kept_comments(table: Table, args: argparse.Namespace, drop_rate: float, counts: Counts) -> Iterator[str]:
+    """The comments that become prompts.
+
+    For each row in order a number is drawn if its target is below 0.5, and the row is left out if that is at most
+    ``drop_rate``.
+    """
+    draw = random.Random(args.seed).random
+    text_place, target_place = table.places(SOURCES["prompts"].columns)
+    for row in rows_of(table, counts):
+        target = number_of(row[target_place], 0, 1)
+        if target is not None and target < TOXIC and draw() <= drop_rate:
+            counts.dropped[AT_RANDOM] += 1
+        elif fault := NO_TARGET if target is None else text_fault(row[text_place], args.keep_na):
+            counts.drop(table.where, fault)
+        else:
+            yield row[text_place]

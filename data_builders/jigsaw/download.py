@@ -73,19 +73,17 @@ def _download(name: str, folder: Path) -> Path:
         ) from None
     except ModuleNotFoundError as error:
         raise UserError(f"fetching from Kaggle needs its client; pip install kaggle six, {OR_FOLDER}") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:  # of any kind, and its text may quote what the client sent
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise _refusal(name, error) from None
-    except Exception as error:  # of any kind, and its text may quote what the client sent
-        raise _failure(name, error) from None
     files = [path for path in folder.iterdir() if path.is_file() and path.stem == name]
     if not files:
         raise UserError(f"Kaggle's client fetched no file of {name}; try again, {OR_FOLDER}")
     return files[0]
 
 
-def _refusal(name: str, error: OSError) -> UserError:
+def _refusal(name: str, error: Exception) -> UserError:
     """What a failed request means; the error's own text is not used."""
     import requests
 
@@ -97,10 +95,6 @@ def _refusal(name: str, error: OSError) -> UserError:
     gone = requests.exceptions
     if isinstance(error, (gone.ConnectionError, gone.Timeout, gone.ChunkedEncodingError)):
         return UserError(f"Kaggle cannot be reached; check the network and run the same command again, {OR_FOLDER}")
-    return _failure(name, error)
-
-
-def _failure(name: str, error: Exception) -> UserError:
     return UserError(
         f"Kaggle's client failed to fetch {name} ({type(error).__name__}); check the credentials, {OR_FOLDER}"
     )

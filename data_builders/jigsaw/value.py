@@ -44,7 +44,6 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
         UserError: the file cannot be read, has other scores, or gives no row.
     """
     counts = Counts(args.strict, args.max_count_of_reported)
-    clean = 0
     prompts: Counter[str] = Counter()
     generator = random.Random(args.seed)
     with writers(args.out, ("train.jsonl", "val.jsonl"), path) as (train, val):
@@ -56,7 +55,7 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
                 continue
             drawn = generator.random()
             if drawn < args.drop_rate and is_clean(scored.scores, args.one_threshold):
-                clean += 1
+                counts.dropped[CLEAN] += 1
                 continue
             split, writer = ("train", train) if generator.random() < TRAIN_SHARE else ("val", val)
             chosen = choose(scored.scores, args, generator)
@@ -71,8 +70,6 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
                 writer.add({"text": scored.prompt + scored.texts[number], "reward": [reward]})
             if args.limit and train.count >= args.limit:
                 break
-        if clean:
-            counts.dropped[CLEAN] = clean
         if not train.count:
             raise none_kept(path, train.path, counts)
     details = {"toxicity_type": args.toxicity_type, "mode": args.mode, "counted": "prompts"}

@@ -98,7 +98,7 @@ class Dump:
 def _lines(path: Path) -> Iterator[bytes]:
     from tqdm import tqdm
 
-    held, size = [b""], 0  # the beginning of the next line
+    start, size = [b""], 0  # the beginning of the next line
     with (
         open(path, "rb") as stream,
         tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False) as bar,
@@ -106,16 +106,16 @@ def _lines(path: Path) -> Iterator[bytes]:
         for piece in _pieces(path, stream):
             bar.update(stream.tell() - bar.n)
             first, *more = piece.split(b"\n")
-            held.append(first)
+            start.append(first)
             size += len(first)
             if more:
-                yield b"".join(held)
+                yield b"".join(start)
                 *whole, last = more
                 yield from whole
-                held, size = [last], len(last)
+                start, size = [last], len(last)
             if size > _LONGEST:
                 raise UserError(f"--dump: {path} has a line of more than {_LONGEST >> 20} MiB; give JSON Lines")
-    yield b"".join(held)
+    yield b"".join(start)
 
 
 def _pieces(path: Path, stream: IO[bytes]) -> Iterator[bytes]:

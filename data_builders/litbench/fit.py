@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Reject
-from orlhf_ext.files.records import Record, load_json
+from orlhf_ext.files.records import Record
 from orlhf_ext.litbench.prompts import DIRECT, LABELS, REASONED, REASONING, Label, answer, judging_input, marked
 from orlhf_ext.models.chats import ChatError, Refusal, split_chat
 from orlhf_ext.models.texts import with_end_text
@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 #: pairs that are tokenised at once
 BATCH = 64
-#: tokens that are left of a story at least, if it has more
-LEAST = 32
+#: a story is cut to no fewer tokens
+MIN_STORY_TOKENS = 32
 #: `SFTDataset` leaves out inputs that leave no more tokens than this for an answer
 ROOM = 2
 NO_PREFIX = Reject("tokens of the input that do not begin those of input and answer", bad=True)
@@ -167,7 +167,7 @@ class Fitter:
             budget -= too_many
             shorter = min(map(len, ends))
             most = max(budget // 2, budget - shorter)
-            if most < LEAST:
+            if most < MIN_STORY_TOKENS:
                 return NO_ROOM
             short = [cut(story, places, most) for story, places in zip(stories, ends, strict=True)]
             # the other orders have the same two stories
@@ -200,17 +200,11 @@ class Fitter:
     def _eos(self) -> str:
         """The tokenizer's end token."""
         assert self.lengths
-        config = next((path for path in self.lengths.files if path.name == "tokenizer_config.json"), None)
-        try:
-            token = load_json(config.read_text(encoding="utf-8")).get("eos_token") if config else None
-        except ValueError as error:
-            raise UserError(f"--tokenizer: {config} is not JSON ({error}); fix it") from error
-        token = token.get("content") if isinstance(token, dict) else token
-        if not token:
-            raise UserError(
-                f"--tokenizer: {self.lengths.spec} has no tokenizer_config.json with an eos_token; name a model folder"
-            )
-        return str(token)
+        if token := self.lengths.special_token("eos_token"):
+            return token
+        raise UserError(
+            f"--tokenizer: {self.lengths.spec} has no tokenizer_config.json with an eos_token; name a model folder"
+        )
 
     def _find_gap(self) -> tuple[str, str]:
         """Where the line break behind the marker goes so that no token reaches over the end of the input.

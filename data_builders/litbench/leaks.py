@@ -1,9 +1,9 @@
 """Whether two prompts are the same, and whether two stories are nearly identical.
 
 Texts are compared by their words: lower case, no punctuation. Two stories are nearly identical when their words are
-the same, or when they share at least `NEAR` of the runs of eight words of the one that has fewer (counted as `LEAST`
-if there are less, so that a phrase in common is not enough). So a story that was copied, lengthened, cut or lightly
-edited is found; two stories about the same thing are not.
+the same, or when they share at least `MIN_OVERLAP` of the runs of eight words of the one that has fewer (counted as
+`MIN_RUNS` if there are fewer, so that a phrase in common is not enough). So a story that was copied, lengthened, cut or
+lightly edited is found; two stories about the same thing are not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..common import digest
 
 #: words in a run
 RUN = 8
-#: share of the runs
-NEAR = 0.5
-LEAST = 16
+#: the share of runs in common, and of how many, from which two stories are nearly identical
+MIN_OVERLAP = 0.5
+MIN_RUNS = 16
 
 _TAG = re.compile(r"\A\s*[\[({]\s*[A-Za-z]{2}\s*[\])}]")
 _WORD = re.compile(r"[^\W_]+")
@@ -43,7 +43,7 @@ def runs(text: Sequence[str]) -> np.ndarray:
 
 
 class StoryIndex:
-    """Finds out whether a story is nearly identical to one of some stories; twelve bytes for each run of these."""
+    """Whether a story is nearly identical to one of the indexed stories; twelve bytes for each of their runs."""
 
     def __init__(self, stories: Iterable[str]) -> None:
         self._same: set[int] = set()
@@ -69,11 +69,11 @@ class StoryIndex:
         if not owners:
             return 0.0
         who, count = np.unique(np.concatenate(owners), return_counts=True)
-        return float((count / np.minimum(self._sizes[who], len(mine)).clip(LEAST)).max())
+        return float((count / np.minimum(self._sizes[who], len(mine)).clip(MIN_RUNS)).max())
 
     def near(self, *stories: str) -> bool:
         """Whether one of these is nearly identical to one of the index."""
-        return any(self.overlap(story) >= NEAR for story in stories)
+        return any(self.overlap(story) >= MIN_OVERLAP for story in stories)
 
 
 def _name(text: Sequence[str], story: str) -> int:

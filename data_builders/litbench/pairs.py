@@ -27,15 +27,15 @@ VAL_PAIRS = 500
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this step."""
     add_shared(parser)
-    group = parser.add_argument_group("pairs")
-    group.add_argument(
+    add = parser.add_argument_group("pairs").add_argument
+    add(
         "--val_pairs",
         type=COUNT,
         metavar="N",
         default=VAL_PAIRS,
         help="validation pairs, at most a tenth of the training data, or a quarter of the test data (%(default)s)",
     )
-    group.add_argument(
+    add(
         "--val_source",
         choices=("train", "test"),
         default="train",

@@ -30,7 +30,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-#: a fetcher's answer for an id: the fields of the comment or post, nothing if there is none, or why it cannot tell
+#: a fetcher's answer for an id: the fields of the comment or post, nothing if there is none, or why it is unknown
 Answer = dict[str, Any] | Failure | None
 
 
@@ -87,7 +87,7 @@ class Progress:
     so that answers of two sources are never mixed. The file is locked while it is open.
 
     Args:
-        folder: where it lies.
+        folder: of the file.
         origin: what the answers come from, as a JSON value.
         resume: go on with what is there, rather than start anew.
 

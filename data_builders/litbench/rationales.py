@@ -39,8 +39,7 @@ NO_NAMES = Reject("rationale that speaks of A and B, which the row does not have
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this step."""
     add_shared(parser)
-    group = parser.add_argument_group("rationales")
-    add = group.add_argument
+    add = parser.add_argument_group("rationales").add_argument
     add("--use_cot", action="store_true", help="the answer has the rationale before the verdict")
     add(
         "--style",

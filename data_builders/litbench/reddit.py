@@ -103,17 +103,17 @@ class Reddit:
             retry=tenacity.retry_if_exception(lambda error: _status(error) not in (401, 403, 404)),
             stop=tenacity.stop_after_attempt(TRIES),
             wait=_wait,
-            before_sleep=_say,
+            before_sleep=_print_wait,
             reraise=True,
         )
         try:
             return retrying(self._ask, kind, ids)
         except Exception as error:
-            _stop_if_refused(error)
+            answer = _settle(error)
             # a request that does not get through says nothing of the ids in it
             if len(ids) > 1 and _status(error) != 429 and not _is_transport(error):
                 return self._by_halves(kind, ids)
-            return dict.fromkeys(ids, _settle(error))
+            return dict.fromkeys(ids, answer)
 
     def _by_halves(self, kind: str, ids: Sequence[str]) -> dict[str, Answer]:
         """Ask for a batch in ever smaller parts, so that what fails in it takes no other id along."""
@@ -129,10 +129,9 @@ class Reddit:
                 found.update(self._ask(kind, part))
                 answered = True
             except Exception as error:
-                _stop_if_refused(error)
-                why = Failure(_reason(error))
+                answer, why = _settle(error), Failure(_reason(error))
                 if len(part) == 1:
-                    found[part[0]] = _settle(error)
+                    found[part[0]] = answer
                 else:
                     parts.extend((half, depth + 1) for half in _halves(part))
         return {name: found[name] for name in ids}
@@ -202,11 +201,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _settle(error: BaseException) -> Failure | None:
-    """The answer for ids whose request failed for good: there is no such thing, or an error."""
-    return None if _status(error) == 404 else Failure(_reason(error))
+    """The answer for ids whose request failed for good: there is no such thing, or an error.
 
-
-def _stop_if_refused(error: BaseException) -> None:
+    Raises:
+        UserError: Reddit does not let the client in, so that no other request will succeed.
+    """
     status = _status(error)
     if status == 401:
         raise UserError(
@@ -217,6 +216,7 @@ def _stop_if_refused(error: BaseException) -> None:
             "Reddit refuses the request (403): this app, address or user agent is not let in; ask Reddit for access, "
             f"give another --user_agent, {OR_DUMP}"
         ) from None
+    return None if status == 404 else Failure(_reason(error))
 
 
 def _wait(state: Any) -> float:
@@ -229,7 +229,7 @@ def _wait(state: Any) -> float:
     return delay + random.random()
 
 
-def _say(state: Any) -> None:
+def _print_wait(state: Any) -> None:
     from tqdm import tqdm
 
     reason = _reason(state.outcome.exception())

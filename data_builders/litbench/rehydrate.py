@@ -10,6 +10,7 @@ Python 3.11.9 or newer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import html
 import json
@@ -26,7 +27,7 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.csv_files import format_csv
-from orlhf_ext.files.records import atomic_write, load_json, sha256_file, write_json
+from orlhf_ext.files.records import atomic_write, read_object, sha256_file, write_json
 
 from ..common import as_rows
 from .dump import Dump
@@ -36,7 +37,7 @@ from .sources import HUB_TEST, REHYDRATED, find_source, read_table
 
 REPORT = "rehydrate_report.json"
 SIDES = ("chosen", "rejected")
-#: the authors' columns: what they are called, after ``prompt``, and the field of the comment that they hold
+#: the authors' columns: what they are called, after ``prompt``, and the field of the comment in them
 COLUMNS = {"story": "story", "comment_id": "", "comment_score": "score", "username": "author", "timestamp": "timestamp"}
 HEADER = ["prompt", *(f"{side}_{column}" for column in COLUMNS for side in SIDES)]
 NO_IDS = Reject("no two base-36 ids of comments", bad=True)
@@ -49,19 +50,17 @@ MAX_FAILED_BATCHES = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``rehydrate``."""
-    group = parser.add_argument_group("rehydrate")
-    group.add_argument("--source", dest="id_list", metavar="SOURCE", help="the list of comment ids, as SOURCE")
-    group.add_argument(
+    add = parser.add_argument_group("rehydrate").add_argument
+    add("--source", dest="id_list", metavar="SOURCE", help="the list of comment ids, as SOURCE")
+    add(
         "--dump",
         nargs="+",
         metavar="FILE",
         help="read comments and posts from these files (JSON Lines as of Pushshift or Arctic Shift, also .gz and .zst) "
         "instead of asking Reddit with REDDIT_CLIENT_ID and REDDIT_CLIENT_SECRET",
     )
-    group.add_argument(
-        "--user_agent", metavar="TEXT", help="how to name oneself to Reddit (REDDIT_USER_AGENT, or this program)"
-    )
-    group.add_argument(
+    add("--user_agent", metavar="TEXT", help="how to name oneself to Reddit (REDDIT_USER_AGENT, or this program)")
+    add(
         "--max_workers",
         type=COUNT,
         default=3,
@@ -69,16 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one request is made at a time, whatever N is; a batch of ids that keeps failing is asked for in halves, "
         "which are halved at most N times while nothing comes back, and else down to single ids (%(default)s)",
     )
-    group.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help=f"go on with what {NAME} has (--no-resume discards it)",
-    )
-    group.add_argument(
-        "--keep_incomplete", action="store_true", help="write rows that lack a story too, with empty cells"
-    )
-    group.add_argument(
+    text = f"go on with what {NAME} has (--no-resume discards it)"
+    add("--resume", action=argparse.BooleanOptionalAction, default=True, help=text)
+    add("--keep_incomplete", action="store_true", help="write rows that lack a story too, with empty cells")
+    add(
         "--clean",
         choices=("none", "basic"),
         default="none",
@@ -124,10 +117,11 @@ def run(args: argparse.Namespace) -> Iterator[Built]:
         "clean": args.clean,
         "keep_incomplete": args.keep_incomplete,
     }
-    report = _read_report(report_path)
+    report = read_object(report_path)
     ours = target.exists() and report.get("sha256") == sha256_file(target)
-    replaceable = args.overwrite or not target.exists() or (ours and report["inputs"] == inputs)
-    if ours and report["inputs"] == inputs and not report["errors"] and not args.overwrite:
+    same = ours and report.get("inputs") == inputs
+    replaceable = args.overwrite or not target.exists() or same
+    if same and not report["errors"] and not args.overwrite:
         print(f"{target} is finished, and left as it is (--overwrite makes it anew)")
         counts.read, counts.kept = report["counts"]["read"], report["counts"]["kept"]
         counts.dropped = Counter(report["counts"]["dropped"])
@@ -170,7 +164,7 @@ def run(args: argparse.Namespace) -> Iterator[Built]:
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     write_json(report_path, report)
-    _tell(report, target)
+    _print_report(report, target)
     yield _built(target, counts, ids, report)
 
 
@@ -317,7 +311,7 @@ def clean_text(text: str) -> str:
     return re.sub(r"\A[\s\u200b]+|[\s\u200b]+\Z", "", text)
 
 
-# --- what is said about it -------------------------------------------------------------------------------------------
+# --- the report ----------------------------------------------------------------------------------------------------
 
 
 def _occupied(target: Path) -> UserError:
@@ -327,25 +321,15 @@ def _occupied(target: Path) -> UserError:
     )
 
 
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = load_json(path.read_bytes())
-        return report if {"sha256", "inputs", "errors", "counts"} <= report.keys() else {}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
 def _versions() -> dict[str, str]:
     found = {"orlhf-ext": __version__}
     for name in ("praw", "prawcore", "zstandard", "huggingface_hub"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
-def _tell(report: dict[str, Any], target: Path) -> None:
+def _print_report(report: dict[str, Any], target: Path) -> None:
     for what in ("comments", "posts"):
         print(f"{what}: " + (", ".join(f"{number} {status}" for status, number in report[what].items()) or "none"))
     print(f"{report['complete']} of {report['rows']} pairs are complete ({report['rate']:.1%})")

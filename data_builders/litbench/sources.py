@@ -86,14 +86,14 @@ class Test(NamedTuple):
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``pairs`` and ``rationales`` share."""
-    group = parser.add_argument_group("pairs and rationales")
-    group.add_argument(
+    add = parser.add_argument_group("pairs and rationales").add_argument
+    add(
         "--test_file",
         metavar="FILE",
         help=f"test pairs: a file, a folder or a hub name with prompt, chosen_story and rejected_story ({REHYDRATED} "
         "in the folder of --out)",
     )
-    group.add_argument(
+    add(
         "--allow_train_holdout",
         nargs="?",
         type=INNER,
@@ -101,15 +101,15 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help=f"where there are no test pairs, hold out this share of the training prompts ({HELD_OUT})",
     )
-    group.add_argument(
+    add(
         "--keep_leaks",
         action="store_true",
         help="keep training rows with the prompt of a test pair, or a story nearly identical to one of the test or "
         "validation pairs; they are only counted",
     )
-    group.add_argument("--min_words", type=COUNT, metavar="N", help="drop training rows with a shorter story")
-    group.add_argument("--max_words", type=COUNT, metavar="N", help="drop training rows with a longer story")
-    group.add_argument("--limit_test", type=COUNT, metavar="N", help="only the first N test pairs")
+    add("--min_words", type=COUNT, metavar="N", help="drop training rows with a shorter story")
+    add("--max_words", type=COUNT, metavar="N", help="drop training rows with a longer story")
+    add("--limit_test", type=COUNT, metavar="N", help="only the first N test pairs")
 
 
 def find_source(spec: str, flag: str = "SOURCE") -> Source:
@@ -137,7 +137,7 @@ def find_source(spec: str, flag: str = "SOURCE") -> Source:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a path inside a folder can be a data file: not hidden, no sidecar, no list of a hub's."""
+    """Whether a path inside a folder can be a data file: not hidden, not a sidecar, not a hub's list."""
     return (
         path.name.endswith(TABLES)
         and not path.name.endswith((".meta.json", "_infos.json"))
@@ -174,22 +174,24 @@ def lacking(record: Record) -> list[str]:
     return missing
 
 
+def first_row(files: Sequence[Path]) -> Line | None:
+    """The first row that is not broken."""
+    return next((line for line in read_table(files) if isinstance(line, Line)), None)
+
+
 def check_columns(files: Sequence[Path]) -> None:
-    """Hold that the first row has the columns of a pair.
+    """Check that the first row has the columns of a pair.
 
     Raises:
         UserError: it has not; the missing columns and those that are there are named.
     """
-    for line in read_table(files):
-        if isinstance(line, BadLine):
-            continue
-        if missing := lacking(line.record):
-            there = ", ".join(list(map(str, line.record))[:12])
-            raise UserError(
-                f"{line.where} has no column {' and no column '.join(missing)} (it has {there}); give a table with "
-                "prompt, chosen_story and rejected_story, or prompt, story_a, story_b and chosen_story (A or B)"
-            )
-        return
+    line = first_row(files)
+    if line and (missing := lacking(line.record)):
+        there = ", ".join(list(map(str, line.record))[:12])
+        raise UserError(
+            f"{line.where} has no column {' and no column '.join(missing)} (it has {there}); give a table with "
+            "prompt, chosen_story and rejected_story, or prompt, story_a, story_b and chosen_story (A or B)"
+        )
 
 
 def as_pair(record: Record) -> Pair | Reject:
@@ -275,25 +277,25 @@ def find_test(args: argparse.Namespace, source: Source) -> Test:
     Raises:
         UserError: nowhere; the ways out are named, the first being the step ``rehydrate``.
     """
+    rehydrated = args.out / REHYDRATED
+    test = None
     if args.test_file:
         found = find_source(args.test_file, "--test_file")
-        files = found.tests or found.files
-        check_columns(files)
-        return Test(f"--test_file {args.test_file}", files)
-    if source.tests:
-        check_columns(source.tests)
-        return Test(f"the test file of {source.label}", source.tests)
-    rehydrated = args.out / REHYDRATED
-    if rehydrated.is_file():
-        check_columns([rehydrated])
-        return Test(str(rehydrated), [rehydrated])
+        test = Test(f"--test_file {args.test_file}", found.tests or found.files)
+    elif source.tests:
+        test = Test(f"the test file of {source.label}", source.tests)
+    elif rehydrated.is_file():
+        test = Test(str(rehydrated), [rehydrated])
+    if test:
+        check_columns(test.files)
+        return test
     try:
         files = find_source(HUB_TEST).files
-        first = next((line.record for line in read_table(files) if isinstance(line, Line)), {})
+        first = first_row(files)
     except UserError:
         why = f"{HUB_TEST} cannot be fetched"
     else:
-        if not lacking(first):
+        if first and not lacking(first.record):
             return Test(f"{HUB_TEST} (it has texts)", files)
         why = f"{HUB_TEST} has ids only"
     if args.allow_train_holdout:

@@ -1,8 +1,8 @@
 """Training, validation and test pairs that have no prompt and no story in common.
 
-The source is read three times, and only hashes of it are held in memory: first to see what each row is (and whether it
-leaks from a test pair), then for the validation pairs, then for the training pairs. Where rows of two parts have the
-same prompt, or nearly identical stories, the test set keeps them, then the validation set; see
+The source is read several times, and only hashes of it are kept in memory beside the test pairs: first to see what each
+row is (and whether it leaks from a test pair), then for the validation and the training pairs. Where rows of two parts
+have the same prompt, or nearly identical stories, the test set keeps them, then the validation set; see
 `data_builders.litbench.leaks`.
 
 A validation set of N rows is drawn by prompt: prompts in the order of a hash of theirs and the seed, each with all its
@@ -27,7 +27,7 @@ from ..common import as_rows, digest, draw, keep, write_some
 from .leaks import StoryIndex, prompt_key
 from .sources import Pair, as_pair, check_columns, find_source, find_test, read_table
 
-AGAIN = Reject("pair of an earlier row")
+PAIR_SEEN = Reject("pair of an earlier row")
 SAME_ID = Reject("id of an earlier row", bad=True)
 TEST_PROMPT = Reject("prompt of a test pair")
 TEST_STORY = Reject("story nearly identical to one of a test pair")
@@ -87,42 +87,30 @@ class Splits:
         #: training rows with a prompt or a story of a test pair, or a story of a validation pair
         self.leaks: Counter[str] = Counter()
         self.fates = bytearray()
-        self.test_prompts: dict[str, int] = {}  # by the ids of the pairs
-        stories = StoryIndex(self._note_test())
-        if not self.test_prompts:
+        self.tests = list(draw(keep(self._test_rows(), self.test_counts), args.limit_test, None, self.test_counts))
+        if not self.tests:
             raise UserError(self._why_none("test", self.test_counts))
         self.drawn: set[str] = set()
         if val_of_test:
-            ids = sorted(self.test_prompts, key=lambda name: digest(name, f"{args.seed} val"))
+            ids = sorted((found.pair.id for found in self.tests), key=lambda name: digest(name, f"{args.seed} val"))
             self.drawn = set(ids[: wanted(len(ids))])
-        self._scan(stories, (lambda _: 0) if val_of_test else wanted)
+        self._scan((lambda _: 0) if val_of_test else wanted)
 
     # --- the parts ---------------------------------------------------------------------------------------------------
 
-    def test(self, counts: Counts | None = None) -> Iterator[Found]:
-        """The test pairs in the order of their file; what is left out is counted in ``counts``, if they are given."""
-        counts = counts or Counts()
-        seen = Seen()
-        rows = self._rows(self.test_source.files or self.source.files, "test")
-        if self.test_source.held_out:
-            rows = (row for row in rows if isinstance(row[1], Pair) and self._held_out(row[1]))
-
-        def found(where: str, outcome: Pair | Reject) -> Found | Reject:
-            new = outcome if isinstance(outcome, Reject) else seen(outcome, prompt_key(outcome.prompt))
-            return new if isinstance(new, Reject) else Found(where, new)
-
-        kept = keep(((where, found(where, outcome)) for where, outcome in rows), counts)
-        return draw(kept, self.args.limit_test, None, counts)
+    def test(self) -> Iterator[Found]:
+        """The test pairs in the order of their file."""
+        return iter(self.tests)
 
     def val(self) -> Iterator[Found]:
         """The validation pairs in the order of the file that they are drawn from."""
         if self.drawn:
-            return (found for found in self.test() if found.pair.id in self.drawn)
+            return (found for found in self.tests if found.pair.id in self.drawn)
         return self._with_fate(VAL)
 
     def train(self) -> Iterator[Found]:
         """The training pairs in the order of the source, those that leak from a validation pair left out."""
-        stories = StoryIndex(story for _, pair in self._with_fate(VAL) for story in (pair.chosen, pair.rejected))
+        stories = index(self._with_fate(VAL))
         for found in self._with_fate(TRAIN):
             if stories.near(found.pair.chosen, found.pair.rejected):
                 self.leaks[VAL_STORY.reason] += 1
@@ -178,18 +166,22 @@ class Splits:
         key = digest(str(prompt_key(pair.prompt)), f"{self.args.seed} test") if held_out else 0
         return key < held_out * 2**64
 
-    def _note_test(self) -> Iterator[str]:
-        """The stories of the test pairs; their prompts are noted."""
-        for _, pair in self.test(self.test_counts):
-            self.test_prompts[pair.id] = prompt_key(pair.prompt)
-            yield pair.chosen
-            yield pair.rejected
+    def _test_rows(self) -> Iterator[tuple[str, Found | Reject]]:
+        """The rows that the test pairs are made of."""
+        seen = Seen()
+        for where, outcome in self._rows(self.test_source.files or self.source.files, "test"):
+            if self.test_source.held_out and not (isinstance(outcome, Pair) and self._held_out(outcome)):
+                continue
+            if isinstance(outcome, Pair):
+                outcome = seen(outcome, prompt_key(outcome.prompt))
+            yield where, outcome if isinstance(outcome, Reject) else Found(where, outcome)
 
-    def _scan(self, test_stories: StoryIndex, wanted: Callable[[int], int]) -> None:
+    def _scan(self, wanted: Callable[[int], int]) -> None:
         """Decide the fate of each row of the source."""
         seen = Seen()
         counts = self.counts
-        test_prompts = set(self.test_prompts.values())
+        test_prompts = {prompt_key(found.pair.prompt) for found in self.tests}
+        test_stories = index(self.tests)
         rows_of: Counter[int] = Counter()  # by prompt
         prompts: list[int] = []  # of the rows that can be used
         for where, outcome in self._rows(self.source.files, "rows"):
@@ -235,14 +227,11 @@ class Splits:
         outcome = seen(pair, prompt)
         if isinstance(outcome, Reject):
             return outcome
-        leak = TEST_PROMPT if prompt in test_prompts else None
-        if not leak and test_stories.near(pair.chosen, pair.rejected):
-            leak = TEST_STORY
-        if leak:
-            self.leaks[leak.reason] += 1
-            if not args.keep_leaks:
-                return leak
-        return pair
+        if prompt not in test_prompts and not test_stories.near(pair.chosen, pair.rejected):
+            return pair
+        leak = TEST_PROMPT if prompt in test_prompts else TEST_STORY
+        self.leaks[leak.reason] += 1
+        return pair if args.keep_leaks else leak
 
     def _with_fate(self, fate: int) -> Iterator[Found]:
         for where, outcome in self._rows(self.source.files, "pairs", (own == fate for own in self.fates)):
@@ -263,6 +252,11 @@ class Splits:
         )
 
 
+def index(pairs: Iterable[Found]) -> StoryIndex:
+    """An index of both stories of each pair."""
+    return StoryIndex(story for _, pair in pairs for story in (pair.chosen, pair.rejected))
+
+
 class Seen:
     """Rejects pairs that came before, in either order, and ids that did."""
 
@@ -275,7 +269,7 @@ class Seen:
         low, high = sorted(digest(story) for story in (pair.chosen, pair.rejected))
         key, name = (prompt, low, high), digest(pair.id)
         if key in self._pairs:
-            return AGAIN
+            return PAIR_SEEN
         if name in self._ids:
             return SAME_ID
         self._pairs.add(key)

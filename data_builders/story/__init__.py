@@ -30,7 +30,7 @@ from orlhf_ext.files.records import Record
 from orlhf_ext.models.chats import ChatError
 from orlhf_ext.vrcli.labels import as_text, scoring_messages
 
-from ..common import SEEN, Messages, check_options, digest, keep, write_draw
+from ..common import SEEN, Messages, add_limits, add_source, check_options, digest, keep, write_draw
 from ..lengths import TEMPLATE, LengthFilter
 from .prompts import Task
 from .sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
@@ -75,18 +75,16 @@ class Builder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add this builder's own options."""
-        parser.add_argument(
-            "positional_source",
-            metavar="SOURCE",
-            nargs="?",
-            help="a folder of three or more books (.txt) with chapter headings; a folder with {train,val,test}.jsonl "
+        add_source(
+            parser,
+            "a folder of three or more books (.txt) with chapter headings; a folder with {train,val,test}.jsonl "
             "or NAME_{train,val,test}.jsonl (.jsonl.gz, .json, .parquet) whose rows have messages or next_chapter; one "
             "such file; a hub name; or sample for the bundled stories (the default)",
         )
-        parser.add_argument("--source", help="the same as SOURCE")
-        parser.add_argument("--data_dir", help="a folder inside SOURCE, or alone: the folder of the three files")
-        parser.add_argument("--dataset_name", metavar="NAME", help="read NAME_{train,val,test}.jsonl")
-        parser.add_argument(
+        add = parser.add_argument
+        add("--data_dir", help="a folder inside SOURCE, or alone: the folder of the three files")
+        add("--dataset_name", metavar="NAME", help="read NAME_{train,val,test}.jsonl")
+        add(
             "--system",
             "--vrcli.system",
             dest="system",
@@ -94,30 +92,18 @@ class Builder:
             default="keep",
             help="system messages: kept (the default), left out, or put before the user's first text",
         )
-        parser.add_argument("--instruction", metavar="TEXT", help="the words that ask the policy for a plan")
-        books = parser.add_argument_group("books")
-        books.add_argument(
-            "--context_words",
-            type=COUNT,
-            metavar="N",
-            help=f"at most N words of what comes before ({CONTEXT_WORDS})",
-        )
-        books.add_argument(
-            "--gold_words",
-            type=COUNT,
-            metavar="N",
-            help=f"at most N words of the beginning of the next chapter ({GOLD_WORDS})",
-        )
-        books.add_argument(
-            "--heading", metavar="REGEX", help="what a heading line matches, instead of CHAPTER I and its like"
-        )
-        rows = parser.add_argument_group("next-chapter rows")
-        rows.add_argument(
+        add("--instruction", metavar="TEXT", help="the words that ask the policy for a plan")
+        add = parser.add_argument_group("books").add_argument
+        add("--context_words", type=COUNT, metavar="N", help=f"at most N words before the chapter ({CONTEXT_WORDS})")
+        add("--gold_words", type=COUNT, metavar="N", help=f"at most N words of the chapter's beginning ({GOLD_WORDS})")
+        add("--heading", metavar="REGEX", help="what a heading line matches, instead of CHAPTER I and its like")
+        add = parser.add_argument_group("next-chapter rows").add_argument
+        add(
             "--same_instruction",
             action="store_true",
             help="ask for the chapter in the same words with and without a plan (the authors' words differ)",
         )
-        rows.add_argument(
+        add(
             "--unfiltered",
             action="store_true",
             help="keep what the authors leave out: very short and very long chapters, the first two of a story",
@@ -125,25 +111,17 @@ class Builder:
         splits = parser.add_argument_group("splits")
         splits.add_argument("--val_size", type=INNER, help="share of books, or of one file's stories, for val (0.1)")
         splits.add_argument("--test_size", type=INNER, help="the same for test (0.1); each split has at least one")
-        splits.add_argument("--limit_val", type=COUNT, metavar="N", help="at most N rows in val")
-        splits.add_argument("--limit_test", type=COUNT, metavar="N", help="at most N rows in test")
-        splits.add_argument(
-            "--shuffle", action="store_true", help="draw the limited rows at random, not the first ones"
-        )
-        lengths = parser.add_argument_group("lengths in tokens")
-        lengths.add_argument(
+        add_limits(splits, "val", "test")
+        add = parser.add_argument_group("lengths in tokens").add_argument
+        add(
             "--tokenizer",
             "--tokenizer_name",
             metavar="PATH_OR_NAME",
             help="a folder with a tokenizer.json and a chat template, or a hub name: note lengths in the sidecar",
         )
-        lengths.add_argument("--max_prompt_tokens", type=COUNT, metavar="N", help="drop longer prompts")
-        lengths.add_argument(
-            "--max_tokens",
-            type=COUNT,
-            metavar="N",
-            help="drop rows whose scored text (prompt and gold text; the plan comes on top) is longer",
-        )
+        add("--max_prompt_tokens", type=COUNT, metavar="N", help="drop longer prompts")
+        text = "drop rows whose scored text (prompt and gold text; the plan comes on top) is longer"
+        add("--max_tokens", type=COUNT, metavar="N", help=text)
 
     def run(self, args: argparse.Namespace) -> Iterator[Built]:
         """Write the files.
@@ -191,11 +169,7 @@ class Lengths:
         except ChatError:
             return TEMPLATE
         prompt_tokens, tokens = counts
-        if (most := self.tokenizer.max_prompt_tokens) and prompt_tokens > most:
-            return Reject(f"prompt longer than {most} tokens")
-        if (most := self.tokenizer.max_tokens) and tokens > most:
-            return Reject(f"longer than {most} tokens")
-        return prompt_tokens, tokens
+        return self.tokenizer.fault(prompt_tokens, tokens) or (prompt_tokens, tokens)
 
 
 class Pipeline:

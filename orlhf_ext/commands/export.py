@@ -131,10 +131,7 @@ def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], where: str, star
 
 def export(folder: Path, tag: str, start: Path, out: Path, dtype: str = "bfloat16") -> None:
     """Write a checkpoint as a model folder, under a temporary name first.
-
-    Raises:
-        UserError: as `read_weights` and `fill`; ``start`` is not a causal language model.
-    """
+    Raises UserError as `read_weights` and `fill` do, or if ``start`` is not a causal language model."""
     from .. import backends
 
     backends.install()

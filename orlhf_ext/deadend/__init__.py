@@ -14,13 +14,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..cli.errors import UserError
 from ..cli.flags import FINITE, PART
 from ..extensions import Extension
+from ..extensions.inject import first_process
 from ..files.sources import run_records
 from ..models.folder import check_context
 from .rows import parse_row
@@ -73,10 +73,7 @@ class DeadEnd(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse what has no effect or cannot be trained on before a model is loaded.
-
-        Raises:
-            UserError: one sentence that names the flag, or the file and line.
-        """
+        Raises UserError with one sentence that names the flag, or the file and line."""
         own = args.deadend
         if own.q_min >= own.q_max:
             raise UserError(f"--deadend.q_min {own.q_min:g} is not less than --deadend.q_max {own.q_max:g}")
@@ -84,7 +81,7 @@ class DeadEnd(Extension):
         folder = Path(args.model.model_name_or_path)
         if (folder / "config.json").is_file():
             check_context(folder, args.data.max_len, "--data.max_len")
-        if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
+        if first_process():
             for _, line in run_records(args):
                 parse_row(line.record, line.where, own.q_min, own.q_max)
 

@@ -20,6 +20,7 @@ import numpy as np
 from .. import __version__, backends
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, make_parser, whole
+from ..extensions.inject import first_process
 from ..files.outputs import check_folder
 from ..files.records import atomic_folder, load_json, read_records, sha256_file, write_json
 from ..models.folder import check_context, check_ids, find_model, identity
@@ -254,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     room = args.max_length - tokenizer.num_special_tokens_to_add()
     cut = count_cut(tokenizer, [*train_texts, *valid_texts], room)
-    if cut and os.environ.get("RANK", "0") == "0":
+    if cut and first_process():
         print(f"{cut} of {len(train_texts) + len(valid_texts)} texts are cut at --max_length {args.max_length} tokens")
     check_ids(folder, (row["input_ids"] for part in rows for row in part))
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..cli.errors import UserError
 from ..cli.flags import LENGTH, NOT_NEGATIVE, POSITIVE, whole
 from ..extensions import Extension
+from ..extensions.inject import first_process
 from ..files.outputs import check_folder
 from ..files.sources import run_records
-from ..models.folder import context_length, load_tokenizer
+from ..models.folder import check_context, load_tokenizer
 from ..openrlhf_fixes.chat_data import template_of
 from .rows import Rules, chat_texts, parse_record
 from .settings import LOSS_TYPES, check_epsilon, check_loss_type
@@ -69,22 +69,22 @@ class EXO(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse flags that contradict each other, and records that cannot be trained on, before a model is loaded.
-
-        Raises:
-            UserError: one sentence that names the flag, or the file and line.
-        """
+        Raises UserError with one sentence that names the flag, or the file and line."""
         _check_flags(args)
-        _check_length(args)
-        if os.environ.get("RANK", "0") == "0":  # one process says it; the others are ended with it
-            rules = Rules.from_args(args)
-            folder = Path(args.model.model_name_or_path or "")
-            if (folder / "config.json").is_file():
-                load_tokenizer(folder, "--model.model_name_or_path")  # completions end with its EOS
-            render = template_of(args) if rules.chat else None
-            for _, line in run_records(args):
-                kwise = parse_record(line.record, line.where, rules)
-                if render:
-                    chat_texts(render, kwise, line.where)
+        folder = Path(args.model.model_name_or_path or "")
+        local = (folder / "config.json").is_file()
+        if local:  # longer rows end in an index error on a device, or in noise
+            check_context(folder, args.data.max_len, "--data.max_len")
+        if not first_process():
+            return
+        if local:
+            load_tokenizer(folder, "--model.model_name_or_path")  # completions end with its EOS
+        rules = Rules.from_args(args)
+        render = template_of(args) if rules.chat else None
+        for _, line in run_records(args):
+            kwise = parse_record(line.record, line.where, rules)
+            if render:
+                chat_texts(render, kwise, line.where)
 
 
 def _check_flags(args: SimpleNamespace) -> None:
@@ -110,14 +110,3 @@ def _check_flags(args: SimpleNamespace) -> None:
         raise UserError("--model.beta has no effect here; use --exo.beta_pi")
     if exo.cache_reference:
         check_folder(Path(exo.cache_reference).expanduser(), "--exo.cache_reference")
-
-
-def _check_length(args: SimpleNamespace) -> None:
-    """Rows longer than a model's positions end in an index error on a device, or in noise."""
-    folder = Path(args.model.model_name_or_path or "")
-    limit = context_length(folder) if (folder / "config.json").is_file() else None
-    if limit and args.data.max_len > limit:
-        raise UserError(
-            f"--data.max_len {args.data.max_len} is more than {args.model.model_name_or_path} has positions; "
-            f"give --data.max_len {limit} or less"
-        )

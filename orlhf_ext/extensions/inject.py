@@ -224,7 +224,12 @@ def from_environment() -> list[Swap]:
     return [Swap(**swap) for swap in json.loads(os.environ.get(ENVIRONMENT, "[]"))]
 
 
+def first_process() -> bool:
+    """Whether this is the process of a run that checks and prints for all; where it fails, the others are ended."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(message: str) -> None:
     """One log line, from the first process of a run only; a Ray worker has no rank yet when it speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    if first_process():
         print(f"[orlhf-ext] {message}", flush=True)

@@ -99,7 +99,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[Line | BadLine]:
 
 def read_records(path: str | os.PathLike) -> Iterator[Line]:
     """`read_lines`, with the first broken line as an error.
-    Raises UserError as `read_lines` does, and if a line is not a JSON object; the line is named."""
+    Raises UserError as `read_lines` does, or if a line is not a JSON object; the line is named."""
     for line in read_lines(path):
         if isinstance(line, BadLine):
             raise UserError(f"{line.where} is {line.reason}; fix or remove that line")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from typing import Any
 from ..cli.errors import UserError, suggest
 from ..cli.flags import COUNT, NOT_NEGATIVE
 from ..extensions import Extension
+from ..extensions.inject import first_process
 from ..files.outputs import check_folder
 from ..files.records import Line
 from ..files.sources import run_records
@@ -93,10 +93,7 @@ class GroupRM(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse what cannot be trained before a model is loaded.
-
-        Raises:
-            UserError: one sentence that names the flag, or the file and line.
-        """
+        Raises UserError with one sentence that names the flag, or the file and line."""
         _check_flags(args)
         ids, style = _look_at_pairs(args)
         groups = args.groups
@@ -235,7 +232,7 @@ def _look_at_pairs(args: SimpleNamespace) -> tuple[dict[str, str], str]:
 
 def _check_pairs(args: SimpleNamespace, ids: Mapping[str, str], written: Iterable[tuple[Line, Counter[str]]]) -> None:
     """Every pair has a known group, and every group that is trained has pairs."""
-    if os.environ.get("RANK", "0") != "0":  # one process says it; the others are ended with it
+    if not first_process():
         return
     names = args.groups.names or list(ids.values())
     counts = dict.fromkeys(names, 0)

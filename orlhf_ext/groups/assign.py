@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-#: seeds that numpy's generator takes
-MAX_SEED = 2**32 - 1
 _CHUNK = 1024
 
 

@@ -93,11 +93,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def check_alike(first: Member, other: Member) -> None:
-    """Two models differ in their head only.
-
-    Raises:
-        UserError: in what else they differ, is named.
-    """
+    """Two models differ in their head only. Raises UserError that names what else they differ in."""
     pair = f"{_FLAG} {first.name} ({first.folder}) and {other.name} ({other.folder})"
     for what in ("style", "eos", "squash"):
         values = getattr(first.settings, what), getattr(other.settings, what)
@@ -140,7 +136,7 @@ def _equal(first: Any, other: Any) -> bool:
 
 def merge(members: Sequence[Member], out: Path) -> HeadSettings:
     """Write the model of all groups; ids of groups are the order of ``members``.
-    Raises UserError as `check_alike` does, and if there are fewer than two models, or ``out`` is not empty."""
+    Raises UserError as `check_alike` does, or if there are fewer than two models, or ``out`` is not empty."""
     names = [member.name for member in members]
     if len(names) < 2:
         raise UserError(f"{_FLAG} takes two models or more, each of a group of its own; it names {', '.join(names)}")

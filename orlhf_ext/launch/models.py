@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 from ..cli.errors import UserError
 from ..extensions import extension
+from ..extensions.inject import first_process
 from ..files.sources import looks_local
 from ..models.folder import load_tokenizer, read_config
 
@@ -33,7 +33,7 @@ _OURS = {
 def check_models(launcher: str, args: SimpleNamespace) -> None:
     """Every local model can be loaded, and has whole weights; hub names are seen when they are loaded.
     Raises UserError if one does not; its flag is named."""
-    if os.environ.get("RANK", "0") != "0":  # one process says it; the others are ended with it
+    if not first_process():
         return
     for group, role in ROLES.get(launcher, {}).items():
         value = getattr(getattr(args, group, None), "model_name_or_path", None)

@@ -128,7 +128,7 @@ def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
 
 def weight_shapes(folder: Path, flag: str = "--model") -> dict[str, list[int]]:
     """The names and shapes of all weights, from the files' headers.
-    Raises UserError as `weight_files` does, and if a file is cut short."""
+    Raises UserError as `weight_files` does, or if a file is cut short."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}

@@ -8,14 +8,13 @@ local files of a run in this way before a model is loaded. Where a conversation 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ..cli.errors import UserError
-from ..extensions.inject import say
+from ..extensions.inject import first_process, say
 from ..models.chats import ChatError, Messages, Render, as_messages, proven, render_by, split_chat
 
 REMEDY = "change its messages, or take a model with another chat template"
@@ -112,9 +111,9 @@ def template_of(args: SimpleNamespace, role: str = "model") -> Render:
 
 def check_chats(launcher: str, args: SimpleNamespace) -> None:
     """Render every record of a run's local files as its data set will, in one process of the run.
-    Raises UserError as `template_of` does, and if a record cannot be used; file and line are named."""
+    Raises UserError as `template_of` does, or if a record cannot be used; file and line are named."""
     data: Any = getattr(args, "data", None)
-    if not getattr(data, "apply_chat_template", False) or os.environ.get("RANK", "0") != "0":
+    if not getattr(data, "apply_chat_template", False) or not first_process():
         return
     from ..files.sources import run_records
 
@@ -171,7 +170,7 @@ def report_cuts(records: int, kept: int, tokenizer: Any, texts: Iterable[str], m
     """Print, in one process of the run, how many records a data set leaves out and how many texts it cuts, if any."""
     from ..models.texts import count_cut
 
-    if os.environ.get("RANK", "0") != "0":
+    if not first_process():
         return
     if records > kept:
         say(

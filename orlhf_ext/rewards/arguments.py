@@ -78,10 +78,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[Reward]) -> None:
 
 def parse_json(text: str | None, classes: Sequence[type[Reward]]) -> dict[str, dict[str, Any]]:
     """``--ext.reward_args``: reward name -> its arguments.
-
-    Raises:
-        UserError: no JSON object of objects, or a name of a reward that is not used.
-    """
+    Raises UserError if it is not a JSON object of objects, or names a reward that is not used."""
     if text is None:
         return {}
     try:

@@ -95,10 +95,7 @@ class Rewards(Extension):
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse what cannot work.
-
-        Raises:
-            UserError: another source of rewards is given; a reward refuses its arguments or the run.
-        """
+        Raises UserError if another source of rewards is given, or if a reward refuses its arguments or the run."""
         for flag, value in (
             ("--reward.remote_url", args.reward.remote_url),
             ("--train.agent_func_path", args.train.agent_func_path),

@@ -85,10 +85,7 @@ class Model(Reward):
 
     def rows(self, batch: RewardBatch) -> tuple[list[Row], list[bool]]:
         """The token ids that the model reads, in the batch's order, and whether they are cut.
-
-        Raises:
-            UserError: as `score`; the chat template refuses a response.
-        """
+        Raises UserError as `score` does, or if the chat template refuses a response."""
         texts = [self._texts(rollout) for rollout in batch]
         side = self._tokenizer.truncation_side
         if self._model.is_classifier and self.chat:

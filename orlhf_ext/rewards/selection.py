@@ -63,10 +63,7 @@ def find(spec: str) -> type[Reward]:
 
 def choose(specs: Sequence[str]) -> list[Chosen]:
     """Read ``SPEC[=WEIGHT]`` words and find their classes.
-
-    Raises:
-        UserError: as `find`; a weight is not a finite number; two rewards have one name.
-    """
+    Raises UserError as `find` does, or if a weight is not a finite number, or if two rewards have one name."""
     chosen = []
     for text in specs:
         spec, equals, weight = text.partition("=")

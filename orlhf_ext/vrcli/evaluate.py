@@ -42,10 +42,7 @@ Results = dict[str, list[Record]]
 
 def read_results(path: str) -> Results:
     """Scored plans by record id.
-
-    Raises:
-        UserError: a line is not a scored plan, or is there twice; there is none.
-    """
+    Raises UserError if a line is not a scored plan, or is there twice, or if there is none."""
     found: Results = {}
     for line in read_records(path):
         row = line.record

@@ -90,10 +90,7 @@ def read_fingerprint(path: str | Path) -> dict[str, str]:
 
 def check_fingerprint(path: str | Path, fingerprint: Mapping[str, str]) -> None:
     """Compare a file's sidecar with the run that wants to use its baselines.
-
-    Raises:
-        UserError: they were computed with something else, which is named; there are none.
-    """
+    Raises UserError if they were computed with something else, which is named, or if there are none."""
     found = read_fingerprint(path)
     if found != dict(fingerprint):
         raise UserError(

@@ -105,7 +105,7 @@ class VRCLI(Settings, Reward):
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Rewards, and what is logged with them.
-        Raises UserError as `score_plans` does, and if a label cannot be read; the sample is named."""
+        Raises UserError as `score_plans` does, or if a label cannot be read; the sample is named."""
         from .plans import measure_noise, score_plans
 
         labels = [read_label(rollout.label, f"sample {rollout.id!r}") for rollout in batch]

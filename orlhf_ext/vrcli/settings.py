@@ -18,11 +18,7 @@ Tail = Literal["auto", "template", "eot", "none"]
 
 @dataclass
 class Settings:
-    """Every field is a flag.
-
-    Raises:
-        ValueError: values that do not fit each other.
-    """
+    """Every field is a flag. Raises ValueError for values that do not fit each other."""
 
     reward: Annotated[Kind, "of an improvement I in percent: tiers, max(I, 0), 0 or 1 (I >= 0), min(I, 0), I"] = "tiers"
     thresholds: Annotated[
@@ -55,10 +51,7 @@ class Settings:
     @staticmethod
     def from_args(args: Any) -> "Settings":
         """From a namespace with the values of the flags that `add_flags` adds.
-
-        Raises:
-            UserError: values that do not fit each other.
-        """
+        Raises UserError for values that do not fit each other."""
         given: dict[str, Any] = {field.name: getattr(args, field.name) for field in fields(Settings)}
         given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
         try:

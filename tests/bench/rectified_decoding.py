@@ -76,6 +76,8 @@ def now() -> float:
 def random_models(folder: Path) -> tuple[Path, Path]:
     """A policy and a value function with the tiny tokenizer's files and SmolLM2's number of tokens."""
     import torch
+
+    sys.path.append(str(Path(__file__).parents[1] / "support"))
     from deadend_q import new_q_model
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

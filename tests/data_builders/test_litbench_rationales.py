@@ -279,7 +279,8 @@ def test_only_the_answer_is_trained(
     build(*data, *words)
     file = tmp_path / "out" / "rationales_train.jsonl"
     eos = {"tiny_model": "</s>", "smollm2": "<|im_end|>"}[model]
-    for one, (masked, loss, whole) in zip(read(file), trained(folder, file, style, MOST), strict=True):
+    found = trained(folder, file, style, MOST)
+    for one, (masked, loss, whole) in zip(read(file), found, strict=True):
         said = one["completion"].removesuffix(eos)
         assert "".join(loss) == said + eos and loss[-1] == eos and loss[-2].strip() == one["label"]
         assert whole == masked + said + eos and one["prompt"] in masked
@@ -291,7 +292,7 @@ def test_only_the_answer_is_trained(
     assert sidecar["counts"]["dropped"] == {} and sidecar["rows_with_cut_stories"] in (1, 2)
     assert sidecar["answer_ends_with"].startswith(eos)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    longest = max(len(tokenizer.encode(masked).ids) for masked, _, _ in trained(folder, file, style, MOST))
+    longest = max(len(tokenizer.encode(masked).ids) for masked, _, _ in found)
     assert MOST - 60 < longest + (MOST // 4 if reasons else 8) <= MOST
 
 

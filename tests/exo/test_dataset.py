@@ -358,7 +358,7 @@ def test_file_and_line_are_named(tmp_path):
 
 
 def test_longer_than_the_models_positions(tiny_model, tmp_path):
-    with pytest.raises(UserError, match=r"give --data.max_len 512 or less"):
+    with pytest.raises(UserError, match=r"is more than the 512 positions of"):
         EXO().check(launcher_args(model__model_name_or_path=str(tiny_model), data__max_len=513))
 
 

@@ -135,7 +135,7 @@ def test_all_of_the_hubs_folders_are_the_papers_data():
     assert following(dry(GPUS="2", HH_FOLDER="harmless-base")["data"], "--data_dir") == "harmless-base"
     own = dry(GPUS="2", HH_DATA="/my/hh")["data"]
     assert "--data_dir" not in own and "--cut" in own and "--cut" not in dry(GPUS="2", LONG_ROWS="drop")["data"]
-    assert "--cut" not in dry(PROFILE="cpu")["data"] and "--data_dir" not in dry(PROFILE="cpu")["data"]
+    assert not {"--cut", "--data_dir"} & set(dry(PROFILE="cpu")["data"])
 
 
 def test_its_page_has_every_variable_and_stage():

@@ -20,6 +20,7 @@ from recipe_runs import (
     finished,
     following,
     kill,
+    load,
     read,
     redone,
     run_stage,
@@ -102,13 +103,15 @@ def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
     assert following(logged["train"], "--logger.wandb.key") == "env"
 
 
-def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path: Path):
-    def folder(**more: str) -> str:
-        model = following(dry(BTRM, PROFILE="smoke", OUT=str(tmp_path), **more)["train"], "--ckpt.output_dir")
-        return model.removeprefix(f"{tmp_path}/bt_reward_model_")
+def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DRY_RUN", "1")
+    ours, other = "sample models/tiny 8 256 1 1e-3 0 1234  ", "sample models/tiny 8 256 1 5e-4 0 1234  "
 
-    def begin(stamp: str, words: str = "sample models/tiny 8 256 1 1e-3 0 1234", done: bool = False) -> None:
-        (tmp_path / f"bt_reward_model_{stamp}.begun").write_text(f"{words}  \n")
+    def folder(words: str = ours, new: bool = False) -> str:
+        return load("settings").find_run(str(tmp_path), "bt_reward", new, words).removeprefix("bt_reward_model_")
+
+    def begin(stamp: str, words: str = ours, done: bool = False) -> None:
+        (tmp_path / f"bt_reward_model_{stamp}.begun").write_text(f"{words}\n")
         if done:
             (tmp_path / f"bt_reward_model_{stamp}.done").touch()
 
@@ -117,9 +120,15 @@ def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path:
     assert folder() == "1"  # finished: shown again
     begin("2")
     begin("3", done=True)
-    begin("4", words="sample models/tiny 8 256 1 5e-4 0 1234")
-    assert folder() == "2" and folder(LEARNING_RATE="5e-4") == "4"
-    assert folder(NEW="1").startswith("20") and folder(EPOCHS="2").startswith("20")
+    begin("4", words=other)
+    assert folder() == "2" and folder(other) == "4"
+    assert folder(new=True).startswith("20") and folder("sample models/tiny 8 256 2 1e-3 0 1234").startswith("20")
+    # and those are the words that the recipe has
+    for given, wanted in ({}, "2"), ({"LEARNING_RATE": "5e-4"}, "4"):
+        train = dry(BTRM, PROFILE="smoke", OUT=str(tmp_path), **given)["train"]
+        assert following(train, "--ckpt.output_dir") == f"{tmp_path}/bt_reward_model_{wanted}"
+    train = dry(BTRM, PROFILE="smoke", OUT=str(tmp_path), NEW="1")["train"]
+    assert following(train, "--ckpt.output_dir").startswith(f"{tmp_path}/bt_reward_model_20")
 
 
 @pytest.mark.parametrize("name", [BTRM, GENRM])
