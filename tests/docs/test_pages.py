@@ -59,7 +59,7 @@ def run(steps: list[Fence], folder: Path, tiny: Path | None = None) -> None:
         program = [sys.executable, "-c"] if step.language == "python" else ["bash", "-euo", "pipefail", "-c"]
         done = subprocess.run(
             [*program, step.text], cwd=folder, env=env, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=540,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
         )  # fmt: skip
         assert bool(done.returncode) == ("fails" in step.directive), (step.where, done.stdout[-4000:])
         printed = " ".join(done.stdout.split())
