@@ -36,7 +36,8 @@ def test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         if magic.startswith("%%writefile "):
             Path(magic.split()[1]).write_text(rest, encoding="utf-8")
         elif magic == "%%bash":
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", rest], capture_output=True, text=True, timeout=540)
+            shell = ["bash", "-euo", "pipefail", "-c", rest]
+            done = subprocess.run(shell, capture_output=True, text=True, timeout=1800)
             assert done.returncode == 0, done.stdout + done.stderr
         else:
             exec("".join(cell["source"]), names)

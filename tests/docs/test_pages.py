@@ -41,10 +41,11 @@ def test_nothing_is_shown_without_a_test() -> None:
     assert [named(page) for page in pages() if indented.search(page.read_text(encoding="utf-8"))] == []
 
 
-def run(steps: list[Fence], folder: Path) -> None:
-    """Go through a page's steps in ``folder``."""
+def run(steps: list[Fence], folder: Path, tiny: Path | None = None) -> None:
+    """Go through a page's steps in ``folder``; hidden ones may take the tiny model from ``$TINY``."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**recipe_runs.environment(), "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "ROOT": str(ROOT)}
+    env |= {"TINY": str(tiny)} if tiny else {}
     printed = ""
     for step in steps:
         if step.directive[0] == "file":
@@ -58,7 +59,7 @@ def run(steps: list[Fence], folder: Path) -> None:
         program = [sys.executable, "-c"] if step.language == "python" else ["bash", "-euo", "pipefail", "-c"]
         done = subprocess.run(
             [*program, step.text], cwd=folder, env=env, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=540,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
         )  # fmt: skip
         assert bool(done.returncode) == ("fails" in step.directive), (step.where, done.stdout[-4000:])
         printed = " ".join(done.stdout.split())
@@ -82,8 +83,8 @@ def test_commands(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.launcher
 @pytest.mark.parametrize("page", having("run", "launcher"), ids=named)
-def test_commands_that_train(page: Path, tmp_path: Path) -> None:
-    run(steps_of(page, launcher=True), tmp_path)
+def test_commands_that_train(page: Path, tmp_path: Path, tiny_model: Path) -> None:
+    run(steps_of(page, launcher=True), tmp_path, tiny_model)
 
 
 @pytest.mark.parametrize("page", having("dry-run"), ids=named)
