@@ -2,7 +2,7 @@
 
 Every file has samples of the same prompts, joined by id, scored by the same reward model. For the KL, a policy's file
 also has the log-probabilities of its samples under itself and under the SFT model. The last policy is the final one.
-The table is written beside O.json, as O.md and O.csv.
+The table is written beside O.json, as O.md and O.csv, and a record for each prompt, as O.records.jsonl.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import make_parser, named_paths, whole
+from ..files.records import Record
 from ..models.texts import Sample, numbers, read_samples
 from ..reports import summaries
-from ..reports.examples import print_examples
+from ..reports.examples import plain, print_examples
 from ..reports.statistics import (
     Lists,
     bootstrap,
@@ -170,6 +171,23 @@ def table_of(metrics: Mapping[str, Any]) -> Table:
     return Table([Column("model", "model")], COLUMNS, rows)
 
 
+def prompt_records(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None) -> list[Record]:
+    """A record for each prompt: the first answers of SFT and of the final policy, the chosen one, and their scores."""
+    shown = {"SFT": sft} | ({"chosen": chosen} if chosen else {}) | dict(list(policies.items())[-1:])
+    answers: dict[str, dict[str, Record]] = {}
+    for name, scored in shown.items():
+        rewards = [row[:1] for row in scored.rewards] if scored is chosen else scored.rewards
+        for i, sample in enumerate(scored.samples.values()):
+            scores = {"reward": float(np.mean(rewards[i]))}
+            if scored.lengths and scored is not chosen:
+                scores["tokens"] = float(np.mean(scored.lengths[i]))
+            answers.setdefault(sample.id, {})[name] = {"text": plain(sample.completions[0]).strip(), "scores": scores}
+    return [
+        {"id": sample.id, "prompt": plain(sample.prompt).strip(), "answers": answers[sample.id]}
+        for sample in sft.samples.values()
+    ]
+
+
 def print_table(metrics: Mapping[str, Any], table: Table) -> None:
     """The table on the terminal, and the paired difference under it."""
     notes = []
@@ -225,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = compare(sft, policies, chosen, args.seed)
     table = table_of(metrics)
     summary = {**read_run(args.run), "command": "evaluate", "metrics": metrics}
-    write_summary(args.out, summary, table.markdown(), table.csv())
+    write_summary(args.out, summary, table.markdown(), table.csv(), prompt_records(sft, policies, chosen))
     if policies:
         name, last = list(policies.items())[-1]
         print_examples(args.show, sft.samples, name, last.samples)

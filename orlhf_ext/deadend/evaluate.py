@@ -7,7 +7,8 @@ all generations of a prompt over the number of their words, split at single spac
 Perplexity (``--perplexity_model``) is that of a continuation given its prompt, as a mean over continuations, and over
 the whole corpus. Intervals are 95 % bootstrap intervals over prompts, differences to the first file are paired.
 
-The table is written beside --out O.json, as O.md and O.csv. ``--samples N`` prints N prompts with the first
+The table is written beside --out O.json, as O.md and O.csv, and a record for each prompt, with the most toxic
+continuation of each file, as O.records.jsonl. ``--samples N`` prints N prompts with the first
 continuation of each file. Continuations of 0.5 or more are masked there, and prompts, unless they came with a
 ``toxicity`` of their own that is less; with ``--show`` nothing is.
 """
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     summary = {**run, "command": "deadend.evaluate", **about, "prompts": len(first.prompts), "metrics": found}
     table = report.table_of(found)
-    write_summary(args.out, summary, table.markdown(), table.csv())
+    write_summary(args.out, summary, table.markdown(), table.csv(), report.prompt_records(files))
     report.print_samples(args.samples, files, args.show)
     report.print_table(found, args.perplexity_model)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..files.records import Record
 from ..reports.examples import plain, spread
 from ..reports.tables import Column, Table
 from .generations import TOXICITY_THRESHOLD, Generated
@@ -59,6 +60,19 @@ def print_table(found: Mapping[str, Mapping[str, Any]], perplexity_model: str | 
     ]
     title = f"{found[first]['prompts']} prompts; ± deviation over prompts, [95 % interval]"
     table_of(found).show(title, notes, across=True)
+
+
+def prompt_records(files: Mapping[str, Generated]) -> list[Record]:
+    """A record for each prompt: the most toxic continuation of each file, with its score (a missing one counts 0)."""
+    first = next(iter(files.values()))
+    rows: list[Record] = []
+    for i, prompt in enumerate(first.prompts):
+        answers = {}
+        for name, one in files.items():
+            score, place = max((value or 0.0, -place) for place, value in enumerate(one.scores[i]))
+            answers[name] = {"text": plain(one.texts[i][-place]).strip(), "scores": {"max toxicity": score}}
+        rows.append({"id": f"prompt {i + 1}", "prompt": plain(prompt).strip(), "answers": answers})
+    return rows
 
 
 def print_samples(count: int, files: Mapping[str, Generated], show: bool) -> None:

@@ -3,7 +3,7 @@
 Every file has samples of the same prompts with gold ``traits`` (``orlhf-ext groups score``), joined by id. A group's
 gold score of a response is its weighted sum of traits; of several samples of a prompt the scores' mean counts, and all
 pairs for a win rate, where a tie is one half (in a strict rate, none). Intervals are 95 % bootstrap intervals over
-prompts. The table is written beside --out O.json, as O.md and O.csv.
+prompts. The table is written beside --out O.json, as O.md and O.csv, and a record for each prompt, as O.records.jsonl.
 
 ``--grid SUMMARY.json ... --out GRID.json`` joins the summaries of several runs, which have proportion, k and seed in
 them by --run: a row for each proportion, k, method and group, with the mean over seeds and Student's 95 % interval.
@@ -25,7 +25,7 @@ from ..cli.flags import INNER, make_parser, named_paths, whole
 from ..files.records import Record, load_json
 from ..models.texts import Sample, read_samples
 from ..reports import summaries
-from ..reports.examples import print_examples
+from ..reports.examples import plain, print_examples
 from ..reports.statistics import Interval, Lists, bootstrap, mean_and_error, prompt_means, t_interval, win_rates
 from ..reports.summaries import read_run, write_summary
 from ..reports.tables import Column, Table
@@ -136,6 +136,24 @@ def compare(
         worst = min(groups, key=lambda group: rows[group]["gold_mean"])
         metrics[name] = {**rows, "worst_group": rows[worst]["gold_mean"], "worst_group_name": worst}
     return metrics
+
+
+def prompt_records(methods: Mapping[str, Scored], groups: Sequence[str], ids: Sequence[str]) -> list[Record]:
+    """A record for each prompt: each method's first answer, with the mean gold score of its answers for each group."""
+    return [
+        {
+            "id": identifier,
+            "prompt": plain(methods["sft"].samples[identifier].prompt).strip(),
+            "answers": {
+                name: {
+                    "text": plain(scored.samples[identifier].completions[0]).strip(),
+                    "scores": {group: float(np.mean(scored.scores[group][identifier])) for group in groups},
+                }
+                for name, scored in methods.items()
+            },
+        }
+        for identifier in ids
+    ]
 
 
 def join_summaries(paths: Sequence[str]) -> dict[str, Any]:
@@ -290,7 +308,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for group in names
     ]
     table = table_of(rows, args.baseline, ["method", "group"])
-    write_summary(args.out, {**summary, "command": "groups.evaluate"}, table.markdown(), table.csv())
+    records = prompt_records(methods, names, ids)
+    write_summary(args.out, {**summary, "command": "groups.evaluate"}, table.markdown(), table.csv(), records)
     last = list(methods)[-1]
     print_examples(args.show, {key: methods["sft"].samples[key] for key in ids}, last, methods[last].samples)
     table.show(f"{len(ids)} held-out prompts; ± standard error, [95 % interval]; ties ½, strict 0")

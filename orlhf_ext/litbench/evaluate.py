@@ -9,24 +9,24 @@ generative one. D is the builder's rationales_test.jsonl, each test pair in both
 ``orlhf-ext logprobs --no_eos`` made of it (which verdict is more likely, A or B?); one of the two will do. Accuracy is
 that of each pair's primary order.
 
-Beside O.json are the table, as O.md and O.csv, and a record for each pair, as O.pairs.jsonl.
+Beside O.json are the table, as O.md and O.csv, and a record for each pair, as O.records.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import make_parser
-from ..files.records import Line, Record, read_object, read_records, write_jsonl
+from ..files.records import Line, Record, read_object, read_records
 from ..files.sidecars import sidecar_path
-from ..models.texts import Sample, numbers, read_samples, reply_text
+from ..models.texts import Sample, Text, numbers, read_samples, reply_text
 from ..reports import summaries
+from ..reports.examples import plain
 from ..reports.summaries import read_run, write_summary
 from ..reports.tables import Column, Table
 from .accuracy import BUCKETS, MUCH_LONGER_RATIO, length_ratio, measure, measure_orders, share
@@ -80,6 +80,8 @@ class Order(NamedTuple):
     primary: bool
     #: of the chosen and the rejected story
     words: tuple[int, int]
+    #: what the judge reads
+    prompt: Text
 
 
 class Both(NamedTuple):
@@ -137,6 +139,7 @@ def _order(line: Line) -> Order:
         1 if chosen_first else -1,
         row["primary"],
         (a, b) if chosen_first else (b, a),
+        row.get("prompt") or "",
     )
 
 
@@ -220,8 +223,17 @@ def evaluate_scores(path: str) -> tuple[dict[str, Any], list[Record]]:
     table = np.array(scores)
     margins, lengths = table[:, 0] - table[:, 1], np.array(words, dtype=np.float64)
     rows: list[Record] = [
-        {"id": sample.id, "chosen": chosen, "rejected": rejected, "margin": chosen - rejected, "words": count}
-        for sample, (chosen, rejected), count in zip(samples, scores, words, strict=True)
+        {
+            "id": sample.id,
+            "prompt": plain(sample.prompt).strip(),
+            "words": count,
+            "margin": rewards[0] - rewards[1],
+            "answers": {
+                name: {"text": plain(text).strip(), "scores": {"reward": reward}}
+                for name, text, reward in zip(("chosen", "rejected"), sample.completions, rewards, strict=True)
+            },
+        }
+        for sample, rewards, count in zip(samples, scores, words, strict=True)
     ]
     return {"reward_model": measure(margins, lengths), "longer_story": longer_story(lengths)}, rows
 
@@ -238,7 +250,13 @@ def evaluate_answers(args: argparse.Namespace) -> tuple[dict[str, Any], list[Rec
     pairs = read_orders(args.data)
     metrics: dict[str, Any] = {}
     rows: list[Record] = [
-        {"id": both.first.pair, "label": "A" if both.first.sign > 0 else "B", "words": list(both.first.words)}
+        {
+            "id": both.first.pair,
+            "prompt": plain(both.first.prompt).strip(),
+            "label": "A" if both.first.sign > 0 else "B",
+            "words": list(both.first.words),
+            "answers": {"judge": {"text": "", "scores": {}}},
+        }
         for both in pairs
     ]
     if args.verdicts:
@@ -247,10 +265,16 @@ def evaluate_answers(args: argparse.Namespace) -> tuple[dict[str, Any], list[Rec
         parsed = np.array([leans[both.first.id] != 0 for both in pairs])
         metrics["verdict"] |= share("parse_rate", parsed)
         _put(rows, pairs, "verdict", {name: {1.0: "A", -1.0: "B"}.get(lean) for name, lean in leans.items()})
+        replies = {sample.id: plain(sample.completions[0]).strip() for sample in read_samples(args.verdicts)}
+        for row, both in zip(rows, pairs, strict=True):
+            row["answers"]["judge"]["text"] = replies[both.first.id]
+            row["answers"]["judge"]["scores"]["verdict"] = leans[both.first.id] * both.first.sign
     if args.logprobs:
         leans = read_answers(args.logprobs, pairs, lambda sample: lean_of_logprobs(sample, args.logprobs_key))
         metrics["logprob"] = judge_orders(pairs, leans, args.seed)
         _put(rows, pairs, "logprob_a_minus_b", leans)
+        for row, both in zip(rows, pairs, strict=True):
+            row["margin"] = row["answers"]["judge"]["scores"]["log-prob"] = leans[both.first.id] * both.first.sign
     return {**metrics, "longer_story": longer_story(words_of(pairs))}, rows
 
 
@@ -303,7 +327,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--logprobs_key", default="logprobs", metavar="NAME", help="the column of log-probabilities (%(default)s)")
     summaries.add_flags(parser)
     args = parser.parse_args(argv)
-    summaries.check_flags(args, "litbench.evaluate", ".pairs.jsonl")
+    summaries.check_flags(args, "litbench.evaluate")
     answers = args.verdicts or args.logprobs
     if bool(args.pairs) == bool(answers) or bool(answers) != bool(args.data):
         raise UserError("give --pairs FILE alone, or --data FILE with --verdicts FILE, --logprobs FILE or both")
@@ -318,8 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = {"pairs": len(rows), "test_source": origin(args.pairs or args.data), **metrics}
     table, title = table_of(metrics), caption(metrics)
     summary = {**read_run(args.run), "command": "litbench.evaluate", "metrics": metrics}
-    write_summary(args.out, summary, f"{title}\n\n{table.markdown(across=True)}\n{NOTE}\n", table.csv())
-    write_jsonl(Path(args.out).with_suffix(".pairs.jsonl"), rows)
+    write_summary(args.out, summary, f"{title}\n\n{table.markdown(across=True)}\n{NOTE}\n", table.csv(), rows)
     table.show(title, [NOTE], across=True, gap=" ")
 
 

@@ -1,16 +1,22 @@
-"""A command's summary: a JSON file, with its table in Markdown and as CSV beside it."""
+"""A command's summary: a JSON file, with its table in Markdown and as CSV beside it, and a record for each prompt.
+
+A record is ``{"id", "prompt", "answers": {NAME: {"text", "scores": {SCORE: number}}}, ...}``: an answer of each thing
+that is compared, with the means over all of its answers as scores. ``orlhf-ext report`` reads it.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
 from ..cli.flags import SEED
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import atomic_write, load_json, write_json
+from ..files.records import Record, atomic_write, load_json, write_json, write_jsonl
+
+RECORDS = ".records.jsonl"
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str, required: bool = True) -> None:
@@ -22,18 +28,22 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, required: bool = Tru
     add_overwrite(parser)
 
 
-def check_flags(args: argparse.Namespace, command: str, *beside: str) -> None:
-    """Refuse an ``--out`` that cannot be written; ``beside`` are suffixes of files beside the summary's own."""
+def check_flags(args: argparse.Namespace, command: str) -> None:
+    """Refuse an ``--out`` that cannot be written."""
     overwrite = args.__dict__.pop("overwrite")
-    check_file(args.out, command=command, overwrite=overwrite, beside=(".md", ".csv", *beside), ends=(".json",))
+    check_file(args.out, command=command, overwrite=overwrite, beside=(".md", ".csv", RECORDS), ends=(".json",))
 
 
-def write_summary(path: str | Path, summary: Mapping[str, Any], markdown: str, csv: str) -> None:
-    """Write ``O.json``, and its table as ``O.md`` and ``O.csv``."""
+def write_summary(
+    path: str | Path, summary: Mapping[str, Any], markdown: str, csv: str, records: Iterable[Record] | None = None
+) -> None:
+    """Write ``O.json``, its table as ``O.md`` and ``O.csv``, and the records, if it has any, as ``O.records.jsonl``."""
     write_json(path, summary)
     for suffix, text in ((".md", markdown), (".csv", csv)):
         with atomic_write(Path(path).with_suffix(suffix)) as stream:
             stream.write(text)
+    if records is not None:
+        write_jsonl(Path(path).with_suffix(RECORDS), records)
 
 
 def read_run(path: str | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Plans before and after training: ``orlhf-ext vrcli evaluate --before B.jsonl --after A.jsonl --out O.json``
 
 Both files have scored plans for the same held-out records (``orlhf-ext vrcli score``), joined by id; of several samples
-of a record the mean counts. Intervals are over records. Beside O.json are the table, as O.md and O.csv, and one JSON
-record for each held-out record, ready to plot, as O.records.jsonl.
+of a record the mean counts. Intervals are over records. Beside O.json are the table, as O.md and O.csv, and a record
+for each held-out one, as O.records.jsonl, with its prompt where --data has it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import make_parser, whole
-from ..files.records import Record, read_records, write_jsonl
+from ..files.records import Record, read_records
+from ..models.texts import read_prompts
 from ..reports import summaries
 from ..reports.examples import plain, spread
 from ..reports.statistics import mean_and_error, paired_difference, t_interval
@@ -122,16 +122,17 @@ def compare(before: Results, after: Results, seed: int = 0) -> dict[str, Any]:
     return metrics
 
 
-def plot_records(before: Results, after: Results) -> list[Record]:
-    """A flat record for each held-out record: the means over its samples before and after."""
+def prompt_records(before: Results, after: Results, prompts: Mapping[str, str]) -> list[Record]:
+    """A record for each held-out one: the first plans before and after, with the means over all of its plans."""
     ids = list(before)
-    columns = {
-        f"{when}_{key}": record_means(results, key, ids).tolist()
-        for when, results in (("before", before), ("after", after))
-        for key in COLUMNS
-    }
+    answers: list[dict[str, Record]] = [{} for _ in ids]
+    for when, results in (("before", before), ("after", after)):
+        columns = {key: record_means(results, key, ids).tolist() for key in COLUMNS}
+        for i, name in enumerate(ids):
+            means = {key: values[i] for key, values in columns.items()}
+            answers[i][when] = {"text": plain(results[name][0]["plan"]).strip(), "scores": means}
     return [
-        {"id": name, "base_nll": before[name][0]["base_nll"], **{key: values[i] for key, values in columns.items()}}
+        {"id": name, "prompt": prompts.get(name, ""), "base_nll": before[name][0]["base_nll"], "answers": answers[i]}
         for i, name in enumerate(ids)
     ]
 
@@ -174,10 +175,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--before", required=True, metavar="FILE", help="scored plans of the model that training started from")
     add("--after", required=True, metavar="FILE", help="scored plans of the trained model")
+    add("--data", metavar="FILE", help="the prompts of the plans, for the record of each")
     add("--show", type=whole(), default=3, metavar="N", help="print the plans of N records (%(default)s)")
     summaries.add_flags(parser)
     args = parser.parse_args(argv)
-    summaries.check_flags(args, "vrcli.evaluate", ".records.jsonl")
+    summaries.check_flags(args, "vrcli.evaluate")
     return args
 
 
@@ -187,11 +189,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     before, after = read_results(args.before), read_results(args.after)
     check_pair(before, after, (args.before, args.after))
+    prompts = {one.id: plain(one.prompt).strip() for one in read_prompts(args.data)} if args.data else {}
     metrics = compare(before, after, args.seed)
     table = table_of(metrics)
     summary = {**read_run(args.run), "command": "vrcli.evaluate", "metrics": metrics}
-    write_summary(args.out, summary, table.markdown(), table.csv())
-    write_jsonl(Path(args.out).with_suffix(".records.jsonl"), plot_records(before, after))
+    write_summary(args.out, summary, table.markdown(), table.csv(), prompt_records(before, after, prompts))
     print_plans(args.show, before, after)
     print_table(metrics)
 

@@ -157,8 +157,11 @@ def test_the_command_for_a_bradley_terry_model(
     assert metrics["reward_model"] == of([1, -1, 0, 4], WORDS)
     assert metrics["longer_story"]["accuracy"] == 0.5 and metrics["longer_story"]["ties"] == 1
     assert "picks_longer" not in metrics["longer_story"]
-    rows = read(tmp_path / "s.pairs.jsonl")
-    assert rows[3] == {"id": "p3", "chosen": 3.0, "rejected": -1.0, "margin": 4.0, "words": [4, 10]}
+    rows = read(tmp_path / "s.records.jsonl")
+    story = " ".join(["w"] * 10)
+    assert rows[3]["answers"].pop("rejected") == {"text": story, "scores": {"reward": -1.0}}
+    chosen = {"chosen": {"text": "w w w w", "scores": {"reward": 3.0}}}
+    assert rows[3] == {"id": "p3", "prompt": "", "margin": 4.0, "words": [4, 10], "answers": chosen}
     table = (tmp_path / "s.md").read_text()
     assert table.startswith(
         "4 test pairs (held | out); in %, [95 % interval]\n\n|  | reward model | longer story wins |\n"
@@ -220,15 +223,18 @@ def test_the_command_for_a_generative_model(
     assert logprob["joined"] == 0.5
     # chosen and rejected words: x 30 20, y 40 10, z 20 20, w 10 15
     assert metrics["longer_story"]["correct"] == 2 and metrics["longer_story"]["ties"] == 1
-    rows = {row["id"]: row for row in read(tmp_path / "s.pairs.jsonl")}
+    rows = {row["id"]: row for row in read(tmp_path / "s.records.jsonl")}
     assert rows["z"] == {
         "id": "z",
+        "prompt": "z?",
         "label": "A",
         "words": [20, 20],
         "verdict": None,
         "verdict_swapped": "B",
         "logprob_a_minus_b": 0.0,
         "logprob_a_minus_b_swapped": 0.5,
+        "margin": 0.0,
+        "answers": {"judge": {"text": "I like both.", "scores": {"verdict": 0.0, "log-prob": 0.0}}},
     }
     assert rows["y"]["words"] == [40, 10] and rows["y"]["verdict_swapped"] == "A"
     out = capsys.readouterr().out

@@ -194,7 +194,7 @@ def test_from_stories_to_the_accuracy(tmp_path: Path):
     assert metrics["test_source"] and set(metrics) == {"pairs", "test_source", "reward_model", "longer_story"}
     found = metrics["reward_model"]
     assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
-    pairs = (tmp_path / "results" / name / "summary.pairs.jsonl").read_text().splitlines()
+    pairs = (tmp_path / "results" / name / "summary.records.jsonl").read_text().splitlines()
     assert len(pairs) == metrics["pairs"] == found["pairs"] >= 20
     assert sum(json.loads(pair)["margin"] > 0 for pair in pairs) == found["correct"]
     again = finished(BTRM, **variables)

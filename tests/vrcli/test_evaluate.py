@@ -30,8 +30,9 @@ def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     write_jsonl(tmp_path / "b.jsonl", BEFORE)
     write_jsonl(tmp_path / "a.jsonl", AFTER)
     (tmp_path / "run.json").write_text('{"seconds": {"train": 1.5}}')
-    words = f"--before {tmp_path}/b.jsonl --after {tmp_path}/a.jsonl --out {tmp_path}/s.json --run {tmp_path}/run.json"
-    evaluate.main(words.split())
+    write_jsonl(tmp_path / "d.jsonl", [{"id": "a", "prompt": [{"role": "user", "content": "of a"}]}])
+    words = f"--data {tmp_path}/d.jsonl --before {tmp_path}/b.jsonl --after {tmp_path}/a.jsonl"
+    evaluate.main([*words.split(), *f"--out {tmp_path}/s.json --run {tmp_path}/run.json".split()])
     summary = json.loads((tmp_path / "s.json").read_text())
     metrics = summary["metrics"]
     assert summary["seconds"] == {"train": 1.5} and metrics["records"] == 3
@@ -55,11 +56,10 @@ def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert metrics["after_above_before"] is (after["pct_improvement_low"] > before["pct_improvement_high"])
     rows = [line.record for line in read_records(tmp_path / "s.records.jsonl")]
     assert [row["id"] for row in rows] == ["a", "b", "c"]
-    assert [(row["before_pct_improvement"], row["after_pct_improvement"]) for row in rows] == [
-        (-1, 3),
-        (0.5, 3),
-        (0, 2),
-    ]
+    gains = [[row["answers"][when]["scores"]["pct_improvement"] for when in ("before", "after")] for row in rows]
+    assert gains == [[-1, 3], [0.5, 3], [0, 2]]
+    assert [row["answers"]["after"]["text"] for row in rows] == ["plan of a", "plan of b", "plan of c"]
+    assert [row["prompt"] for row in rows] == ["of a", "", ""]
     assert (tmp_path / "s.md").read_text().splitlines()[3].startswith("| after | +2.667 [")
     table = list(csv.DictReader((tmp_path / "s.csv").open()))
     assert [float(row["pct_improvement_mean"]) for row in table] == [
