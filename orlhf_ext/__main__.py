@@ -32,6 +32,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "logprobs": Command("commands.logprobs", "log-probabilities of completions"),
         "evaluate": Command("commands.evaluate", "rewards, win rates and KL of scored samples"),
     },
+    "reports": {
+        "report": Command("commands.report", "one page about runs: results, charts, curves, answers"),
+    },
     "what is installed": {
         "list": Command("commands.list", "extensions, rewards, builders and recipes, one line each"),
         "check": Command("commands.check", "try a reward on sample rollouts, without Ray or a GPU"),

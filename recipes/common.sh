@@ -80,6 +80,16 @@ has_flash_attn() {
     python -c 'import sys; from orlhf_ext.backends import flash_attn_present as here; sys.exit(not here())' 2>/dev/null
 }
 
+# report: the run as a page, $OUT/report.html. It is no reason to fail that an environment of the user's own cannot draw.
+report() {
+    if [[ $DRY_RUN == 0 ]] && ! python -c 'import altair, vl_convert' 2>/dev/null; then
+        echo "# no report: pip install 'orlhf-ext[report]', then orlhf-ext report $OUT --out $OUT/report.html"
+        return
+    fi
+    stage report -- python -m orlhf_ext report "$OUT" --out "$OUT/report.html"
+    echo "# report: $OUT/report.html"
+}
+
 # small_model MODEL: makes a model, if it is one of those that come without a hub.
 small_model() {
     local words

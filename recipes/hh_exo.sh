@@ -36,7 +36,7 @@ settings "$@"
 find_hh_data
 
 data=$OUT/data samples=$OUT/samples align=$OUT/align_${LOSS}_nc$NUM_CONTRASTIVE
-run_file begin "recipe=$RECIPE" "profile=$PROFILE" "loss=$LOSS" "num_contrastive=$NUM_CONTRASTIVE" "seed=$SEED"
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "loss=$LOSS" "num_contrastive=$NUM_CONTRASTIVE" "seed=$SEED" "model=$MODEL"
 echo "# $RECIPE: profile $PROFILE, loss $LOSS, data $HH_DATA, output in $OUT"
 
 # 0. The model that training starts from
@@ -150,6 +150,7 @@ stage evaluate --show --in "$samples"/test_{sft,chosen}_rw.jsonl "${sampled[@]/%
     python -m orlhf_ext evaluate --sft "$samples/test_sft_rw.jsonl" "${compared[@]}" \
     --chosen "$samples/test_chosen_rw.jsonl" --run "$OUT/run.json" --out "$align/summary.json" --show 3 --seed "$SEED"
 run_file finish "$align/summary.json"
+report
 cat <<END_OF_RUN
 # policy: $align/model (checkpoints beside it), SFT model: $sft, reward model: $rm_model
 # numbers: $OUT/summary.json (this run's, also $align/summary.json, .md and .csv), answers: $align/samples

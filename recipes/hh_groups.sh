@@ -45,7 +45,7 @@ find_hh_data
 [[ $HH_DATA != Anthropic/hh-rlhf ]] || : "${HH_FOLDER:=all}"
 
 data=$OUT/data prompts=$OUT/prompts samples=$OUT/samples sft=${SFT_MODEL:-$OUT/sft}
-run_file begin "recipe=$RECIPE" "profile=$PROFILE" "method=$METHOD" "preset=$PRESET" "style=$STYLE"
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "method=$METHOD" "preset=$PRESET" "style=$STYLE" "model=$MODEL"
 echo "# $RECIPE: profile $PROFILE, method $METHOD, data $HH_DATA, groups $GROUPS_FILE, output in $OUT"
 
 # 0. The models that training starts from
@@ -136,5 +136,6 @@ for name in "${drawn[@]}"; do push_data "pairs/$name" "$OUT/pairs/$name"/{train,
 for name in "${reward_models[@]}"; do push_model "rm/$name" "$OUT/rm/$name"; done
 for name in "${answered[@]:1}"; do push_model "policy/$name" "$OUT/policy/$name"; done
 for name in "${answered[@]}"; do push_data "eval/$name" "$samples/test/${name}_scored.jsonl"; done
+report
 echo "# policies: $OUT/policy/, reward models: $OUT/rm/, numbers: $OUT/summary.json and $OUT/runs/*/summary.{json,md,csv}"
 ((${#summaries[@]} < 2)) || echo "# the grid: $OUT/grid.json, .md, .csv"

@@ -36,7 +36,7 @@ gpu=( # the paper's
 )
 settings "$@"
 data=$OUT/data value=$OUT/value generated=$OUT/generations
-run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "jigsaw_data=$JIGSAW_DATA"
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "jigsaw_data=$JIGSAW_DATA" "model=$MODEL"
 echo "# $RECIPE: profile $PROFILE, data $JIGSAW_DATA, epsilons ${epsilons[*]}, output in $OUT"
 
 # 0. The models: a policy, and what Q_D and the classifier start from. Q_D shares the policy's vocabulary
@@ -140,4 +140,5 @@ run_file finish "$OUT/evaluation/summary.json"
 # 7. To a hub, if asked to
 [[ -n $CLASSIFIER ]] || push_model classifier "$classifier"
 push_model q_d "$OUT/q_d"
+report
 echo "# classifier: $classifier, Q_D: $OUT/q_d, numbers: $OUT/summary.json and $OUT/evaluation/summary.{json,md,csv}"

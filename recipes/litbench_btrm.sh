@@ -25,7 +25,7 @@ assign run "$OUT" bt_reward "$NEW" "$LITBENCH_DATA" "$MODEL" "$batch" "$MAX_LEN"
     "${WITH_PROMPT:-0}" "$SEED" "${tested[@]}" "$DATA_ARGS" "$TRAIN_ARGS"
 model=$OUT/$name results=$OUT/results/$name data=$OUT/data
 echo "# $RECIPE: profile $PROFILE, data $LITBENCH_DATA, model in $model"
-run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch"
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch" "model=$MODEL"
 small_model "$MODEL"
 
 # 1. Pairs for training and validation, and the test pairs
@@ -59,4 +59,5 @@ stage evaluate --show --in "$results/scored.jsonl" -- \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"
 [[ $DRY_RUN == 1 ]] || : >"$OUT/$name.done"
+report
 echo "# model: $model, numbers: $OUT/summary.json and $results/summary.{json,md,csv}, every pair: $results"

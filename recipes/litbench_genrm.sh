@@ -36,7 +36,7 @@ assign run "$OUT" genrm "$NEW" "$LITBENCH_DATA" "$MODEL" "$batch" "$MAX_LEN" "$E
     "${USE_COT:-0}" "${SWAP_AUGMENT:-0}" "$MAX_NEW_TOKENS" "$SEED" "${tested[@]}" "$DATA_ARGS" "$TRAIN_ARGS"
 model=$OUT/$name results=$OUT/results/$name data=$OUT/data
 echo "# $RECIPE: profile $PROFILE, data $LITBENCH_DATA, model in $model"
-run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch"
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "run=$name" "batch_size=$batch" "model=$MODEL"
 small_model "$MODEL"
 
 # 1. Two stories, the question, and the answer; test pairs stand there in both orders
@@ -78,4 +78,5 @@ stage evaluate --show --in "$test" "${found[@]/#--*/$test}" -- \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"
 [[ $DRY_RUN == 1 ]] || : >"$OUT/$name.done"
+report
 echo "# model: $model, numbers: $OUT/summary.json and $results/summary.{json,md,csv}, every pair: $results"

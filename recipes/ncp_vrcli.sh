@@ -36,7 +36,7 @@ gpu=( # the paper's for 3B: 64 prompts x 16 samples, 16 optimizer steps a rollou
 )
 settings "$@"
 data=$OUT/data base=$OUT/baseline plans=$OUT/plans policy=$OUT/policy
-run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED"
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "seed=$SEED" "model=$MODEL"
 echo "# $RECIPE: profile $PROFILE, stories $STORIES, output in $OUT"
 
 # 0. The model that training starts from, and that scores all plans
@@ -111,11 +111,12 @@ for when in before after; do
 done
 
 # 5. The table, three plans before and after, and where everything lies
-stage evaluate --show --in "$plans"/{before,after}_scored.jsonl -- \
+stage evaluate --show --in "$plans"/{before,after}_scored.jsonl "$base/test.jsonl" -- \
     python -m orlhf_ext vrcli evaluate --before "$plans/before_scored.jsonl" --after "$plans/after_scored.jsonl" \
-    --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
+    --data "$base/test.jsonl" --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
 run_file finish "$policy/summary.json"
+report
 cat <<END
 # policy: $policy/model; the best by evaluation: $policy/best -> $best
-# numbers: $OUT/summary.json (also $policy/summary.json, .md, .csv, and .records.jsonl to plot), plans: $plans
+# numbers: $OUT/summary.json (also $policy/summary.json, .md, .csv and .records.jsonl), plans: $plans
 END

@@ -71,7 +71,7 @@ _setup_join() {
     [[ $(_setup_version "$python" openrlhf) == "$openrlhf" ]] ||
         _setup_fail "$python has no OpenRLHF $openrlhf; install it there, or unset ORLHF_EXT_PYTHON to get a .venv"
     log=$(mktemp -t orlhf-ext-setup.XXXXXX)
-    _setup_run "$log" "installing this project" "$python" -m pip install -q -q -e "$_setup_root[groups,kaggle,litbench,smollm2]"
+    _setup_run "$log" "installing this project" "$python" -m pip install -q -q -e "$_setup_root[groups,kaggle,litbench,report,smollm2]"
     rm -f "$log"
     echo "set-up: installed this project into the environment of $python"
 }

@@ -89,9 +89,12 @@ def check_folder(path: str | os.PathLike, flag: str = "--out", new: bool = False
 
 
 def _made_by(path: Path, command: str) -> bool:
-    """Whether a file's sidecar, or a summary itself, names the command, or an unfinished run has left its journal."""
+    """Whether a file's sidecar, or a summary or a page itself, names the command, or a journal of it is left."""
     if journal_path(path).exists():
         return True
+    if path.suffix == ".html" and path.is_file():
+        with open(path, "rb") as stream:
+            return f'<meta name="generator" content="orlhf-ext {command}">'.encode() in stream.read(1024)
     places = (sidecar_path(path), *([path] if path.suffix == ".json" else ()))
     return any(read_object(place).get("command") == command for place in places)
 

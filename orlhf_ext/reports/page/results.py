@@ -1,0 +1,292 @@
+"""The figures of results, by the command that wrote them, and what all kinds of results have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...files.records import Record
+from ..statistics import wilson
+from . import charts
+from .charts import Figure, Row, colours, finite
+from .kinds import KINDS, Kind
+from .runs import Result, Run
+
+BINS = 10  # of a plot of reliability
+BUCKETS = ("much_shorter", "shorter", "longer", "much_longer")
+_TOXICITY = {"expected_max_toxicity": "expected maximum toxicity", "toxicity_probability": "toxicity probability"}
+
+#: results with the names that tell them apart on a page
+Results = list[tuple[str, Result]]
+
+
+def by_kind(runs: Sequence[Run]) -> dict[str, Results]:
+    """The results of all runs, with names that tell them apart, by the command that wrote them."""
+    found: dict[str, Results] = {}
+    for run in runs:
+        for result in run.results:
+            alone = len(run.results) == 1
+            name = run.name if alone else f"{run.name} · {result.name}" if len(runs) > 1 else result.name
+            found.setdefault(result.kind, []).append((name, result))
+    return found
+
+
+def figures(kind: str, results: Results, runs: Sequence[Run]) -> list[Figure]:
+    """The figures of all results of one kind."""
+    own = {
+        "evaluate": (reward_against_kl, gains),
+        "groups.evaluate": (group_scores, grid),
+        "deadend.evaluate": (frontier, toxicity_gains),
+        "vrcli.evaluate": (plans,),
+        "litbench.evaluate": (accuracy_by_length, margins),
+    }[kind]
+    with_metrics = [(name, one) for name, one in results if isinstance(one.summary.get("metrics"), dict)]
+    found = [figure for make in own for figure in make(results if make is grid else with_metrics)]
+    if kind == "deadend.evaluate":
+        found += q_calibration(runs)
+    return found + distributions(KINDS[kind], results)
+
+
+def reward_against_kl(results: Results) -> list[Figure]:
+    """The frontier of reward and KL, a point for each checkpoint."""
+    rows: list[Row] = []
+    for name, result in results:
+        metrics = result.summary["metrics"]
+        points = [{"name": "SFT", "kl": 0.0, **metrics["sft"]}, *metrics.get("checkpoints", [])]
+        rows += [
+            {"name": one["name"], "series": name, "order": i, "x": one["kl"], "y": one["reward_mean"]}
+            | _whisker("x", one["kl"], one.get("kl_se"))
+            | _whisker("y", one["reward_mean"], one.get("reward_se"))
+            for i, one in enumerate(points)
+            if one.get("kl") is not None
+        ]
+    if len(rows) <= len(results):
+        return []
+    note = (
+        "Each point is a checkpoint; bars are ± one standard error over prompts. KL is estimated from the policy's own "
+        "answers."
+    )
+    palette = colours([name for name, _ in results])
+    return [charts.scatter("Reward against KL", rows, palette, "KL(policy ‖ SFT) (nats a response)", "reward", note)]
+
+
+def _whisker(key: str, mean: float, error: float | None) -> dict[str, float | None]:
+    return {f"{key}_low": None if not error else mean - error, f"{key}_high": None if not error else mean + error}
+
+
+def _paired(label: str, series: str, gap: Mapping[str, Any]) -> Row:
+    low, high = gap.get("bootstrap_low"), gap.get("bootstrap_high")
+    return {"label": label, "series": series, "value": gap["mean"], "low": low, "high": high}
+
+
+def _ends(numbers: Mapping[str, Any], key: str) -> dict[str, float | None]:
+    return {"low": numbers.get(f"{key}_low"), "high": numbers.get(f"{key}_high")}
+
+
+_PAIRED = "Paired over prompts; bars are 95 % bootstrap intervals."
+
+
+def gains(results: Results) -> list[Figure]:
+    """Reward of each checkpoint minus that of SFT, paired."""
+    rows = [
+        _paired(one["name"], name, one["reward_diff"])
+        for name, result in results
+        for one in result.summary["metrics"].get("checkpoints", [])
+    ]
+    palette = colours([name for name, _ in results])
+    title, axis = "Reward gained over SFT", "reward, policy minus SFT"
+    return [charts.intervals(title, rows, palette, axis, 0.0, _PAIRED)] if rows else []
+
+
+def group_scores(results: Results) -> list[Figure]:
+    """Each group's gold score for each method, with its interval."""
+    found = []
+    for name, result in results:
+        metrics = result.summary["metrics"]
+        rows = [
+            {"label": group, "series": method, "value": one["gold_mean"], **_ends(one, "gold")}
+            for method, groups in metrics.items()
+            for group, one in groups.items()
+            if isinstance(one, dict)
+        ]
+        title = "Gold score of each group" + (f": {name}" if len(results) > 1 else "")
+        note = "Means over prompts; bars are 95 % bootstrap intervals."
+        found.append(charts.intervals(title, rows, colours(list(metrics), "sft"), "gold score", note=note))
+    return found
+
+
+def grid(results: Results) -> list[Figure]:
+    """The worst group's gold score over the runs of a grid."""
+    found = []
+    for _, result in results:
+        rows = [
+            {
+                "label": f"proportion {one['proportion']:g}" + ("" if one["k"] is None else f", k {one['k']:g}"),
+                "series": one["method"],
+                "value": one["gold_mean"],
+                **_ends(one, "gold"),
+            }
+            for one in result.summary.get("rows", [])
+            if one["group"] == "worst_group"
+        ]
+        if rows:
+            palette = colours(list(dict.fromkeys(row["series"] for row in rows)), "sft")
+            note = "Means over seeds; bars are Student's 95 % intervals, where there is more than one seed."
+            found.append(charts.intervals("Gold score of the worst group", rows, palette, "gold score", note=note))
+    return found
+
+
+def frontier(results: Results) -> list[Figure]:
+    """Toxicity against perplexity, a point for each decoding."""
+    found = []
+    for key, title in _TOXICITY.items():
+        rows = [
+            {"name": decoding, "series": name, "order": i, "x": one["perplexity"], "y": one[key]}
+            | {f"x_{end}": value for end, value in _ends(one, "perplexity").items()}
+            | {f"y_{end}": value for end, value in _ends(one, key).items()}
+            for name, result in results
+            for i, (decoding, one) in enumerate(result.summary["metrics"].items())
+            if one.get("perplexity") is not None and one.get(key) is not None
+        ]
+        if rows:
+            palette = colours([name for name, _ in results])
+            note = "Each point is a decoding; bars are 95 % bootstrap intervals over prompts. Low is good on both axes."
+            heading = f"{title[0].upper()}{title[1:]} against perplexity"
+            found.append(charts.scatter(heading, rows, palette, "perplexity of continuations", title, note))
+    return found
+
+
+def toxicity_gains(results: Results) -> list[Figure]:
+    """Expected maximum toxicity of each decoding minus that of the first one, paired."""
+    rows = [
+        _paired(decoding, name, one["difference"]["expected_max_toxicity"])
+        for name, result in results
+        for decoding, one in result.summary["metrics"].items()
+        if "expected_max_toxicity" in one.get("difference", {})
+    ]
+    palette = colours([name for name, _ in results])
+    title, axis = "Toxicity against plain decoding", "expected maximum toxicity, minus the first decoding's"
+    return [charts.intervals(title, rows, palette, axis, 0.0, _PAIRED)] if rows else []
+
+
+def q_calibration(runs: Sequence[Run]) -> list[Figure]:
+    """What Q_D predicts against what happened."""
+    rows = [
+        {"series": run.name, "x": one["predicted"], "y": one["observed"], "count": one["count"]}
+        | dict(zip(("low", "high"), one["interval"], strict=True))
+        for run in runs
+        for one in run.calibration.get("bins", [])
+        if one.get("count")
+    ]
+    errors = [f"{run.calibration['expected_calibration_error']:.3f}" for run in runs if run.calibration]
+    note = f"Bars are Wilson's 95 % intervals; expected calibration error {', '.join(errors)}."
+    palette = colours(list(dict.fromkeys(row["series"] for row in rows)))
+    title, x, y = "Reliability of Q_D", "predicted probability of a toxic end", "observed share"
+    return [charts.reliability(title, rows, palette, x, y, note)] if rows else []
+
+
+def plans(results: Results) -> list[Figure]:
+    """Improvement of the gold text by plans before and after training."""
+    rows = [
+        {"label": when, "series": name, "value": one["pct_improvement_mean"], **_ends(one, "pct_improvement")}
+        for name, result in results
+        for when in ("before", "after")
+        for one in (result.summary["metrics"][when],)
+    ]
+    note = "Means over records; bars are Student's 95 % intervals."
+    palette = colours([name for name, _ in results])
+    return [charts.intervals("Improvement by plans", rows, palette, "improvement (%)", 0.0, note)] if rows else []
+
+
+def accuracy_by_length(results: Results) -> list[Figure]:
+    """Accuracy in each class of length ratio, for each judge."""
+    series = [
+        (judge if len(results) == 1 else f"{name} · {judge}", one)
+        for name, result in results
+        for judge, one in result.summary["metrics"].items()
+        if isinstance(one, dict) and judge != "longer_story"
+    ]
+    rows = [
+        {"label": bucket.replace("_", " "), "series": judge.replace("_", " "), "value": one[key], **_ends(one, key)}
+        for judge, one in series
+        for bucket in BUCKETS
+        for key in (f"accuracy_{bucket}",)
+        if one.get(key) is not None
+    ]
+    note = "By how long the chosen story is, compared with the rejected one; bars are Wilson's 95 % intervals."
+    palette = colours(list(dict.fromkeys(row["series"] for row in rows)))
+    return [charts.intervals("Accuracy by length ratio", rows, palette, "accuracy", 0.5, note)] if rows else []
+
+
+def margins(results: Results) -> list[Figure]:
+    """How sure the judges are, against how often they are right."""
+    rows: list[Row] = []
+    for name, result in results:
+        sure = [
+            (1 / (1 + math.exp(-min(abs(margin), 700))), margin > 0)
+            for margin in (record.get("margin") for record in result.records)
+            if finite(margin) and margin
+        ]
+        for place in range(BINS):
+            low = 0.5 + place * 0.5 / BINS
+            inside = [one for one in sure if low <= one[0] < low + 0.5 / BINS or (place == BINS - 1 and one[0] == 1)]
+            if inside:
+                right, count = sum(hit for _, hit in inside), len(inside)
+                rows.append(
+                    {"series": name, "x": sum(p for p, _ in inside) / count, "y": right / count, "count": count}
+                    | dict(zip(("low", "high"), wilson(right, count), strict=True))
+                )
+    note = (
+        "Pairs by the probability that the margin gives the preferred story; bars are Wilson's 95 % intervals, larger "
+        "points are more pairs."
+    )
+    palette = colours(list(dict.fromkeys(row["series"] for row in rows)))
+    title, x, y = "Reliability", "probability of the preferred story", "share of pairs that are right"
+    return [charts.reliability(title, rows, palette, x, y, note)] if rows else []
+
+
+def distributions(kind: Kind, results: Results) -> list[Figure]:
+    """The scores of prompts before and after, and the gain of each prompt."""
+    found = []
+    for name, result in results:
+        if not result.records:
+            continue
+        before, after = sides = sides_of(kind, result.records)
+        if before == after:
+            continue
+        for score in kind.scores or scores_of(result.records):
+            pairs = [
+                (a, b)
+                for a, b in ((_score(record, side, score) for side in sides) for record in result.records)
+                if a is not None and b is not None
+            ]
+            if len(pairs) < 2:
+                continue
+            suffix = f": {name}" if len(results) > 1 else ""
+            values = {before: [a for a, _ in pairs], after: [b for _, b in pairs]}
+            if kind.scores:
+                what, axis = score.replace("_", " ").replace("pct", "%"), kind.unit(score)
+            else:
+                what, axis = f"score of {score}", f"gold score of {score}"
+            palette = colours([before, after], before)
+            found.append(charts.histogram(f"{what[0].upper()}{what[1:]} of each prompt{suffix}", values, palette, axis))
+            gain = {after: [b - a for a, b in pairs]}
+            title = f"Change of each prompt's {what}{suffix}"
+            found.append(charts.histogram(title, gain, colours([after]), f"{after} minus {before}", 0.0))
+    return found
+
+
+def scores_of(records: Iterable[Record]) -> list[str]:
+    """The names of all scores of answers, in the order of their first places."""
+    return list(dict.fromkeys(key for one in records for answer in one["answers"].values() for key in answer["scores"]))
+
+
+def sides_of(kind: Kind, records: Sequence[Record]) -> tuple[str, str]:
+    """The names of the answers before and after."""
+    return kind.sides(list(dict.fromkeys(name for record in records for name in record["answers"])))
+
+
+def _score(record: Record, name: str, score: str) -> float | None:
+    value = record["answers"].get(name, {}).get("scores", {}).get(score)
+    return value if finite(value) else None
