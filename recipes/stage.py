@@ -96,9 +96,12 @@ def within(path: Path, folders: Collection[Path]) -> bool:
 
 
 def named(command: list[str]) -> Iterator[str]:
-    """The words of a command that may be paths it reads: also ``PATH`` of ``NAME=PATH``, and each of ``PATH,PATH``."""
+    """The words of a command that may be paths it reads: also ``PATH`` of ``NAME=PATH``, and each of ``PATH,PATH``.
+
+    A module that ``-m`` names is code, whose version counts, even where it is a folder here.
+    """
     for flag, word in itertools.pairwise(command):
-        if flag not in WRITING_FLAGS and word.partition("=")[0] not in WRITING_FLAGS:
+        if flag not in ("-m", *WRITING_FLAGS) and word.partition("=")[0] not in WRITING_FLAGS:
             for text in (word, word.partition("=")[2]):
                 yield from {text, *text.split(",")}
 

@@ -42,6 +42,9 @@ def test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         else:
             exec("".join(cell["source"]), names)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed if "mean reward" in line] == ["train-1.jsonl", "train-2.jsonl"]
+    assert [line.split()[0] for line in printed if "mean reward" in line] == [
+        "train-000001.jsonl",
+        "train-000002.jsonl",
+    ]
     before, after = (float(line.split()[1]) for line in printed[-2:])
     assert after > before

@@ -116,7 +116,8 @@ class Fault:
     ) -> str:
         after = _files(self.folder)
         lost = [path for path, digest in before.items() if after.get(path) != digest]
-        lost += [path for path in after if path not in before and not any(fnmatch(path.name, one) for one in makes)]
+        kept = (*makes, "*.config.yaml")  # the flags of a run are written before it trains
+        lost += [path for path in after if path not in before and not any(fnmatch(path.name, one) for one in kept)]
         if "Traceback (most recent call last)" in printed:
             verdict = "traceback"
         elif status != rc or not re.search(says, printed):

@@ -349,3 +349,10 @@ def test_the_live_line_on_a_terminal(folder: Path, counter: str):
 )
 def test_what_a_stage_does(command: str, what: str):
     assert load("live").describe(command.split()) == what
+
+
+def test_a_module_is_no_input(folder: Path):
+    Path("orlhf_ext").mkdir()
+    Path("orlhf_ext/new.py").write_text("")
+    command = ["python", "-m", "orlhf_ext", "score", "--data", "in.txt"]
+    assert load("stage").paths_read(command, []) == {"in.txt"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from orlhf_ext.extensions.seams import LAUNCHERS
+from orlhf_ext.launch.launcher import main as launch
 
 
 def folders(out: Path) -> list[str]:
@@ -23,7 +24,7 @@ def folders(out: Path) -> list[str]:
 
 def main(out: Path, steps: list[int], launcher: str, words: list[str]) -> None:
     words = [*words, "--ckpt.save_steps", "1", "--ckpt.max_num", "99", "--ds.attn_implementation", "sdpa"]
-    launcher.main([launcher, *words, *folders(out / "whole")])
+    launch([launcher, *words, *folders(out / "whole")])
     own = {"ext", "exo", "groups", "deadend"}
     theirs = [i for i, word in enumerate(words) if word.startswith("--") and word[2:].partition(".")[0] not in own]
     ends = [*[i for i, word in enumerate(words) if word.startswith("--")], len(words)]
