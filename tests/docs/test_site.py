@@ -32,4 +32,4 @@ def test_the_site(tmp_path: Path) -> None:
         assert len(loaded) > 5 and not [url for url in loaded if "//" in url]  # nothing from a network
         for url in loaded:
             assert (tmp_path / "site" / page).parent.joinpath(url).exists(), url
-    assert (tmp_path / "site/search/search_index.js").is_file()  # the search works from the disk, too
+    assert (tmp_path / "site/search/search_index.json").is_file()

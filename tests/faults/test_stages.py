@@ -134,7 +134,7 @@ def test_the_program_itself(fault) -> None:
     """In a process of its own: its exit code, and its sentence behind what the command printed."""
     command = [sys.executable, TOOL, "run", "s", "--base", "b", "--out", "o", "--", *PYTHON]
     code = "import os; print('half', flush=True); os.kill(os.getpid(), 15)"
-    fault.run([*command, code], says=r"(?m)^half\nrecipe: error: .*\(SIGTERM\).*\n\Z", rc=143, makes=OWN)
+    fault.run([*command, code], says=r"(?m)^# s: half\nrecipe: error: .*\(SIGTERM\).*\n\Z", rc=143, makes=OWN)
 
 
 def test_a_finished_stage_whose_input_or_record_changes_is_redone(fault, tmp_path: Path) -> None:
