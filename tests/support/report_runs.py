@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,10 @@ from orlhf_ext.files.records import write_json
 from orlhf_ext.groups import evaluate as groups
 from orlhf_ext.litbench import evaluate as litbench
 from orlhf_ext.vrcli import evaluate as vrcli
+
+#: whether a report can be drawn here
+DRAWS = all(importlib.util.find_spec(name) for name in ("altair", "jinja2", "tensorboard", "vl_convert"))
+NEEDS = "a report needs the packages of the extra `report`"
 
 #: what a page must show as text, whatever it looks like
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)> {{7*7}} \u2028 & \"quoted\""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def render(runs: Sequence[Run], title: str, generator: str) -> str:
     try:
         import altair  # noqa: F401
         import jinja2
-        import vl_convert
+        import vl_convert  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"a report needs {error.name}, which is not installed; run pip install 'orlhf-ext[report]'"
@@ -77,8 +78,16 @@ def render(runs: Sequence[Run], title: str, generator: str) -> str:
         specs=specs,
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=(folder / "page.js").read_text(encoding="utf-8"),
-        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _VEGA_LITE),
+        vega=vega(),
     )
+
+
+@cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which takes seconds to put together."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _VEGA_LITE)
 
 
 def tables_of(markdown: str) -> list[dict[str, Any]]:
