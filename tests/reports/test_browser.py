@@ -61,6 +61,7 @@ def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def opened(browser: Any, path: Path, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
     """A page when everything is drawn, and the list in which its complaints and requests are collected."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(240_000)  # a busy machine takes minutes
     bad: list[str] = []
     page.on("console", lambda message: bad.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: bad.append(str(error)))
@@ -68,7 +69,7 @@ def opened(browser: Any, path: Path, width: int = 1280, scheme: str = "light") -
         "request", lambda request: bad.append(request.url) if not request.url.startswith(("file:", "data:")) else None
     )
     page.goto(path.as_uri())
-    page.wait_for_selector("body[data-ready]", timeout=120_000)
+    page.wait_for_selector("body[data-ready]")
     return page, bad
 
 
