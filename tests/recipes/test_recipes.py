@@ -36,6 +36,14 @@ fit = load("fit")
 stage = load("stage")
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_ends_with_its_report(name: str) -> None:
+    output = recipe_runs.finished(name, PROFILE="smoke", DRY_RUN="1", OUT="/x/out")
+    last = output[output.rindex("# --- ") :]
+    assert last.startswith("# --- report\npython -m orlhf_ext report /x/out --out /x/out/report.html\n")
+    assert "\n# report: /x/out/report.html\n" in last
+
+
 # --- inputs
 
 

@@ -58,6 +58,7 @@ def render(runs: Sequence[Run], title: str, generator: str) -> str:
         {
             "kind": KINDS[kind],
             "figures": results.figures(kind, named, runs),
+            "distributions": results.distributions(KINDS[kind], named),
             "results": [{"name": name, "tables": tables_of(one.table)} for name, one in named],
         }
         for kind, named in found.items()

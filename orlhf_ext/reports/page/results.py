@@ -10,7 +10,7 @@ from ...files.records import Record
 from ..statistics import wilson
 from . import charts
 from .charts import Figure, Row, colours, finite
-from .kinds import KINDS, Kind
+from .kinds import Kind
 from .runs import Result, Run
 
 BINS = 10  # of a plot of reliability
@@ -33,7 +33,7 @@ def by_kind(runs: Sequence[Run]) -> dict[str, Results]:
 
 
 def figures(kind: str, results: Results, runs: Sequence[Run]) -> list[Figure]:
-    """The figures of all results of one kind."""
+    """The figures that all results of one kind share, but for `distributions`."""
     own = {
         "evaluate": (reward_against_kl, gains),
         "groups.evaluate": (group_scores, grid),
@@ -45,7 +45,7 @@ def figures(kind: str, results: Results, runs: Sequence[Run]) -> list[Figure]:
     found = [figure for make in own for figure in make(results if make is grid else with_metrics)]
     if kind == "deadend.evaluate":
         found += q_calibration(runs)
-    return found + distributions(KINDS[kind], results)
+    return found
 
 
 def reward_against_kl(results: Results) -> list[Figure]:
