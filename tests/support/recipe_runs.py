@@ -199,8 +199,8 @@ def check_flags(found: Iterable[list[str]], folder: Path = ROOT) -> int:
     seen: dict[tuple[str, ...], set[str]] = {}
     for command in found:
         words = list(itertools.takewhile(re.compile(r"[a-z][\w.-]*").fullmatch, command[2:]))
-        for flag in ("--ext.use", "--ext.reward"):
-            words += [flag, following(command, flag)] if flag in command else []
+        for flag, value in itertools.pairwise(command):
+            words += [flag, value] if flag in ("--ext.use", "--ext.reward") else []
         seen.setdefault(tuple(words), set()).update(word for word in command if word.startswith("--"))
     for program, flags in seen.items():
         done = subprocess.run(
