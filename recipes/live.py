@@ -14,9 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-from orlhf_ext.__main__ import find
-from orlhf_ext.cli.errors import UserError
-
 #: the counter of tqdm, which all stages and vLLM use: done, total, and the time that is left
 _COUNTER = re.compile(rb"(\d+)/(\d+) \[[\d:]+<([\d:]+)")
 _MAX_TAIL = 4096
@@ -30,6 +27,9 @@ def verbose() -> bool:
 
 def describe(command: list[str]) -> str:
     """What a stage's command does, in a few words."""
+    from orlhf_ext.__main__ import find  # which takes a tenth of a second
+    from orlhf_ext.cli.errors import UserError
+
     words = command[command.index("-m") + 1 :] if "-m" in command else command
     if words[0] == "orlhf_ext.build_data":
         return f"build_data {words[1]}"
@@ -42,11 +42,9 @@ def describe(command: list[str]) -> str:
     return Path(words[0]).name
 
 
-def last_words(log: Path) -> str:
-    """The line of a log that says why a command failed: a sentence of this project, an exception, or the last one."""
-    with open(log, "rb") as stream:
-        stream.seek(max(0, os.path.getsize(log) - (1 << 16)))
-        lines = [line.strip() for line in re.split(r"[\r\n]+", stream.read().decode(errors="replace"))]
+def last_words(end: bytes) -> str:
+    """The line of a log's end that says why a command failed: a sentence of this project, an exception, or the last."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", end.decode(errors="replace"))]
     lines = [line for line in lines if line and not line.startswith("$ ")]
     for pattern in (r"orlhf-ext: ", r"(\w+\.)*\w*(Error|Exception|Interrupt)\b"):
         if found := [line for line in lines if re.match(pattern, line)]:

@@ -96,18 +96,21 @@ def within(path: Path, folders: Collection[Path]) -> bool:
 
 
 def named(command: list[str]) -> Iterator[str]:
-    """The words of a command that may be paths it reads: also ``PATH`` of ``NAME=PATH``, and each of ``PATH,PATH``.
+    """The words of a command that may be paths it reads: also ``PATH`` of ``NAME=PATH`` and ``PATH=WEIGHT``, and
+    each of ``PATH,PATH``.
 
     A module that ``-m`` names is code, whose version counts, even where it is a folder here.
     """
     for flag, word in itertools.pairwise(command):
         if flag not in ("-m", *WRITING_FLAGS) and word.partition("=")[0] not in WRITING_FLAGS:
-            for text in (word, word.partition("=")[2]):
+            for text in (word, *word.partition("=")[::2]):
                 yield from {text, *text.split(",")}
 
 
 def module_file(text: str) -> str:
-    """The file of a user's own ``MODULE:NAME``, which Python finds as it finds it for the command; or nothing."""
+    """The file of a user's own ``FILE.py:NAME``, or of ``MODULE:NAME``, as the command finds it; or nothing."""
+    if re.search(r"\.py:\w+$", text):
+        return text.rpartition(":")[0]
     if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*", text):
         return ""
     module = text.partition(":")[0].replace(".", "/")
@@ -269,12 +272,17 @@ def execute(command: list[str], log_path: Path, live: Live | None = None, shown:
     return -caught[0] if caught else status
 
 
-def why(status: int, log_path: Path) -> str:
-    """An exit status in words."""
+def end_of(log_path: Path) -> bytes:
+    """The last bytes of a log."""
+    with open(log_path, "rb") as log:
+        log.seek(-min(1 << 16, log_path.stat().st_size), os.SEEK_END)
+        return log.read()
+
+
+def why(status: int, end: bytes) -> str:
+    """An exit status in words, and what the log's end adds to it."""
     if status >= 0:
-        with open(log_path, "rb") as log:
-            log.seek(-min(1 << 16, log_path.stat().st_size), os.SEEK_END)
-            full = b"No space left on device" in log.read()
+        full = b"No space left on device" in end
         return f"failed with exit code {status}{' because the disk is full' if full else ''}"
     name = signal.Signals(-status).name
     return f"was killed ({name}{'; out of memory?' if -status == signal.SIGKILL else ''})"
@@ -304,11 +312,11 @@ def run(args: argparse.Namespace, command: list[str]) -> None:
     status = execute(command, log_path, live, args.show)
     seconds = round(time.monotonic() - start, 2)
     if status:
-        if live and (said := last_words(log_path)):
+        end = end_of(log_path)
+        if live and (said := last_words(end)):
             print(f"# {args.name}: {said}", file=sys.stderr, flush=True)
         fail(
-            f"stage {args.name} {why(status, log_path)}; its log is {log_path}; "
-            "the same command again resumes from there",
+            f"stage {args.name} {why(status, end)}; its log is {log_path}; the same command again resumes from there",
             128 - status if status < 0 else status,
         )
     if missing := [path for path in args.out if not os.path.exists(path)]:

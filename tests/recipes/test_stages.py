@@ -112,6 +112,7 @@ def test_a_change_reaches_what_depends_on_it(folder: Path):
         ("in.txt", "in.txt"), ("in.txt", "in.txt.meta.json"), ("--data=in.txt", "in.txt"), ("name=in.txt", "in.txt"),
         ("other.txt,in.txt", "in.txt"), ("folder", "folder/x"), ("--data=folder", "folder/x"),
         ("mine:Judge", "mine.py"), ("folder.mine:Judge", "folder/mine.py"), ("--x=pack:Judge", "pack/__init__.py"),
+        ("mine:Judge=0.5", "mine.py"), ("folder/mine.py:judge", "folder/mine.py"), ("mine.py:judge=0.5", "mine.py"),
     ],
 )  # fmt: skip
 def test_what_a_command_names_is_its_input(folder: Path, form: str, file: str):
