@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
+import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -137,12 +139,39 @@ def load(target: str) -> Any:
                     f"there is no module {error.name!r} for {target!r}; install it, or run from its folder"
                 ) from error
             raise
-        for part in attribute.split("."):
+        return _attribute(found, attribute, f"module {module_name!r}")
+
+
+def load_file(target: str) -> Any:
+    """Import ``FILE.py:attribute``; what is beside the file is importable.
+    Raises UserError if the file or the attribute does not exist, or importing it fails."""
+    name, _, attribute = target.rpartition(":")
+    path = Path(name).absolute()
+    if not path.is_file():
+        raise UserError(f"{target}: there is no file {path}; correct the path")
+    module_name = f"orlhf_ext_file_{re.sub(r'[^0-9a-zA-Z]', '_', str(path))}"
+    with user_code(f"{path} cannot be imported:"):
+        if module_name not in sys.modules:
+            if str(path.parent) not in sys.path:
+                sys.path.insert(0, str(path.parent))
+            described: Any = importlib.util.spec_from_file_location(module_name, path)
+            module = importlib.util.module_from_spec(described)
+            sys.modules[module_name] = module  # for dataclasses and pickle
             try:
-                found = getattr(found, part)
-            except AttributeError as error:
-                public = [name for name in dir(found) if not name.startswith("_")]
-                raise UserError(f"module {module_name!r} has no {attribute!r}{suggest(part, public)}") from error
+                described.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[module_name]
+                raise
+        return _attribute(sys.modules[module_name], attribute, str(path))
+
+
+def _attribute(found: Any, attribute: str, whose: str) -> Any:
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise UserError(f"{whose} has no {attribute!r}{suggest(part, public)}") from error
     return found
 
 

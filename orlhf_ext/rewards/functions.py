@@ -9,16 +9,13 @@ one line in a log there, and an error about a missing reward model later; here e
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..cli.errors import UserError, suggest
-from ..cli.user_code import user_code
+from ..cli.errors import UserError
 from .base import Reward, RewardBatch, RewardContext, RewardResult, Rollout
 
 _PARAMETERS = ("queries", "prompts", "labels")
@@ -67,48 +64,16 @@ class FunctionReward(Reward):
 
 def _number(value: Any, what: str, where: str) -> float:
     """A number, or the only one of a list or tensor of any shape."""
-    while hasattr(value, "tolist"):
-        value = value.tolist()
-    while isinstance(value, list | tuple):
-        if len(value) != 1:
+    while isinstance(value, list | tuple) or hasattr(value, "tolist"):
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        elif len(value) == 1:
+            value = value[0]
+        else:
             raise UserError(f"it gave {len(value)} values as {what} {where}; give one, as it gets one sample at a time")
-        value = value[0]
-        value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, int | float):
         raise UserError(f"it gave {type(value).__name__} as {what} {where}; give a number")
     return float(value)
-
-
-def from_file(spec: str) -> type[Reward]:
-    """The reward that ``FILE.py:NAME`` names: a function, or a subclass of `Reward`.
-
-    Raises:
-        UserError: there is no such file or name, the file cannot be imported, or a function takes other parameters than
-            OpenRLHF gives.
-    """
-    file, _, name = spec.rpartition(":")
-    path = Path(file).absolute()
-    if not path.is_file():
-        raise UserError(f"--ext.reward {spec}: there is no file {path}; correct the path")
-    module_name = f"orlhf_ext_reward_{re.sub(r'[^0-9a-zA-Z]', '_', str(path))}"
-    if module_name not in sys.modules:
-        described = importlib.util.spec_from_file_location(module_name, path)
-        assert described is not None and described.loader is not None
-        module = importlib.util.module_from_spec(described)
-        sys.modules[module_name] = module  # for dataclasses and pickle
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
-        try:
-            with user_code(f"{path} cannot be imported:"):
-                described.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[module_name]
-            raise
-    found = getattr(sys.modules[module_name], name, None)
-    if found is None:
-        public = [word for word in dir(sys.modules[module_name]) if not word.startswith("_")]
-        raise UserError(f"{path} has no {name!r}{suggest(name, public)}")
-    return as_reward(found, path) if inspect.isroutine(found) else found
 
 
 def as_reward(function: Callable[..., Any], path: Path) -> type[Reward]:

@@ -12,15 +12,16 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ..cli.errors import UserError
-from ..extensions import REWARDS, resolve
+from ..extensions import REWARDS, load_file, resolve
 from . import arguments
 from .base import Reward
 from .combine import RewardSet, check_names
-from .functions import from_file
+from .functions import as_reward
 
 #: what ``train_ppo_ray`` calls its groups of flags (and we ours), which no reward may be named like
 FLAG_GROUPS = frozenset(
@@ -42,13 +43,18 @@ class Chosen(NamedTuple):
 
 
 def find(spec: str) -> type[Reward]:
-    """The class that a name, or ``module:attribute``, refers to.
+    """The class that a name, ``module:attribute``, or ``FILE.py:attribute`` refers to.
 
     Raises:
         UserError: there is none, or its module cannot be imported.
         NoReward: it is no `Reward`, has no `score`, or is named like a flag of OpenRLHF.
     """
-    found = from_file(spec) if re.search(r"\.py:\w+$", spec) else resolve(REWARDS, spec)
+    if re.search(r"\.py:\w+$", spec):
+        found = load_file(spec)
+        if inspect.isroutine(found):
+            found = as_reward(found, Path(spec.rpartition(":")[0]).absolute())
+    else:
+        found = resolve(REWARDS, spec)
     if not (isinstance(found, type) and issubclass(found, Reward)):
         raise NoReward(f"reward {spec} is {found!r}, no subclass of orlhf_ext.rewards.Reward; make it one")
     if inspect.isabstract(found):
