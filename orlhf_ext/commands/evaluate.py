@@ -181,7 +181,7 @@ def prompt_records(sft: Scored, policies: Mapping[str, Scored], chosen: Scored |
             scores = {"reward": float(np.mean(rewards[i]))}
             if scored.lengths and scored is not chosen:
                 scores["tokens"] = float(np.mean(scored.lengths[i]))
-            answers.setdefault(sample.id, {})[name] = {"text": plain(sample.completions[0]).strip(), "scores": scores}
+            answers.setdefault(sample.id, {})[name] = summaries.answer(sample.completions[0], scores)
     return [
         {"id": sample.id, "prompt": plain(sample.prompt).strip(), "answers": answers[sample.id]}
         for sample in sft.samples.values()

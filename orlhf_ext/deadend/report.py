@@ -8,6 +8,7 @@ from typing import Any
 
 from ..files.records import Record
 from ..reports.examples import plain, spread
+from ..reports.summaries import answer
 from ..reports.tables import Column, Table
 from .generations import TOXICITY_THRESHOLD, Generated
 
@@ -70,7 +71,7 @@ def prompt_records(files: Mapping[str, Generated]) -> list[Record]:
         answers = {}
         for name, one in files.items():
             score, place = max((value or 0.0, -place) for place, value in enumerate(one.scores[i]))
-            answers[name] = {"text": plain(one.texts[i][-place]).strip(), "scores": {"max toxicity": score}}
+            answers[name] = answer(one.texts[i][-place], {"max toxicity": score})
         rows.append({"id": f"prompt {i + 1}", "prompt": plain(prompt).strip(), "answers": answers})
     return rows
 

@@ -145,10 +145,10 @@ def prompt_records(methods: Mapping[str, Scored], groups: Sequence[str], ids: Se
             "id": identifier,
             "prompt": plain(methods["sft"].samples[identifier].prompt).strip(),
             "answers": {
-                name: {
-                    "text": plain(scored.samples[identifier].completions[0]).strip(),
-                    "scores": {group: float(np.mean(scored.scores[group][identifier])) for group in groups},
-                }
+                name: summaries.answer(
+                    scored.samples[identifier].completions[0],
+                    {group: float(np.mean(scored.scores[group][identifier])) for group in groups},
+                )
                 for name, scored in methods.items()
             },
         }

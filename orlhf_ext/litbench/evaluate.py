@@ -229,7 +229,7 @@ def evaluate_scores(path: str) -> tuple[dict[str, Any], list[Record]]:
             "words": count,
             "margin": rewards[0] - rewards[1],
             "answers": {
-                name: {"text": plain(text).strip(), "scores": {"reward": reward}}
+                name: summaries.answer(text, {"reward": reward})
                 for name, text, reward in zip(("chosen", "rejected"), sample.completions, rewards, strict=True)
             },
         }

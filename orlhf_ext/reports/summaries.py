@@ -15,6 +15,8 @@ from ..cli.errors import UserError
 from ..cli.flags import SEED
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Record, atomic_write, load_json, write_json, write_jsonl
+from ..models.texts import Text
+from .examples import plain
 
 RECORDS = ".records.jsonl"
 
@@ -32,6 +34,11 @@ def check_flags(args: argparse.Namespace, command: str) -> None:
     """Refuse an ``--out`` that cannot be written."""
     overwrite = args.__dict__.pop("overwrite")
     check_file(args.out, command=command, overwrite=overwrite, beside=(".md", ".csv", RECORDS), ends=(".json",))
+
+
+def answer(text: Text, scores: Mapping[str, float]) -> Record:
+    """An answer of a record, without control characters."""
+    return {"text": plain(text).strip(), "scores": dict(scores)}
 
 
 def write_summary(

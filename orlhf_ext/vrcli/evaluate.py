@@ -130,7 +130,7 @@ def prompt_records(before: Results, after: Results, prompts: Mapping[str, str]) 
         columns = {key: record_means(results, key, ids).tolist() for key in COLUMNS}
         for i, name in enumerate(ids):
             means = {key: values[i] for key, values in columns.items()}
-            answers[i][when] = {"text": plain(results[name][0]["plan"]).strip(), "scores": means}
+            answers[i][when] = summaries.answer(results[name][0]["plan"], means)
     return [
         {"id": name, "prompt": prompts.get(name, ""), "base_nll": before[name][0]["base_nll"], "answers": answers[i]}
         for i, name in enumerate(ids)

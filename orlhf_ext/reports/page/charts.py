@@ -5,7 +5,6 @@ Colours are variables of the page's style sheet, so that one drawing serves ligh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,11 +191,6 @@ def reliability(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: 
 
 def _above_half(rows: Sequence[Row]) -> bool:
     return all(row["x"] >= 0.5 for row in rows)
-
-
-def finite(value: Any) -> bool:
-    """Whether a value is a number that a chart can show."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _data(rows: Sequence[Row]) -> Any:

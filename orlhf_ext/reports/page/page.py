@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...cli.errors import UserError
+from ...files.records import is_number
 from ..examples import spread
 from . import results, sections
-from .charts import Figure, finite
+from .charts import Figure
 from .kinds import KINDS, Kind
 from .runs import Result, Run
 
@@ -154,4 +155,4 @@ def shorten(text: str) -> str:
 
 
 def _round(value: Any) -> float | None:
-    return float(f"{value:.5g}") if finite(value) else None
+    return float(f"{value:.5g}") if is_number(value) else None

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...files.records import Record
+from ...files.records import Record, is_number
 from ..statistics import wilson
 from . import charts
-from .charts import Figure, Row, colours, finite
+from .charts import Figure, Row, colours
 from .kinds import Kind
 from .runs import Result, Run
 
@@ -226,7 +226,7 @@ def margins(results: Results) -> list[Figure]:
         sure = [
             (1 / (1 + math.exp(-min(abs(margin), 700))), margin > 0)
             for margin in (record.get("margin") for record in result.records)
-            if finite(margin) and margin
+            if is_number(margin) and margin
         ]
         for place in range(BINS):
             low = 0.5 + place * 0.5 / BINS
@@ -289,4 +289,4 @@ def sides_of(kind: Kind, records: Sequence[Record]) -> tuple[str, str]:
 
 def _score(record: Record, name: str, score: str) -> float | None:
     value = record["answers"].get(name, {}).get("scores", {}).get(score)
-    return value if finite(value) else None
+    return value if is_number(value) else None

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...files.records import is_number
 from . import charts
-from .charts import Figure, colours, finite
+from .charts import Figure, colours
 from .curves import is_main
 from .runs import Run
 
@@ -70,7 +71,7 @@ def duration(seconds: float) -> str:
 
 def times(runs: Sequence[Run]) -> list[Figure]:
     """Seconds of each stage; of a run with very many, of each kind of stage."""
-    stages = {run.name: {k: v for k, v in (run.about.get("seconds") or {}).items() if finite(v)} for run in runs}
+    stages = {run.name: {k: v for k, v in (run.about.get("seconds") or {}).items() if is_number(v)} for run in runs}
     if max(map(len, stages.values())) > _MANY_STAGES:
         for name, seconds in stages.items():
             joined: dict[str, float] = {}
