@@ -16,7 +16,7 @@ from functools import cache
 from ..cli.errors import UserError, command
 from ..cli.flags import LENGTH, POSITIVE, add_compute, make_parser
 from ..files.outputs import add_overwrite
-from ..models.batches import Compute, check_files, open_journal, run_batches, with_column
+from ..models.batches import Compute, add_files, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
 from ..models.logprobs import encode_rows, load_model, make_compute
 from ..models.texts import cut_key, read_samples
@@ -27,8 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("orlhf-ext logprobs", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="policy: a Hugging Face folder, or a hub name")
-    add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
-    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add_files(parser)
     add("--max_len", type=LENGTH, required=True, help="tokens of prompt and completion together")
     add("--key", default="logprobs", help="name of the new column (%(default)s)")
     add("--temperature", type=POSITIVE, default=1.0, help="divides the logits (%(default)s)")

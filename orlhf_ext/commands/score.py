@@ -23,7 +23,7 @@ from functools import partial
 from ..cli.errors import command
 from ..cli.flags import DTYPES, LENGTH, add_compute, make_parser
 from ..files.outputs import add_overwrite
-from ..models.batches import check_files, open_journal, run_batches, with_column
+from ..models.batches import add_files, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, identity
 from ..models.reward_models import RewardModel, encode_rows
 from ..models.texts import Sample, read_samples
@@ -34,8 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("orlhf-ext score", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="reward model folder, as train_rm writes it")
-    add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
-    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add_files(parser)
     add("--max_len", type=LENGTH, required=True, help="tokens; the same as in the model's training")
     add("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     add("--no_prompt", action="store_true", help="the model was trained on completions alone")

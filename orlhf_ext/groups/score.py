@@ -21,7 +21,7 @@ from ..cli.flags import DTYPES, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
 from ..files.records import Record, source_entry
-from ..models.batches import check_files, fingerprint, run_batches, with_column
+from ..models.batches import add_files, check_files, fingerprint, run_batches, with_column
 from ..models.head_settings import EOS
 from ..models.texts import Sample, read_samples
 from .traits import Traits, TraitSpec
@@ -96,8 +96,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
     """The command line."""
     parser = make_parser("orlhf-ext groups score", __doc__)
     add = parser.add_argument
-    add("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
-    add("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
+    add_files(parser)
     add("--trait", required=True, action="append", metavar="NAME=KIND", help="repeatable")
     add(
         "--max_len",

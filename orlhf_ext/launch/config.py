@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..cli.errors import UserError, suggest
+from ..cli.flags import Parser
 from ..files.records import atomic_write
 
 _FLAG = "--config"
@@ -44,11 +45,11 @@ class Config:
     """
 
     def __init__(self, words: list[str]) -> None:
-        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder = Parser(add_help=False, allow_abbrev=False)
         finder.add_argument(_FLAG, action="append", default=[])
         try:
             found, self.rest = finder.parse_known_args(words)
-        except SystemExit:
+        except UserError:
             raise UserError("--config needs a file; write --config run.yaml") from None
         if len(found.config) > 1:
             raise UserError(f"--config is given {len(found.config)} times; write one file")

@@ -127,7 +127,7 @@ def _join_namespaces(
             run.arguments = nested
             if on_ray:
                 _start_ray(swaps, nested, parts, config)
-            if os.environ.get("RANK", "0") == "0" and (output := flags.get("ckpt.output_dir")):
+            if inject.first_process() and (output := flags.get("ckpt.output_dir")):
                 write(output, {name: value for name, value in flags.items() if name != "local_rank"})
             arguments.append(nested)
             return nested

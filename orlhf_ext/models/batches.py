@@ -7,6 +7,7 @@ of an uninterrupted run, and its numbers are equal to the last bit.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,6 +129,12 @@ def with_column(samples: Sequence[Sample], key: str, values: Sequence[Sequence[f
         others = {name: value for name, value in sample.record.items() if name not in ("chosen", "rejected", key)}
         out.append({**record, **others, "id": sample.id, key: list(column)})
     return out
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `check_files` reads."""
+    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="samples or pairs")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one .jsonl for each input")
 
 
 def check_files(
