@@ -25,6 +25,12 @@ from ..rewards.selection import choose
 #: the oldest driver for which a major version of CUDA is built (NVIDIA's CUDA compatibility guide)
 _DRIVERS = {12: 525, 13: 580}
 _BY = {"launch": "the launcher joins our flags here", "fix": "OpenRLHF's own, fixed"}
+#: said of `orlhf_ext.models.prompt_once`, which loads torch
+SHARED_WHERE = (
+    "with attention eager, sdpa or flash_attention; anew for each with sliding windows that are shorter than a row, "
+    "layers of another kind (state-space, chunked), attention that is a model's own, packing, ring attention, and "
+    "tensor parallelism"
+)
 _PACKAGES = ("openrlhf", "torch", "deepspeed", "transformers", "ray", "vllm", "flash-attn", "peft", "trl")
 
 
@@ -182,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for group in (EXTENSIONS, REWARDS, BUILDERS):
         installed = ", ".join(f"{name} ({value})" for name, value in sorted(names(group).items())) or "none"
         console.print(f"{group.rsplit('.', 1)[-1]}: {installed}")
+    console.print(f"prompts are computed once for all completions {SHARED_WHERE}")
     if "openrlhf" not in versions():
         raise UserError("OpenRLHF is not installed, so there are no seams to look at; run `bash recipes/setup.sh`")
     rows = inspect_seams(swaps)

@@ -24,6 +24,7 @@ from ..reports import summaries
 from ..reports.examples import plain, print_examples
 from ..reports.statistics import (
     Lists,
+    at_equal_length,
     bootstrap,
     kl_estimate,
     mean_and_error,
@@ -118,7 +119,7 @@ def measure(scored: Scored, sft: Scored | None, chosen: Scored | None, seed: int
         ``reward_mean``, ``reward_se``, ``length_mean`` (tokens; None without token ids), ``win_rate_vs_chosen`` with
         its interval. Against SFT also ``win_rate_vs_sft`` with its interval, ``kl`` and ``kl_se`` (nats a response;
         None without log-probabilities), ``reward_diff``: the paired difference, with Student's and the bootstrap's
-        interval.
+        interval, and ``reward_diff_at_equal_length`` (None without token ids), see `at_equal_length`.
     """
     rewards = prompt_means(scored.rewards)
     mean, error = mean_and_error(rewards)
@@ -134,6 +135,11 @@ def measure(scored: Scored, sft: Scored | None, chosen: Scored | None, seed: int
     if scored.logprobs is not None and scored.sft_logprobs is not None:
         out["kl"], out["kl_se"] = mean_and_error(kl_estimate(scored.logprobs, scored.sft_logprobs))
     out["reward_diff"] = paired_difference(rewards - prompt_means(sft.rewards), seed)
+    out["reward_diff_at_equal_length"] = None
+    if scored.lengths is not None and sft.lengths is not None:
+        out["reward_diff_at_equal_length"] = at_equal_length(
+            scored.rewards, scored.lengths, sft.rewards, sft.lengths, seed
+        )
     return out
 
 
@@ -196,6 +202,9 @@ def print_table(metrics: Mapping[str, Any], table: Table) -> None:
             f"reward of {metrics['checkpoints'][-1]['name']} minus SFT, paired over prompts: "
             f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
         )
+        even = metrics["policy"]["reward_diff_at_equal_length"]
+        if even is not None and even["low"] is not None:
+            notes.append(f"the same at equal length: {even['mean']:+.3f} [{even['low']:+.3f}, {even['high']:+.3f}]")
     table.show(f"{metrics['prompts']} held-out prompts; ± standard error, [95 % interval]", notes)
 
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     @cache
     def load() -> Compute:
         policy = load_model(folder, args.dtype, args.attn_implementation)
-        return make_compute(policy, int(tokenizer.pad_token_id), args.temperature)
+        return make_compute(policy, int(tokenizer.pad_token_id), args.temperature, args.batch_tokens)
 
     for data, out in pairs:
         with open_journal("logprobs", data, out, model, settings) as (journal, meta):

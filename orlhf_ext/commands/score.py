@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("max_len", "apply_chat_template", "no_prompt", "batch_tokens", "dtype", "attn_implementation")
     settings = {name: getattr(args, name) for name in names}
     model = {"folder": args.model, "identity": identity(folder)}
-    load = partial(reader.load, args.dtype, args.attn_implementation)
+    load = partial(reader.load, args.dtype, args.attn_implementation, budget=args.batch_tokens)
     for data, out in pairs:
         with open_journal("score", data, out, model, settings) as (journal, meta):
             encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)

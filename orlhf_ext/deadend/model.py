@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cli.errors import UserError
-from ..models.batches import cut_batches, pad_right
 from ..models.folder import find_model, model_config
+from ..models.prompt_once import for_model
 from ..models.weights import load_whole
 from .settings import KEY, QSettings, from_config, read_settings
 
@@ -265,19 +265,19 @@ def load_q_model(folder: str | Path, dtype: str = "float32", device: str = "cpu"
 
 
 def action_values(model: Any, rows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, list[float]]]:
-    """The online head's values of the actions that texts take, in batches of similar lengths.
+    """The online head's values of the actions that texts take; what texts begin with is computed once.
 
     Args:
         model: a `QModel` in evaluation mode.
         rows: token ids of texts, two or more each.
-        budget: padded tokens in a batch.
+        budget: tokens to compute in a batch.
 
     Yields:
         a text's place in ``rows``, and the values of its second to its last token.
     """
-    device = next(model.parameters()).device
-    for batch in cut_batches([len(ids) for ids in rows], budget):
-        with torch.inference_mode():
-            q, _ = model(*pad_right([rows[i] for i in batch], 0, device))
-        for i, values in zip(batch, q.tolist(), strict=True):
-            yield i, values[: len(rows[i]) - 1]
+
+    def forward(ids: torch.Tensor, mask: torch.Tensor, members: list[int]) -> list[list[float]]:
+        q, _ = model(ids, mask)
+        return [values[: len(rows[i]) - 1] for i, values in zip(members, q.tolist(), strict=True)]
+
+    return for_model(model).each(rows, budget, forward)

@@ -15,7 +15,7 @@ from ..files.sources import run_records
 from ..models.folder import check_context, load_tokenizer
 from ..openrlhf_fixes.chat_data import template_of
 from .rows import Rules, chat_texts, parse_record
-from .settings import LOSS_TYPES, check_epsilon, check_loss_type
+from .settings import LOSS_TYPES, SHARING, check_epsilon, check_loss_type, taking_apart
 
 CACHE = "~/.cache/orlhf_ext/reference"
 DPO_BETA = 0.1  # OpenRLHF's default of --model.beta
@@ -57,6 +57,13 @@ class EXO(Extension):
             metavar="TOKENS",
             help="cut completions to this many tokens, before the prompt is cut on its left to --data.max_len "
             "(default 0: only --data.max_len; the paper's HH value is 200)",
+        )
+        add(
+            "--exo.share_prompt",
+            choices=SHARING,
+            default="auto",
+            help="compute the prompt of a record once for all of its completions: where that pays and holds (auto), or "
+            "else stop (on), or never (off) (%(default)s)",
         )
         add(
             "--exo.cache_reference",
@@ -108,5 +115,10 @@ def _check_flags(args: SimpleNamespace) -> None:
         raise UserError("--model.label_smoothing has no effect here; use --exo.epsilon")
     if args.model.beta != DPO_BETA:
         raise UserError("--model.beta has no effect here; use --exo.beta_pi")
+    if exo.share_prompt == "on" and (apart := taking_apart(args.ds)):
+        raise UserError(
+            f"--exo.share_prompt on needs the completions of a record together, and {apart} takes them apart; leave "
+            "one of them out"
+        )
     if exo.cache_reference:
         check_folder(Path(exo.cache_reference).expanduser(), "--exo.cache_reference")

@@ -69,16 +69,19 @@ class Encoder:
         for kwise, prompt, (_, completions), index in zip(parsed, prompts, texts, indices, strict=True):
             if not prompt:
                 raise UserError(f"record {index + 1} has a prompt without any token; remove the record")
-            rows = [self._row(kwise, n, prompt, next(responses)) for n in range(len(completions))]
+            kept = [self._response(kwise, n, next(responses)) for n in range(len(completions))]
+            size = self.rules.num_contrastive
+            rows = [
+                self._row(prompt, kept[n], max(len(ids) for ids, _ in kept[n // size * size :][:size]), reward)
+                for n, reward in enumerate(kwise.rewards)
+            ]
             out["ids"].append([i for row in rows for i in row[0]])
             for name, column in zip(list(_FEATURES)[1:], zip(*(row[1:] for row in rows), strict=True), strict=True):
                 out[name].append(list(column))
         return out
 
-    def _row(
-        self, kwise: Kwise, n: int, prompt: list[int], tokens: list[int]
-    ) -> tuple[list[int], int, int, float, bool, bool]:
-        """One row: ids, its length, the prompt's length, the reward, was the prompt cut, was the response cut."""
+    def _response(self, kwise: Kwise, n: int, tokens: list[int]) -> tuple[list[int], bool]:
+        """The ids of a response, and whether its end was cut off."""
         reason = kwise.finish_reasons[n] if kwise.finish_reasons else None
         if kwise.token_ids:
             response = list(kwise.token_ids[n])
@@ -89,10 +92,18 @@ class Encoder:
             response.append(self.tokenizer.eos_token_id)
         # At least one id of the prompt stays: the first id of a row is predicted by nothing.
         room = min(self.max_completion_length or self.max_length, self.max_length - 1)
-        kept = response[:room]
-        context = prompt[-(self.max_length - len(kept)) :]
-        cuts = len(context) < len(prompt), len(kept) < len(response)
-        return context + kept, len(context) + len(kept), len(context), kwise.rewards[n], *cuts
+        return response[:room], len(response) > room
+
+    def _row(
+        self, prompt: list[int], response: tuple[list[int], bool], longest: int, reward: float
+    ) -> tuple[list[int], int, int, float, bool, bool]:
+        """One row: ids, its length, the prompt's length, the reward, was the prompt cut, was the response cut.
+
+        The prompt keeps what the ``longest`` response of the group leaves: what is compared has one prompt.
+        """
+        kept, cut = response
+        context = prompt[-(self.max_length - longest) :]
+        return context + kept, len(context) + len(kept), len(context), reward, len(context) < len(prompt), cut
 
     def _texts(self, kwise: Kwise, index: int) -> tuple[str, list[str]]:
         """Prompt and completions as text; messages go through the chat template."""

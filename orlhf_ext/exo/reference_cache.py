@@ -22,7 +22,7 @@ from ..models import row_cache
 from ..models.folder import content_digest
 from .dataset import KwiseDataset
 
-FORMAT = 1
+FORMAT = 2
 """Goes into every hash: raise it when a change of ours moves the numbers."""
 _WHAT = "reference log-probabilities"
 
@@ -89,6 +89,7 @@ def _facts(trainer: Any, dataset: KwiseDataset, model_digest: str) -> dict[str, 
         "model": model_digest,
         "rows": dataset.digest(),
         "temperature": args.exo.temperature,
+        "share_prompt": args.exo.share_prompt,
         "micro_batch_size": args.train.micro_batch_size,
         **{name: getattr(args.ds, name, None) for name in numeric.split()},
     }

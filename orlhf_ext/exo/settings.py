@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from ..cli.errors import suggest
 
 LOSS_TYPES = ("exo-pref", "exo-rw", "dpo-pref", "dpo-rw")
+
+SHARING = ("auto", "on", "off")  # of a prompt, by the completions of a record
 
 _EPSILON = {"exo-pref": 1e-3, "dpo-pref": 0.0}
 
@@ -12,6 +16,13 @@ _EPSILON = {"exo-pref": 1e-3, "dpo-pref": 0.0}
 def default_epsilon(loss_type: str) -> float:
     """The paper's 1e-3 for ``exo-pref``; 0, plain DPO, for ``dpo-pref``; the ``*-rw`` losses have none (KeyError)."""
     return _EPSILON[loss_type]
+
+
+def taking_apart(ds: SimpleNamespace) -> str | None:
+    """The flag by which a record's completions are packed, or spread over processes; None where they are not."""
+    if ds.packing_samples:
+        return "--ds.packing_samples"
+    return next((f"--ds.{name}" for name in ("ring_attn_size", "tensor_parallel_size") if getattr(ds, name) > 1), None)
 
 
 def check_loss_type(loss_type: str) -> None:

@@ -11,11 +11,13 @@ from openrlhf.models.utils import log_probs_from_logits
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 
 from ..cli.errors import UserError
-from ..models.logprobs import scored_positions
+from ..models.modules import scored_positions
+from ..models.prompt_once import PromptOnce
 from ..reports.tally import Tally, log_evaluation
 from . import reference_cache
 from .dataset import Rows
 from .losses import kwise_loss
+from .settings import taking_apart
 
 METRICS = ("loss", "ranking_acc", "margin", "log_ratio", "entropy", "response_tokens")
 """What is logged as ``kwise/NAME``: means over all ranks and all micro batches of a step, or of an evaluation.
@@ -83,6 +85,8 @@ class KwiseTrainer(DPOTrainer):
         self.exo = exo
         # Actor divides its float32 logits by this.
         self.model.temperature = self.ref_model.temperature = exo.temperature
+        actors = (self.model, self.ref_model)
+        self._once = [PromptOnce(actor, self._share_mode(), self.strategy.print, self._worst) for actor in actors]
         self.tally = Tally(METRICS, "kwise")
         self.loss_fn = KwiseLoss(exo, self.tally)
         self._check_vocabulary()
@@ -108,7 +112,8 @@ class KwiseTrainer(DPOTrainer):
         """
         if model is self.ref_model and rows.reference is not None:
             return rows.reference.to(ids.device), rewards, 0, 0.0
-        sums, output = self._row_logps(model, ids, mask, rows.prompt_lengths)
+        with self._once[model is self.ref_model].over(ids, mask):
+            sums, output = self._row_logps(model, ids, mask, rows.prompt_lengths)
         tokens = mask.sum(-1) - mask.new_tensor(rows.prompt_lengths)
         groups = rewards.view(-1, self.exo.num_contrastive)
         best = groups.argmax(-1, keepdim=True)
@@ -116,6 +121,16 @@ class KwiseTrainer(DPOTrainer):
             self.tally.add("response_tokens", tokens)
         aux_loss = output.aux_loss if "aux_loss" in output else []
         return sums, rewards, aux_loss, -(sums / tokens).view_as(groups).gather(-1, best).mean()
+
+    def _share_mode(self) -> str:
+        """``--exo.share_prompt``; off where sequences are packed, or spread over processes."""
+        apart = taking_apart(self.args.ds)
+        if apart and self.exo.share_prompt != "off":
+            self.strategy.print(f"prompts are computed anew for each completion: {apart} is given")
+        return "off" if apart else self.exo.share_prompt
+
+    def _worst(self, value: float) -> float:
+        return float(self.strategy.all_reduce(value, op="max"))
 
     def _row_logps(
         self, model: Any, ids: torch.Tensor, mask: torch.Tensor, prompt_lengths: list[int]

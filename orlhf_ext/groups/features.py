@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from ..files.records import atomic_write
 from ..models import row_cache
-from ..models.batches import cut_batches, pad_left
+from ..models.batches import pad_left
 from ..models.folder import find_model, identity
+from ..models.prompt_once import for_model
 from ..models.weights import PRECISIONS, load_reward
 from .dataset import GroupDataset
 
-FORMAT = 1
+FORMAT = 2
 """Goes into every name: raise it when a change of ours moves the numbers."""
 BATCH_TOKENS = 8192  # padded, in a batch without gradients
 
@@ -122,29 +123,18 @@ def _compute(trainer: Any, table: torch.Tensor, texts: list[list[int]], places: 
     model = trainer.strategy._unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
+    batches = [[row for part in parts for row in part.rows] for parts in trainer.once.batches(texts, BATCH_TOKENS)]
 
     def compute(batch: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.tensor([places[number] for number in batch])
-        return rows, hidden_states(model, [texts[number] for number in batch], trainer.tokenizer.pad_token_id)
+        some = [texts[number] for number in batch]
+        ids, mask = pad_left(some, trainer.tokenizer.pad_token_id, next(model.parameters()).device)
+        with trainer.once.over(ids, mask):
+            hidden, _ = model.last_hidden(ids, mask)
+        return torch.tensor([places[number] for number in batch]), hidden.float().cpu()
 
-    batches = cut_batches([len(ids) for ids in texts], BATCH_TOKENS)
     table = row_cache.fill(trainer.strategy, table, batches, compute, _WHAT)
     model.train(was_training)
     return table
-
-
-@torch.no_grad()
-def hidden_states(model: Any, texts: Sequence[list[int]], pad_id: int) -> torch.Tensor:
-    """What a head reads of texts, ``(texts, d)`` float32 on the CPU, from one batch.
-
-    Args:
-        model: of `model.reward_model_class`, in evaluation mode.
-        texts: token ids.
-        pad_id: of the padding, which nothing depends on.
-    """
-    device = next(model.parameters()).device
-    hidden, _ = model.last_hidden(*pad_left(texts, pad_id, device))
-    return hidden.float().cpu()
 
 
 def of_texts(
@@ -165,7 +155,7 @@ def of_texts(
         cache: where hidden states are kept, shared with trainings of the same numeric type and attention.
         dtype: ``bfloat16`` or ``float16``.
         attention: as in transformers.
-        budget: padded tokens in a batch.
+        budget: tokens to compute in a batch.
     """
     from . import model as models  # it loads DeepSpeed
 
@@ -179,10 +169,14 @@ def of_texts(
         # the head, which may be new, is not used
         backbone = load_reward(make, folder, "--model", dtype, attention, fresh=True)
         order, wanted = list(missing), list(missing.values())
-        batches = cut_batches([len(ids) for ids in wanted], budget)
-        for batch in tqdm(batches, desc=_WHAT.capitalize()):
-            rows = hidden_states(backbone, [wanted[number] for number in batch], pad_id)
-            states.update(zip((order[number] for number in batch), rows, strict=True))
+        with tqdm(total=len(wanted), desc=_WHAT.capitalize(), unit="text") as bar:
+
+            def forward(ids: torch.Tensor, mask: torch.Tensor, members: list[int]) -> torch.Tensor:
+                bar.update(len(members))
+                return backbone.last_hidden(ids, mask)[0].float().cpu()
+
+            found = for_model(backbone).each(wanted, budget, forward, pad_left, pad_id)
+            states.update((order[number], hidden) for number, hidden in found)
         if path:
             store(path, order, torch.stack([states[key] for key in order]))
     return torch.stack([states[key] for key in keys])

@@ -11,6 +11,7 @@ from openrlhf.models.loss import PairWiseLoss
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
 
 from ..models.head_settings import KEY, HeadSettings
+from ..models.prompt_once import PromptOnce
 from ..reports.tally import Tally, log_evaluation
 from . import features
 from .dataset import GroupDataset
@@ -100,6 +101,7 @@ class GroupTrainer(RewardModelTrainer):
         self.groups = self.args.groups
         self.settings = self.strategy._unwrap_model(self.model).group_settings
         self.loss_fn = GroupLoss(self.settings, self.groups)
+        self.once = PromptOnce(self.model, "auto", self.strategy.print, self._worst)
         self._scores: list[torch.Tensor] = []
         self.train_dataloader: Any
         self.eval_dataloader: Any
@@ -125,12 +127,16 @@ class GroupTrainer(RewardModelTrainer):
             scores, output = model(hidden=torch.cat([pairs[:, 0], pairs[:, 1]]), all_groups=True, return_output=True)
         else:
             ids, mask = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask)
-            scores, output = model(ids, attention_mask=mask, all_groups=True, return_output=True)
+            with self.once.over(ids, mask):
+                scores, output = model(ids, attention_mask=mask, all_groups=True, return_output=True)
         if not self.strategy._unwrap_model(model).training:  # the engine around it does not keep its mode
             self._scores.append(scores.detach().float())
         group = self.loss_fn.group.to(device)[:, None]
         chosen, rejected = (half.gather(1, group).squeeze(1) for half in scores.chunk(2))
         return chosen, rejected, output.aux_loss if "aux_loss" in output else []
+
+    def _worst(self, value: float) -> float:
+        return float(self.strategy.all_reduce(value, op="max"))
 
     def save_logs_and_checkpoints(
         self, args: Any, global_step: int, step_bar: Any, logs_dict: Any = None, client_states: Any = None

@@ -1,6 +1,6 @@
 """One number for each completion of a file, computed in batches that depend on the file alone.
 
-Batches are cut from all rows of a file, sorted by length, within a budget of padded tokens; the results of one are
+Batches are cut from all rows of a file, sorted by length, within a budget of tokens to compute; the results of one are
 kept as soon as it is done. A run that goes on after a kill therefore computes the missing batches in the very shapes
 of an uninterrupted run, and its numbers are equal to the last bit.
 """
@@ -19,6 +19,7 @@ from ..cli.errors import UserError
 from ..files.journal import Journal
 from ..files.outputs import check_file
 from ..files.records import Record, source_entry
+from .parts import cut_parts, find_parts
 from .texts import Sample
 
 # Rows in, one number for each out
@@ -86,7 +87,7 @@ def run_batches(
         samples: the file's records, which `Row.sample` counts.
         load: loads the model; called only if a batch is missing.
         journal: of this output; its fingerprint covers everything that ``compute`` depends on.
-        budget: padded tokens in a batch.
+        budget: tokens to compute in a batch.
         what: "reward", for messages and the progress bar.
 
     Returns:
@@ -97,7 +98,7 @@ def run_batches(
     """
     from tqdm import tqdm
 
-    batches = cut_batches([len(row.ids) for row in rows], budget)
+    batches = _whole_records(rows, budget)
     values: list[list[float]] = [[math.nan] * len(sample.completions) for sample in samples]
     kept = sum(len(batch) for number, batch in enumerate(batches) if str(number) in journal.done)
     compute = load() if kept < len(rows) else None
@@ -119,6 +120,15 @@ def run_batches(
             for i, value in zip(batch, done, strict=True):
                 values[rows[i].sample][rows[i].completion] = value
     return values
+
+
+def _whole_records(rows: Sequence[Row], budget: int) -> list[list[int]]:
+    """Batches of rows in which the completions of a record stay together where they share a prompt."""
+    lengths = [len(row.ids) for row in rows]
+    parts = find_parts([row.ids for row in rows])
+    if not any(part.length for part in parts):
+        return cut_batches(lengths, budget)
+    return [[row for part in batch for row in part.rows] for batch in cut_parts(parts, lengths, budget)]
 
 
 def with_column(samples: Sequence[Sample], key: str, values: Sequence[Sequence[float]]) -> list[Record]:

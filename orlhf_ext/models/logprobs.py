@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import backends
 from ..backends.machine import torch_device
 from ..cli.errors import UserError
-from .batches import Compute, Row, pad_right
+from .batches import Compute, Row
+from .modules import scored_positions
 from .texts import Sample, encode, prompt_text, reply_text, whole_text
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 _ROWS_AT_ONCE = 1024  # positions whose float32 logits are in memory together
@@ -95,24 +95,6 @@ def _responses(
     return stored
 
 
-@contextlib.contextmanager
-def scored_positions(head: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Meanwhile only some positions reach a model's output layer, which makes its largest tensors.
-
-    A hook hands it those hidden states alone, so that whatever the model does to its logits afterwards (scaling, soft
-    caps) stays its own. Logits are then ``(1, positions, vocabulary)``.
-
-    Args:
-        head: the output layer.
-        positions: ``(rows, length)``, true where logits are needed.
-    """
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions][None], *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def response_logprobs(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, prompt_lengths: Tensor, temperature: float = 1.0
 ) -> Tensor:
@@ -140,7 +122,6 @@ def token_logprobs(
     mask: Tensor,
     prompt_lengths: Tensor,
     temperature: float = 1.0,
-    prefix: Cache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``log softmax(z[t-1] / temperature)[y[t]]`` of every token t of the responses, in float32.
 
@@ -148,7 +129,6 @@ def token_logprobs(
 
     Args:
         model, ids, mask, prompt_lengths, temperature: as in `response_logprobs`.
-        prefix: keys and values of tokens that every row begins with; no other argument counts these tokens.
 
     Returns:
         ``(tokens,)`` in nats, row by row, and ``(tokens,)``, the row of each.
@@ -163,12 +143,8 @@ def token_logprobs(
     values = torch.zeros(len(rows), dtype=torch.float32, device=ids.device)
     if not len(rows):
         return values, rows
-    cache: dict[str, Any] = {"use_cache": False}
-    if prefix is not None:
-        mask = torch.cat([mask.new_ones(len(mask), prefix.get_seq_length()), mask], dim=1)
-        cache = {"use_cache": True, "past_key_values": prefix}
     with scored_positions(model.get_output_embeddings(), predicts):
-        logits = model(ids, attention_mask=mask, **cache).logits[0]
+        logits = model(ids, attention_mask=mask, use_cache=False).logits[0]
     labels = ids[targets]
     for start in range(0, len(labels), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
@@ -189,14 +165,19 @@ def load_model(folder: Path, dtype: str, attention: str, flag: str = "--model") 
     return model.to(torch_device())
 
 
-def make_compute(model: PreTrainedModel, pad_id: int, temperature: float = 1.0) -> Compute:
-    """The function that maps rows to summed log-probabilities."""
+def make_compute(model: PreTrainedModel, pad_id: int, temperature: float = 1.0, budget: int = 8192) -> Compute:
+    """The function that maps rows to summed log-probabilities, in batches of at most ``budget`` tokens."""
     import torch
 
-    @torch.inference_mode()
+    from .prompt_once import for_model
+
     def compute(rows: list[Row]) -> list[float]:
-        ids, mask = pad_right([row.ids for row in rows], pad_id, model.device)
-        prompts = torch.tensor([row.prompt_length for row in rows], device=model.device)
-        return response_logprobs(model, ids, mask, prompts, temperature).tolist()
+        starts = [row.prompt_length for row in rows]
+
+        def forward(ids: Tensor, mask: Tensor, members: list[int]) -> list[float]:
+            prompts = torch.tensor([starts[row] for row in members], device=ids.device)
+            return response_logprobs(model, ids, mask, prompts, temperature).tolist()
+
+        return for_model(model).map([row.ids for row in rows], budget, forward, pad_id=pad_id)
 
     return compute

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import backends
 from ..cli.errors import UserError
-from .batches import Compute, Row, cut_batches, pad_left
+from .batches import Compute, Row, pad_left
 from .folder import check_ids, find_model, load_tokenizer, read_config, weight_shapes
 from .texts import Sample, Text, encode, encode_whole, whole_text
 
@@ -97,7 +97,8 @@ class RewardModel:
         self.is_classifier = is_classifier(self.folder)
         # transformers' classifiers pool at the last token that is not this one, which may be EOS
         self._padding = config.get("pad_token_id") if self.is_classifier else None
-        self._forward: Callable[[Sequence[Sequence[int]]], list[list[float]]] | None = None
+        self._model: Any = None
+        self._words: dict[str, Any] = {}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -110,7 +111,7 @@ class RewardModel:
             ids = ids[:-1]
         return ids
 
-    def load(self, dtype: str, attention: str, make: Callable[..., Any] | None = None) -> Compute:
+    def load(self, dtype: str, attention: str, make: Callable[..., Any] | None = None, budget: int = 16384) -> Compute:
         """Load the weights, at the first call.
 
         Args:
@@ -118,6 +119,7 @@ class RewardModel:
             attention: attention implementation.
             make: builds a model with a score for each group, as OpenRLHF's ``get_llm_for_sequence_regression`` does
                 the models with one score; its ``forward`` takes ``all_groups``.
+            budget: tokens to compute in a batch.
 
         Returns:
             what maps rows to the one score of each, for `run_batches`.
@@ -125,37 +127,37 @@ class RewardModel:
         Raises:
             UserError: the weights are not whole and finite.
         """
-        if self._forward is None:
+        if self._model is None:
             backends.install()
-            import torch
             from openrlhf.models.model import get_llm_for_sequence_regression
 
             from .weights import load_reward
 
-            pad_id = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
-            model = load_reward(make or get_llm_for_sequence_regression, self.folder, self.flag, dtype, attention)
-            words = {"all_groups": True} if make else {}
+            stock = get_llm_for_sequence_regression
+            self._model = load_reward(make or stock, self.folder, self.flag, dtype, attention)
+            self._words = {"all_groups": True} if make else {}
 
-            @torch.inference_mode()
-            def forward(texts: Sequence[Sequence[int]]) -> list[list[float]]:
-                return model(*pad_left(texts, pad_id, model.device), **words).float().view(len(texts), -1).tolist()
+        def compute(rows: list[Row]) -> list[float]:
+            return [score for (score,) in self._run([row.ids for row in rows], budget)]
 
-            self._forward = forward
-        return lambda rows: [score for (score,) in self._run([row.ids for row in rows])]
-
-    def _run(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        assert self._forward is not None, "load() first"
-        return self._forward(texts)
+        return compute
 
     def score(self, texts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[float]]:
-        """Raw scores ``(texts, scores)`` of token ids, in batches of at most ``batch_tokens`` padded tokens.
-        Raises UserError as `check_ids` does."""
+        """Raw scores ``(texts, scores)`` of token ids, in batches of at most ``batch_tokens`` tokens to compute; what
+        several texts begin with is computed once. Raises UserError as `check_ids` does."""
         check_ids(self.folder, texts, self.flag)
-        found: list[list[float]] = [[] for _ in texts]
-        for batch in cut_batches([len(ids) for ids in texts], batch_tokens):
-            for index, scores in zip(batch, self._run([texts[i] for i in batch]), strict=True):
-                found[index] = scores
-        return found
+        return self._run(texts, batch_tokens)
+
+    def _run(self, texts: Sequence[Sequence[int]], budget: int) -> list[list[float]]:
+        from .prompt_once import for_model
+
+        assert self._model is not None, "load() first"
+
+        def forward(ids: Any, mask: Any, members: list[int]) -> list[list[float]]:
+            return self._model(ids, mask, **self._words).float().view(len(members), -1).tolist()
+
+        pad_id = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return for_model(self._model).map(texts, budget, forward, pad_left, pad_id)
 
 
 def is_classifier(folder: Path) -> bool:

@@ -119,6 +119,36 @@ def t_interval(values: NDArray[np.float64]) -> Interval:
     return Interval(float(low), float(high))
 
 
+def at_equal_length(ours: Lists, our_lengths: Lists, theirs: Lists, their_lengths: Lists, seed: int) -> dict[str, Any]:
+    """How much higher our values are than theirs once what length explains is taken away.
+
+    The coefficient of "ours" in a regression of all completions' values on it, on their length, and on their prompt:
+    what length brings is told from completions of one prompt and one model as well. Values and lengths have a list for
+    each prompt. The interval is the bootstrap's over prompts; ``mean`` is None where length and model cannot be told
+    apart.
+    """
+    sums = []
+    for a, b, c, d in zip(ours, theirs, our_lengths, their_lengths, strict=True):
+        value, length = np.array([*a, *b]), np.array([*c, *d])
+        mine = np.array([1.0] * len(a) + [0.0] * len(b))
+        value, length, mine = (x - x.mean() for x in (value, length, mine))  # what is the prompt's own goes
+        sums.append([length @ length, length @ mine, mine @ mine, length @ value, mine @ value])
+
+    def coefficient(ll: Any, lm: Any, mm: Any, lv: Any, mv: Any, axis: int = -1) -> Any:
+        ll, lm, mm, lv, mv = (x.sum(axis=axis) for x in (ll, lm, mm, lv, mv))
+        alone = ll * mm - lm**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(ll == 0, mv / mm, (ll * mv - lm * lv) / np.where(alone > 1e-9 * ll * mm, alone, np.nan))
+
+    columns = tuple(np.array(sums, dtype=np.float64).T)
+    mean = float(coefficient(*columns))
+    if math.isnan(mean):
+        return {"mean": None, "low": None, "high": None}
+    ends = _percentiles(columns, coefficient, seed) if len(sums) > 1 else Interval(None, None)
+    low, high = (end if end is not None and math.isfinite(end) else None for end in ends)
+    return {"mean": mean, "low": low, "high": high}
+
+
 def paired_difference(gap: NDArray[np.float64], seed: int) -> dict[str, float | None]:
     """The mean of paired differences, with Student's and the bootstrap's interval."""
     student, drawn = t_interval(gap), bootstrap(gap, seed)

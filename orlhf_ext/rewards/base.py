@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -153,19 +153,13 @@ class ScoreReference(Protocol):
     def device(self) -> str:
         """Where they are computed, ``cpu`` or ``cuda``."""
 
-    def __call__(
-        self,
-        token_ids: Sequence[Sequence[int]],
-        masks: Sequence[Sequence[int]],
-        groups: Sequence[Hashable] | None = None,
-    ) -> list[list[float]]:
-        """Natural log-probabilities of the tokens whose mask is 1, in order.
+    def __call__(self, token_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural log-probabilities of the tokens whose mask is 1, in order; what several sequences begin with is
+        computed once.
 
         Args:
             token_ids: sequences of any lengths.
             masks: as long as each; never 1 for the first token, which nothing predicts.
-            groups: a key for each sequence; what the sequences of one key begin with is computed once. None: each is
-                computed alone.
         """
 
 

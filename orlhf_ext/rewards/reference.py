@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..extensions.ray_classes import unwrap
 from ..models.batches import cut_batches
 from ..models.likelihood import span_logprobs
 from ..models.logprobs import token_logprobs
-from ..models.spans import Span, rows_of_groups, shared_length
+from ..models.parts import find_parts
+from ..models.spans import Span
 
 
 class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
@@ -28,11 +29,11 @@ class ScoringReference(unwrap(ReferenceModelActor)):  # type: ignore[misc]
         """Where this process computes."""
         return torch_device()
 
-    def score_spans(self, spans: list[Span], groups: list[Hashable]) -> list[list[float]]:
-        """Log-probabilities of the scored tokens of each span, where this process has all weights: what the spans of
-        a group begin with is computed once."""
+    def score_spans(self, spans: list[Span]) -> list[list[float]]:
+        """Log-probabilities of the scored tokens of each span, where this process has all weights: what several spans
+        begin with is computed once."""
         model = self.model.model.module  # transformers' own, in DeepSpeed's engine, in OpenRLHF's Actor
-        found = span_logprobs(model, spans, groups, self.strategy.args.ext.reference_batch_tokens)
+        found = span_logprobs(model, spans, self.strategy.args.ext.reference_batch_tokens)
         return [values.tolist() for values in found]
 
     def score_tokens(self, sequences: torch.Tensor, action_mask: torch.Tensor, attention_mask: torch.Tensor) -> Any:
@@ -92,7 +93,6 @@ class GroupScorer:
         self,
         token_ids: Sequence[Sequence[int]],
         masks: Sequence[Sequence[int]],
-        groups: Sequence[Hashable] | None = None,
     ) -> list[list[float]]:
         """Natural log-probabilities of the tokens whose mask is 1, in order.
 
@@ -102,8 +102,7 @@ class GroupScorer:
         spans = [to_span(ids, mask) for ids, mask in zip(token_ids, masks, strict=True)]
         if not spans:
             return []
-        keys = range(len(spans)) if groups is None else groups
-        found = self._in_step(spans) if self._spread else self._apart(spans, keys)
+        found = self._in_step(spans) if self._spread else self._apart(spans)
         if self._args.train.colocate_all or self._args.train.colocate_actor_ref:
             ray.get(self._group.async_run_method("empty_cache"))
         return [
@@ -111,12 +110,11 @@ class GroupScorer:
             for values, span, mask in zip(found, spans, masks, strict=True)
         ]
 
-    def _apart(self, spans: list[Span], groups: Sequence[Hashable]) -> list[list[float]]:
-        """Each rank has groups of its own, and as many forward passes as they take."""
-        shares = share_out(spans, groups, self._ranks)
-        work: dict[str, list[Any]] = {"spans": [[spans[i] for i in rows] for rows in shares]}
-        work["groups"] = [[groups[i] for i in rows] for rows in shares]
-        found = ray.get(self._group.async_run_method_batch("score_spans", **work))
+    def _apart(self, spans: list[Span]) -> list[list[float]]:
+        """Each rank has spans of its own, and as many forward passes as they take."""
+        shares = share_out(spans, self._ranks)
+        work = [[spans[i] for i in rows] for rows in shares]
+        found = ray.get(self._group.async_run_method_batch("score_spans", spans=work))
         values: list[list[float]] = [[]] * len(spans)
         for rows, result in zip(shares, itertools.chain.from_iterable(found), strict=True):
             for row, value in zip(rows, result, strict=True):
@@ -146,12 +144,12 @@ def to_span(ids: Sequence[int], mask: Sequence[int]) -> Span:
     return Span(list(ids[:end]), list(mask).index(1))
 
 
-def share_out(spans: Sequence[Span], groups: Sequence[Hashable], ranks: int) -> list[list[int]]:
-    """The rows of each rank: groups stay whole, and the tokens to compute are spread evenly, largest groups first."""
-    costs = []
-    for rows in rows_of_groups(groups):
-        shared = shared_length([spans[row] for row in rows])
-        costs.append((sum(len(spans[row].ids) for row in rows) - shared * (len(rows) - 1), rows))
+def share_out(spans: Sequence[Span], ranks: int) -> list[list[int]]:
+    """The rows of each rank: those that begin alike stay together, and the tokens to compute are spread evenly, most
+    tokens first."""
+    lengths = [len(span.ids) for span in spans]
+    parts = find_parts([span.ids for span in spans])
+    costs = [(part.tokens(lengths), part.rows) for part in parts]
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for cost, rows in sorted(costs, reverse=True):

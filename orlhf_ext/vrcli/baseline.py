@@ -150,7 +150,7 @@ def _load(folder: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Names
     scorer = make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]
 
     def compute(rows: list[Row]) -> list[float]:
-        return scorer([Span(row.ids, row.prompt_length) for row in rows], range(len(rows)))
+        return scorer([Span(row.ids, row.prompt_length) for row in rows])
 
     return compute
 

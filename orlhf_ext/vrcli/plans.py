@@ -158,7 +158,7 @@ def _score(
                 f"{label.name} has {span.scored} scored tokens here and a baseline over {tokens[label.id]}; compute "
                 "the baselines again, with this tokenizer and this --vrcli.tail"
             )
-    nlls = scorer(spans, [label.id for label in labels]) if spans else []
+    nlls = scorer(spans) if spans else []
     for label, nll in zip(labels, nlls, strict=True):
         if not math.isfinite(nll):
             raise UserError(

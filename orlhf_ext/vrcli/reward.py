@@ -117,6 +117,6 @@ class VRCLI(Settings, Reward):
         metrics = {name.removeprefix("vrcli_"): values for name, values in found.metrics.items()}
         return RewardResult(found.rewards, metrics, found.scores)
 
-    def _nlls(self, spans: Any, groups: Any) -> list[float]:
+    def _nlls(self, spans: Any) -> list[float]:
         masks = [[0] * span.start + [1] * span.scored for span in spans]
-        return [mean_nll(values) for values in self._score_reference([span.ids for span in spans], masks, groups)]
+        return [mean_nll(values) for values in self._score_reference([span.ids for span in spans], masks)]

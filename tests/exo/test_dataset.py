@@ -208,16 +208,19 @@ def test_eos_is_not_doubled(tokenizer, strategy_for):
 
 
 def test_truncation(tokenizer, strategy_for, capsys):
-    """The response is cut on its right to the cap and loses EOS; the prompt on its left to what remains."""
+    """A response is cut on its right to the cap and loses EOS; the prompt on its left to what the longest leaves."""
     prompt, long = ids_of(tokenizer, PAIR["prompt"]), ids_of(tokenizer, " pear" * 40)
     record = {**PAIR, "rejected": " pear" * 40}
     rows = rows_of(build([record], tokenizer, strategy_for, max_len=20, exo__max_completion_len=8), 0)
     short = [*ids_of(tokenizer, " Apple"), tokenizer.eos_token_id]
-    assert rows[0] == (prompt[-(20 - len(short)) :], short)
-    assert rows[1] == (prompt[-12:], long[:8])
+    assert rows == [(prompt[-12:], short), (prompt[-12:], long[:8])]
     assert "truncated: 100.0% of prompts, 50.0% of responses" in capsys.readouterr().out
     rows = rows_of(build([record], tokenizer, strategy_for, max_len=20), 0)  # no cap: one prompt token stays
-    assert rows[1] == (prompt[-1:], long[:19])
+    assert rows == [(prompt[-1:], short), (prompt[-1:], long[:19])]
+    groups = {**KWISE, "completions": [" a", " b", " pear" * 40, " c"]}
+    flags = {"max_len": 20, "exo__max_completion_len": 8, "exo__loss_type": "exo-rw"}
+    rows = rows_of(build([groups], tokenizer, strategy_for, **flags), 0)  # what is compared has one prompt
+    assert [len(kept) for kept, _ in rows] == [16, 16, 12, 12]
     exact = len(prompt) + len(short)
     assert rows_of(build([PAIR], tokenizer, strategy_for, max_len=exact), 0)[0] == (prompt, short)
 
@@ -303,10 +306,10 @@ def test_every_row_holds_its_rules(tokenizer, prompt, completions, cap, room):
         kept = row[boundary:]
         assert boundary >= 1 and length <= room and kept == response[: len(kept)]
         assert len(kept) == min(len(response), cap or room - 1)
-        assert row[:boundary] == whole[-boundary:] and (length == room or boundary == len(whole))
+        assert row[:boundary] == whole[-boundary:] and boundary == out["prompt_lengths"][0][0]
         assert out["response_cut"][0][n] == (kept[-1] != tokenizer.eos_token_id)
         assert out["prompt_cut"][0][n] == (boundary < len(whole))
-    assert at == len(ids)
+    assert at == len(ids) and (max(out["lengths"][0]) == room or boundary == len(whole))
 
 
 # ---- checks before a model is loaded

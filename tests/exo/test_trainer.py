@@ -91,9 +91,8 @@ def test_logit_golden_through_the_real_actor(strategy, loss_type, size, labels, 
 
     z, z_reference, ids, mask = logits_case()
     policy = module_of(z)
-    trainer = make_trainer(
-        strategy, policy, module_of(z_reference), loss_type=loss_type, num_contrastive=size, epsilon=epsilon
-    )
+    flags = {"loss_type": loss_type, "num_contrastive": size, "epsilon": epsilon, "share_prompt": "off"}
+    trainer = make_trainer(strategy, policy, module_of(z_reference), **flags)
     rewards = torch.tensor(labels, dtype=torch.float32)
     rows = Rows([3, 3, 3, 3], list(range(4 // size)), None)
     logps, same, _, _ = trainer.concatenated_forward(trainer.model, ids, mask, rewards, rewards, rows)
@@ -148,7 +147,7 @@ def test_logits_of_responses_alone_equal_all_logits(strategy, tiny):
 
     from orlhf_ext.exo.dataset import Rows
 
-    trainer = make_trainer(strategy, copy.deepcopy(tiny), tiny)
+    trainer = make_trainer(strategy, copy.deepcopy(tiny), tiny, share_prompt="off")
     ids, mask, prompts = random_batch()
     rewards = torch.tensor([1.0, 0.0, 0.5, 2.0])
     rows = Rows(prompts, [0, 1], None)
@@ -174,6 +173,34 @@ def test_logits_of_responses_alone_equal_all_logits(strategy, tiny):
             log_p = torch.log_softmax(tiny(ids[row : row + 1, :length]).logits[0] / TAU, -1)
         expected = sum(log_p[t - 1, ids[row, t]] for t in range(prompt, length))
         assert sums[row].item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_shared_prompts_change_neither_values_nor_gradients(strategy, tiny):
+    """Ragged prompts, two records in a batch, groups of two: what the trainer computes of a stream and of rows."""
+    import copy
+
+    from orlhf_ext.exo.dataset import Rows
+
+    generator = torch.Generator().manual_seed(4)
+    records = [torch.randint(5, 250, (length,), generator=generator) for length in (60, 31)]
+    ends = [torch.randint(5, 250, (length,), generator=generator) for length in (9, 14, 3, 20, 7, 8)]
+    pieces = [torch.cat([records[n // 4], end]) for n, end in enumerate(ends)]
+    ids = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=2)
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in pieces])[:, None]).long()
+    rewards = torch.tensor([1.0, 0.0, 0.5, 2.0, 0.0, 3.0])
+    found = {}
+    for mode in ("off", "on"):
+        trainer = make_trainer(strategy, copy.deepcopy(tiny), tiny, share_prompt=mode)
+        tokens = []
+        embedding = trainer.model.model.get_input_embeddings()
+        embedding.register_forward_hook(lambda _m, _i, out, seen=tokens: seen.append(out.shape[:2].numel()))
+        rows = Rows([60] * 4 + [31] * 2, [0, 1], None)
+        sums, _, _, nll = trainer.concatenated_forward(trainer.model, ids, mask, rewards, rewards, rows)
+        (sums.pow(2).sum() + nll).backward()
+        found[mode] = sums.detach(), nll.detach(), [p.grad.clone() for p in trainer.model.parameters()], tokens[-1]
+    assert [one[3] for one in found.values()] == [ids.numel(), 60 + 31 + sum(map(len, ends))]
+    for wanted, shared in zip([*found["off"][2], *found["off"][:2]], [*found["on"][2], *found["on"][:2]], strict=True):
+        torch.testing.assert_close(shared, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_nll_is_that_of_the_best_rows(strategy, tiny):

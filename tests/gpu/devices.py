@@ -112,11 +112,11 @@ def test_log_probabilities(model: Any) -> None:
     ids, mask, lengths = torch.randint(1, 99, (2, 6)), torch.ones(2, 6).long(), torch.tensor([2, 3])
     with torch.no_grad():
         wanted = response_logprobs(model, ids, mask, lengths, 0.8)
-    wanted_sums, wanted_spans = make_compute(model, 0)(rows), span_logprobs(model, spans, [0, 0, 0])
+    wanted_sums, wanted_spans = make_compute(model, 0)(rows), span_logprobs(model, spans)
     with pretended_gpu() as move, torch.no_grad():
         there = move(copy.deepcopy(model))
         found = response_logprobs(there, move(ids), move(mask), move(lengths), 0.8)
-        sums, shared = make_compute(there, 0)(rows), span_logprobs(there, spans, [0, 0, 0])
+        sums, shared = make_compute(there, 0)(rows), span_logprobs(there, spans)
     torch.testing.assert_close(numbers(found), wanted)
     assert sums == pytest.approx(wanted_sums)
     for one, other in zip(shared, wanted_spans, strict=True):

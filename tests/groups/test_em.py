@@ -136,7 +136,7 @@ def test_annotators_with_opposed_tastes(
 
     from orlhf_ext.groups import features
 
-    monkeypatch.setattr(features, "hidden_states", None)  # computing would fail
+    monkeypatch.setattr(features, "load_reward", None)  # computing would fail
     em.main([str(word) for word in words])
     assert read(out) == found and meta(out) == note
     swapped = [

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from orlhf_ext.reports.statistics import (
+    at_equal_length,
     bootstrap,
     kl_estimate,
+    paired_difference,
     prompt_means,
     ratio_interval,
     t_interval,
@@ -102,3 +104,28 @@ def test_the_interval_of_a_ratio() -> None:
     assert low is not None and high is not None and low < values.sum() / 820 < high
     assert ratio_interval(values[:1], np.ones(1), 0) == (None, None)
     assert ratio_interval(np.array([1.0, 2.0]), np.array([2.0, 4.0]), 0) == (0.5, 0.5)
+
+
+def test_a_gain_at_equal_length() -> None:
+    """Rewards that are 0.1 a token and 0.5 for the policy, whose answers are longer; against least squares."""
+    draw = np.random.default_rng(1)
+    lengths = [draw.integers(5, 30, (2, 3)) + np.array([[6], [0]]) for _ in range(40)]
+    bases = draw.normal(size=40)
+    noise = draw.normal(0, 0.05, (40, 2, 3))
+    values = [b + 0.1 * n + np.array([[0.5], [0]]) + e for b, n, e in zip(bases, lengths, noise, strict=True)]
+    ours, theirs = ([v[i].tolist() for v in values] for i in (0, 1))
+    long, short = ([n[i].tolist() for n in lengths] for i in (0, 1))
+    found = at_equal_length(ours, long, theirs, short, 0)
+    design = np.zeros((240, 42))
+    design[np.arange(240), np.repeat(np.arange(40), 6)] = 1
+    design[:, 40] = np.array(lengths).flatten()
+    design[:, 41] = np.tile([1, 1, 1, 0, 0, 0], 40)
+    wanted = np.linalg.lstsq(design, np.array(values).flatten(), rcond=None)[0][41]
+    assert found["mean"] == pytest.approx(wanted)
+    assert found["mean"] == pytest.approx(0.5, abs=0.03) and 0.02 < found["high"] - found["low"] < 0.05
+    assert paired_difference(prompt_means(ours) - prompt_means(theirs), 0)["mean"] > 1  # what length brings is in it
+    alone = at_equal_length([[1.0], [2.0]], [[6], [7]], [[0.0], [1.0]], [[5], [6]], 0)
+    assert alone == {"mean": None, "low": None, "high": None}  # all are longer by one token
+    even = at_equal_length([[1.0], [2.0]], [[5], [6]], [[0.0], [1.5]], [[5], [6]], 0)
+    assert even["mean"] == pytest.approx(0.75) and even["low"] >= 0.5
+    assert at_equal_length([[1.0, 2.0]], [[5, 9]], [[0.0, 0.3]], [[5, 6]], 0)["low"] is None

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: the ``--exo.*`` flags of the tests that run in process
 EXO_FLAGS: dict[str, Any] = {
+    "share_prompt": "auto",
     "loss_type": "exo-rw",
     "num_contrastive": 2,
     "beta_pi": 0.5,

@@ -11,16 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_builders.story.prompts import from_chapter, from_messages
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.models import likelihood
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.likelihood import make_scorer, span_logprobs
 from orlhf_ext.models.logprobs import load_model
-from orlhf_ext.models.spans import Span, shared_length
+from orlhf_ext.models.spans import Span
 from orlhf_ext.vrcli.improvement import MARKERS, improvement, map_reward
 from orlhf_ext.vrcli.labels import Baseline, Label, read_label
 from orlhf_ext.vrcli.plans import Noise, measure_noise, result_rows, score_plans
@@ -53,10 +50,9 @@ def spans_of(*shapes: tuple[int, int, int], seed: int = 0, common: int = 0) -> l
     return [Span(beginning + draw(context + plan + gold), common + context + plan) for context, plan, gold in shapes]
 
 
-def score(model: Any, spans: Any, groups: Any = None, batch_tokens: int = 16384, pad_id: int = 0) -> Any:
+def score(model: Any, spans: Any, batch_tokens: int = 16384, pad_id: int = 0) -> Any:
     """What `make_scorer` gives, as a tensor."""
-    groups = range(len(spans)) if groups is None else groups
-    return torch.tensor(make_scorer(model, pad_id, batch_tokens)(spans, groups))
+    return torch.tensor(make_scorer(model, pad_id, batch_tokens)(spans))
 
 
 MIXED = ((4, 0, 9), (1, 0, 1), (12, 3, 3), (80, 0, 20), (5, 40, 1))
@@ -101,23 +97,24 @@ def test_a_shared_context_changes_nothing(model: Any, name: str, budget: int) ->
         torch.manual_seed(0)
         model = other_models()[name]().eval()
     spans = spans_of(*PLANS, common=100) + spans_of(*PLANS[:2], seed=1, common=40) + spans_of(*MIXED, seed=2)
-    groups = ["a"] * 5 + ["b"] * 2 + list("cdefg")
     order = torch.randperm(len(spans), generator=torch.Generator().manual_seed(3)).tolist()
-    spans, groups = [spans[i] for i in order], [groups[i] for i in order]
-    found = score(model, spans, groups, batch_tokens=budget)
+    spans = [spans[i] for i in order]
+    found = score(model, spans, batch_tokens=budget)
     assert found.tolist() == pytest.approx([direct(model, span) for span in spans], abs=1e-5)
-    for one, other in zip(span_logprobs(model, spans, groups, budget), span_logprobs(model, spans), strict=True):
-        assert one.tolist() == pytest.approx(other.tolist(), abs=2e-5)
+    for span, one in zip(spans, span_logprobs(model, spans, budget), strict=True):
+        (alone,) = span_logprobs(model, [span])
+        assert one.tolist() == pytest.approx(alone.tolist(), abs=2e-5)
 
 
-def computed(model: Any, spans: list[Span], groups: list[int] | None, budget: int = 100_000) -> tuple[int, int]:
+def computed(model: Any, spans: list[Span], budget: int = 100_000) -> tuple[int, int]:
     """How many tokens the model's layers saw, and how many positions its output layer."""
+    score(model, spans, budget)  # the first check of a model
     tokens, positions = [], []
     hooks = [
         model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: tokens.append(out.shape[:2].numel())),
         model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: positions.append(out.shape[1])),
     ]
-    score(model, spans, groups, budget)
+    score(model, spans, budget)
     for hook in hooks:
         hook.remove()
     return sum(tokens), sum(positions)
@@ -125,37 +122,17 @@ def computed(model: Any, spans: list[Span], groups: list[int] | None, budget: in
 
 def test_a_shared_context_is_computed_once(model: Any) -> None:
     spans = spans_of((0, 12, 8), (0, 12, 8), (0, 12, 8), common=100)
-    # nothing of the context reaches the output layer, but for one position of the prefix, whose logits nobody reads
-    assert computed(model, spans, None) == (3 * 120, 3 * 8)
-    assert computed(model, spans, [0, 0, 0]) == (100 + 3 * 20, 3 * 8 + 1)
-    assert computed(model, spans, [0, 0, 0], budget=240) == (100 + 3 * 20, 3 * 8 + 1)  # in two batches, one prefix
-    assert computed(model, spans, [0, 1, 2]) == (3 * 120, 3 * 8)
-    few = spans_of((0, 12, 8), (0, 12, 8), common=likelihood._WORTH_SHARING - 1)
-    assert computed(model, few, [0, 0])[0] == sum(len(span.ids) for span in few)
-
-
-def test_a_sliding_window_is_not_shared() -> None:
-    torch.manual_seed(0)
-    gemma = other_models()["gemma2"]().eval()
-    assert likelihood._compute_prefix(gemma, list(range(3, 60))) is None
+    assert computed(model, spans) == (100 + 3 * 20, 3 * 8)  # nothing of the context reaches the output layer
+    assert computed(model, spans, budget=150) == (100 + 2 * 20 + 120, 3 * 8)  # in two batches
+    assert computed(model, spans[:1]) == (120, 8)
+    few = spans_of((0, 12, 8), (0, 12, 8), common=15)
+    assert computed(model, few)[0] == sum(len(span.ids) for span in few)
 
 
 def test_equal_sequences_share_all_but_what_predicts(model: Any) -> None:
     spans = spans_of((60, 0, 5)) * 3
-    assert shared_length(spans) == 59
-    assert score(model, spans, [0, 0, 0]).tolist() == pytest.approx([direct(model, spans[0])] * 3, abs=1e-5)
-
-
-@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=2, max_size=8), st.integers(1, 7)), max_size=4))
-def test_what_sequences_share(pairs: list[tuple[list[int], int]]) -> None:
-    spans = [Span(ids, min(start, len(ids) - 1)) for ids, start in pairs]
-    length = shared_length(spans)
-    if len(spans) < 2:
-        assert length == 0
-        return
-    assert all(span.ids[:length] == spans[0].ids[:length] and length < span.start for span in spans)
-    longer = length + 1
-    assert any(span.ids[:longer] != spans[0].ids[:longer] or longer >= span.start for span in spans)
+    assert computed(model, spans) == (64 + 3, 3 * 5)
+    assert score(model, spans).tolist() == pytest.approx([direct(model, spans[0])] * 3, abs=1e-5)
 
 
 @pytest.mark.parametrize("start", [0, 5, 6])
@@ -248,17 +225,17 @@ def test_the_reward_is_that_of_the_improvement(model: Any, encoder: Encoder, kin
     assert found.scores == (found.rewards if kind != "positive" else [float(gain > 0) for gain in gains])
 
 
-def test_plans_of_a_prompt_are_one_group_and_empty_ones_are_not_scored(model: Any, encoder: Encoder) -> None:
-    calls: list[tuple[int, list]] = []
+def test_baselines_are_scored_beside_their_plans_and_empty_plans_are_not(model: Any, encoder: Encoder) -> None:
+    calls: list[int] = []
     real = make_scorer(model, 2, 4096)
 
-    def scorer(spans: Any, groups: Any) -> list[float]:
-        calls.append((len(spans), list(groups)))
-        return real(spans, groups)
+    def scorer(spans: Any) -> list[float]:
+        calls.append(len(spans))
+        return real(spans)
 
     first, second, _ = with_baselines(model, encoder)
     score_plans(["a", "In summary:", "b", "c"], [first, first, second, first], encoder, scorer, Settings())
-    assert calls == [(5, ["r0", "r1", "r0", "r1", "r0"])]  # the baselines beside their plans
+    assert calls == [5]  # the baselines beside their plans
     nothing = score_plans(["", ""], [first, second], encoder, scorer, Settings())
     assert nothing.rewards == [0.0, 0.0] and len(calls) == 1
     assert score_plans([], [], encoder, scorer, Settings()).rewards == []
@@ -279,8 +256,8 @@ def test_a_baseline_by_another_path_changes_no_improvement(model: Any, encoder: 
     real = make_scorer(model, 2, 4096)
     its = [label for label in with_baselines(model, encoder) for _ in RESPONSES]
 
-    def elsewhere(spans: Any, groups: Any) -> list[float]:
-        return [nll + 0.004 for nll in real(spans, groups)]
+    def elsewhere(spans: Any) -> list[float]:
+        return [nll + 0.004 for nll in real(spans)]
 
     settings = Settings(reward="raw")
     wanted, found = (score_plans(RESPONSES * 3, its, encoder, scorer, settings) for scorer in (real, elsewhere))
