@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,24 @@ def test_a_function_of_rows(budget: int, pad: Any) -> None:
     for row, value in zip(MIXED, found, strict=True):
         wanted = model.model(torch.tensor([row]))[0][0, -1]
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reward_models_scores(reward_model: Path) -> None:
+    """OpenRLHF's, in float32: each text alone, and all that begin alike in one batch."""
+    from orlhf_ext.models.reward_models import RewardModel
+
+    reader = RewardModel(str(reward_model))
+    reader.load("bfloat16", "sdpa")
+    reader._model.float()
+    alone = reader.score(MIXED, 2)
+    sizes: list[int] = []
+    embedding = reader._model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _m, _i, out: sizes.append(out.shape[:2].numel()))
+    together = reader.score(MIXED, 10_000)
+    hook.remove()
+    assert sizes[-1] == sum(map(len, MIXED)) - 40 - 2 * 23 - 50
+    assert together == [[pytest.approx(score, abs=1e-5)] for (score,) in alone]
+    assert len({score for (score,) in alone}) == len(MIXED)
 
 
 def test_rows_that_do_not_pay_are_not_a_stream() -> None:
