@@ -16,7 +16,7 @@ TESTS = ("files", "extensions", "data_builders", "litbench/test_verdict.py", "co
 #: imports every module; those that need a framework, which is not installed, may not be commands
 CODE = """
 import importlib, pathlib, pkgutil, orlhf_ext, data_builders
-frameworks = {"datasets", "deepspeed", "openrlhf", "ray", "torch", "transformers", "vllm"}
+frameworks = {"datasets", "deepspeed", "openrlhf", "pyarrow", "ray", "torch", "transformers", "vllm"}
 for package in (orlhf_ext, data_builders):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if module.name.endswith("__main__"):
