@@ -10,25 +10,22 @@ RECIPE=${RECIPE:-hh_exo}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 every=(
-    LOSS=exo-rw NUM_CONTRASTIVE=2 NUM_COMPLETIONS=2 PROMPT_FORMAT=hh LONG_ROWS=drop ALIGN_PROMPTS=all
+    LOSS=exo-rw NUM_CONTRASTIVE= PROMPT_FORMAT=hh LONG_ROWS=drop ALIGN_PROMPTS=all
     HH_DATA=sample HH_FOLDER= SFT_MODEL= REWARD_MODEL= ALIGN_DATA= SFT_ARGS= RM_ARGS= ALIGN_ARGS= gpu_words=
 )
 smoke=(
-    MODEL=models/tiny TRAIN_PROMPTS=24 TEST_PROMPTS=8 TEST_COMPLETIONS=2 NUM_CHECKPOINTS=1
+    MODEL=models/tiny TRAIN_PROMPTS=24 TEST_PROMPTS=8 NUM_COMPLETIONS=2 TEST_COMPLETIONS=2 NUM_CHECKPOINTS=1
     MAX_LEN=320 MAX_NEW_TOKENS=16 BATCH_SIZE=8 MICRO_BATCH_SIZE=4 RESUME_STEPS=1
     sft_lr=1e-3 rm_lr=1e-3 align_lr=1e-3 beta_pi=0.5 beta_r=0.5
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=80 TEST_PROMPTS=48 TEST_COMPLETIONS=2 NUM_CHECKPOINTS=1
-    MAX_LEN=88 MAX_NEW_TOKENS=48 BATCH_SIZE=8 MICRO_BATCH_SIZE=8 RESUME_STEPS=0
-    # A reward model that saw a hundred pairs spreads its rewards over hundredths, not over units as the paper's.
-    sft_lr=3e-5 rm_lr=4e-5 align_lr=7e-5 beta_pi=0.1 beta_r=0.02
+    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=192 TEST_PROMPTS=64 NUM_COMPLETIONS=4 TEST_COMPLETIONS=2
+    NUM_CHECKPOINTS=1 MAX_LEN=88 MAX_NEW_TOKENS=48 BATCH_SIZE=8 MICRO_BATCH_SIZE=8 RESUME_STEPS=0
+    sft_lr=3e-5 rm_lr=1e-4 align_lr=1e-4 beta_pi=0.1 beta_r=0.5
 )
-# The bundled sample is there to see everything run; on data of one's own, the table should show something.
-[[ -z ${HH_DATA:-} ]] || cpu+=(TRAIN_PROMPTS=160 TEST_PROMPTS=64)
 gpu=( # the paper's: 4 GPUs x 8 prompts x 4 accumulated, 175 steps of 128 prompts
     MODEL=EleutherAI/pythia-2.8b HH_DATA= LONG_ROWS=cut gpu_words=--model.gradient_checkpointing_enable
-    TRAIN_PROMPTS=all ALIGN_PROMPTS=22400 TEST_PROMPTS=512 TEST_COMPLETIONS=4 NUM_CHECKPOINTS=10
+    TRAIN_PROMPTS=all ALIGN_PROMPTS=22400 TEST_PROMPTS=512 NUM_COMPLETIONS=2 TEST_COMPLETIONS=4 NUM_CHECKPOINTS=10
     MAX_LEN=512 MAX_NEW_TOKENS=200 BATCH_SIZE=128 MICRO_BATCH_SIZE=8 RESUME_STEPS=50
     sft_lr=1e-5 rm_lr=1e-5 align_lr=1e-6 beta_pi=0.5 beta_r=0.5
 )

@@ -49,8 +49,9 @@ def hh_exo(v: Values) -> None:
     v.sample_on(v.processes())
     (v["micro"],) = v.fit_training(("BATCH_SIZE", v.number("MICRO_BATCH_SIZE")))
     fit.check_room(v.number("MAX_LEN"), v.number("MAX_NEW_TOKENS"))
-    contrastive, completions = v.number("NUM_CONTRASTIVE"), v.number("NUM_COMPLETIONS")
     labelled = v["LOSS"].endswith("-rw")
+    v["NUM_CONTRASTIVE"] = v["NUM_CONTRASTIVE"] or (v["NUM_COMPLETIONS"] if labelled and not v["ALIGN_DATA"] else "2")
+    contrastive, completions = v.number("NUM_CONTRASTIVE"), v.number("NUM_COMPLETIONS")
     if contrastive < 2:
         fail(f"NUM_CONTRASTIVE={contrastive} leaves nothing to contrast with; give at least 2")
     if not v["ALIGN_DATA"] and not labelled and contrastive > 2:

@@ -17,7 +17,7 @@ WRONG: dict[str, list[tuple[dict[str, str], list[str]]]] = {
         ({"PROFILE": "tpu"}, ["PROFILE=tpu", "smoke cpu gpu"]),
         ({"LOSS": "ppo"}, ["LOSS=ppo", "exo-rw exo-pref dpo-rw dpo-pref"]),
         ({"PROMPT_FORMAT": "xml"}, ["PROMPT_FORMAT=xml", "hh chat"]),
-        ({"NUM_COMPLETIONS": "3"}, ["NUM_COMPLETIONS=3", "NUM_CONTRASTIVE=2"]),
+        ({"NUM_COMPLETIONS": "3", "NUM_CONTRASTIVE": "2"}, ["NUM_COMPLETIONS=3", "NUM_CONTRASTIVE=2"]),
         ({"NUM_CHECKPOINTS": "0"}, ["NUM_CHECKPOINTS=0"]),
         ({"TRAIN_PROMPTS": "many"}, ["TRAIN_PROMPTS=many"]),
         ({"TRAIN_PROMPTS": "4"}, ["4 records", "BATCH_SIZE=8", "TRAIN_PROMPTS"]),
