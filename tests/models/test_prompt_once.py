@@ -99,6 +99,16 @@ def test_values_and_gradients_are_those_of_separate_rows(family: str, attention:
     assert torch.stack([(gradients[n] - g).norm() for n, g in wanted_gradients.items()]).norm() <= 1e-5 * norm
 
 
+def test_the_load_balancing_loss_counts_the_tokens_of_rows() -> None:
+    model = make("MixtralConfig", FAMILIES["MixtralConfig"])
+    ids, mask = pad_right(MIXED, 2, "cpu")
+    with torch.no_grad():
+        wanted = model(ids, attention_mask=mask, output_router_logits=True).aux_loss
+        with PromptOnce(model, "on").over(ids, mask):
+            found = model(ids, attention_mask=mask, output_router_logits=True).aux_loss
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     model = make("LlamaConfig", FAMILIES["LlamaConfig"])
