@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..cli.errors import UserError
 from .journal import journal_path
-from .records import read_object, write_json
+from .records import object_or_empty, write_json
 from .sidecars import sidecar_path
 
 _BUILT = ".built.json"
@@ -96,12 +96,12 @@ def _made_by(path: Path, command: str) -> bool:
         with open(path, "rb") as stream:
             return f'<meta name="generator" content="orlhf-ext {command}">'.encode() in stream.read(1024)
     places = (sidecar_path(path), *([path] if path.suffix == ".json" else ()))
-    return any(read_object(place).get("command") == command for place in places)
+    return any(object_or_empty(place).get("command") == command for place in places)
 
 
 def _built_by(path: Path, builder: str) -> bool:
     """Whether a file's sidecar, or a sidecar itself, names the builder."""
-    return any(read_object(place).get("builder") == builder for place in (sidecar_path(path), path))
+    return any(object_or_empty(place).get("builder") == builder for place in (sidecar_path(path), path))
 
 
 def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]:
@@ -115,7 +115,7 @@ def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]
         if path.name == _BUILT:
             return
         ledger = path.with_name(_BUILT)
-        known = read_object(ledger)
+        known = object_or_empty(ledger)
         ours = known.get(path.name) == builder
         if not (ours or overwrite or not path.exists() or _built_by(path, builder)):
             raise UserError(

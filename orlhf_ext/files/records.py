@@ -356,11 +356,23 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         stream.write("\n")
 
 
-def read_object(path: str | os.PathLike) -> Record:
+def read_object(path: str | os.PathLike, way_out: str) -> Record:
+    """The JSON object that a file contains.
+    Raises UserError, which ends with the way out, if the file cannot be read or contains something else."""
+    try:
+        found = load_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read as JSON ({reason}); {way_out}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object; {way_out}")
+    return found
+
+
+def object_or_empty(path: str | os.PathLike) -> Record:
     """The JSON object that a file contains; an empty one where there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        if isinstance(found := load_json(Path(path).read_bytes()), dict):
-            return found
+    with contextlib.suppress(UserError):
+        return read_object(path, "")
     return {}
 
 

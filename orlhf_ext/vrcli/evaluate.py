@@ -21,7 +21,7 @@ from ..models.texts import read_prompts
 from ..reports import summaries
 from ..reports.examples import plain, spread
 from ..reports.statistics import mean_and_error, paired_difference, t_interval
-from ..reports.summaries import read_run, write_summary
+from ..reports.summaries import write_summary
 from ..reports.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = {one.id: plain(one.prompt).strip() for one in read_prompts(args.data)} if args.data else {}
     metrics = compare(before, after, args.seed)
     table = table_of(metrics)
-    summary = {**read_run(args.run), "command": "vrcli.evaluate", "metrics": metrics}
+    summary = {**args.run, "command": "vrcli.evaluate", "metrics": metrics}
     write_summary(args.out, summary, table.markdown(), table.csv(), prompt_records(before, after, prompts))
     print_plans(args.show, before, after)
     print_table(metrics)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cli.errors import UserError
-from ...files.records import Record, load_json, read_records
+from ...files.records import Record, read_object, read_records
 from ..summaries import RECORDS
 from .curves import Curves, read_curves
 from .kinds import KINDS
@@ -84,7 +84,7 @@ def read_run_folder(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}; give the output folder of a recipe")
-    about, copy = (read_object(folder / f"{one}.json") for one in ("run", "summary"))
+    about, copy = (_object(folder / f"{one}.json") for one in ("run", "summary"))
     found = [read_result(path, folder) for path in summaries_of(folder)]
     found = [one for one in found if one.kind in KINDS]
     if not found and copy.get("command") in KINDS:
@@ -111,7 +111,7 @@ def read_run_folder(folder: Path, name: str) -> Run:
         about or found[0].summary,
         found,
         read_curves(folder / "tb"),
-        read_object(folder / "calibration.json"),
+        _object(folder / "calibration.json"),
         missing,
     )
 
@@ -135,7 +135,7 @@ def read_result(path: Path, folder: Path) -> Result:
     Raises:
         UserError: the summary, or a record, is broken.
     """
-    summary = read_object(path)
+    summary = _object(path)
     place = path.relative_to(folder)
     name = place.parent.as_posix() if path.name == "summary.json" else place.with_suffix("").as_posix()
     beside = path.with_suffix(RECORDS)
@@ -146,18 +146,6 @@ def read_result(path: Path, folder: Path) -> Result:
     return Result(name, str(summary.get("command")), summary, table, records)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one without a file.
-
-    Raises:
-        UserError: it is broken.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = load_json(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is broken ({error}); remove it and run the recipe again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object; remove it and run the recipe again")
-    return value
+def _object(path: Path) -> Record:
+    """What is in a file of a recipe; an empty object where it is not there. Raises UserError if it is broken."""
+    return read_object(path, "remove it and run the recipe again") if path.exists() else {}
