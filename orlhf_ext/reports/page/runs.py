@@ -12,25 +12,7 @@ from ...files.records import Record, read_object, read_records
 from ..summaries import RECORDS
 from .curves import Curves, read_curves
 from .kinds import KINDS
-
-
-@dataclass(frozen=True)
-class Result:
-    """One summary, and what lies beside it.
-
-    Attributes:
-        name: its folder within the run, which tells the results of a run apart.
-        kind: the command that wrote it.
-        summary: the JSON object.
-        table: in Markdown, as the command wrote it; empty where the file is gone.
-        records: one for each prompt, as `..summaries` describes them.
-    """
-
-    name: str
-    kind: str
-    summary: dict[str, Any]
-    table: str
-    records: list[Record]
+from .results import Result, Results
 
 
 @dataclass(frozen=True)
@@ -40,7 +22,6 @@ class Run:
     Attributes:
         name: unique among the runs of a page.
         about: what ``run.json`` says, or a summary where there is none.
-        calibration: what ``orlhf-ext deadend calibration`` found, if it ran.
         missing: a sentence on each thing that a finished run would have.
     """
 
@@ -48,7 +29,6 @@ class Run:
     about: dict[str, Any]
     results: list[Result]
     curves: Curves = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
@@ -88,7 +68,7 @@ def read_run_folder(folder: Path, name: str) -> Run:
     found = [read_result(path, folder) for path in summaries_of(folder)]
     found = [one for one in found if one.kind in KINDS]
     if not found and copy.get("command") in KINDS:
-        found = [Result("", str(copy["command"]), copy, "", [])]
+        found = [Result("", str(copy["command"]), copy, "", [], _object(folder / "calibration.json"))]
     if not (about or found):
         raise UserError(
             f"{folder} is not a run: it has no run.json and no summary of an evaluation; give the output folder of a "
@@ -106,14 +86,7 @@ def read_run_folder(folder: Path, name: str) -> Run:
         for one in found
         if not one.records and "metrics" in one.summary
     ]
-    return Run(
-        name,
-        about or found[0].summary,
-        found,
-        read_curves(folder / "tb"),
-        _object(folder / "calibration.json"),
-        missing,
-    )
+    return Run(name, about or found[0].summary, found, read_curves(folder / "tb"), missing)
 
 
 def summaries_of(folder: Path) -> list[Path]:
@@ -143,7 +116,18 @@ def read_result(path: Path, folder: Path) -> Result:
     if bad := next((one for one in records if not isinstance(one.get("answers"), dict)), None):
         raise UserError(f"{beside} has a record without answers (id {bad.get('id')!r}); evaluate the run again")
     table = path.with_suffix(".md").read_text(encoding="utf-8")
-    return Result(name, str(summary.get("command")), summary, table, records)
+    return Result(name, str(summary.get("command")), summary, table, records, _object(folder / "calibration.json"))
+
+
+def by_kind(runs: Sequence[Run]) -> dict[str, Results]:
+    """The results of all runs, with names that tell them apart, by the command that wrote them."""
+    found: dict[str, Results] = {}
+    for run in runs:
+        for result in run.results:
+            alone = len(run.results) == 1
+            name = run.name if alone else f"{run.name} · {result.name}" if len(runs) > 1 else result.name
+            found.setdefault(result.kind, []).append((name, result))
+    return found
 
 
 def _object(path: Path) -> Record:
