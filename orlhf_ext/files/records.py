@@ -11,10 +11,10 @@ import glob
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -389,7 +389,12 @@ def parse_object(value: Any) -> Record | str:
 
 def is_number(value: Any) -> bool:
     """Whether a value of a record is a finite number, which true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_share(value: Any) -> bool:
+    """Whether a value of a record is a number from 0 to 1."""
+    return is_number(value) and 0 <= value <= 1
 
 
 def source_entry(path: str | os.PathLike) -> dict[str, str]:

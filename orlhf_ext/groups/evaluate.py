@@ -21,7 +21,7 @@ import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import INNER, make_parser, named_paths, whole
-from ..files.records import Record, read_object
+from ..files.records import Record, is_number, read_object
 from ..models.texts import Sample, read_samples
 from ..reports import summaries
 from ..reports.examples import plain, print_examples
@@ -209,7 +209,7 @@ def _read_summary(path: str) -> dict[str, Any]:
     if lost := [key for key in ("baseline", *RUN) if key not in summary]:
         raise UserError(f"--grid {path} has no {lost[0]}; put it into the JSON file of --run and evaluate again")
     for key in RUN:
-        if not isinstance(summary[key], int | float) and not (key == "k" and summary[key] is None):
+        if not is_number(summary[key]) and not (key == "k" and summary[key] is None):
             raise UserError(f"--grid {path} has {summary[key]!r} as {key}, which is not a number; fix it")
     return summary
 

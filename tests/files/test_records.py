@@ -18,6 +18,8 @@ from orlhf_ext.files.records import (
     BadLine,
     Line,
     atomic_write,
+    is_number,
+    is_share,
     object_or_empty,
     read_lines,
     read_object,
@@ -170,6 +172,15 @@ def test_a_file_without_an_object(tmp_path: Path, content: bytes | None, message
     with pytest.raises(UserError, match=rf"x\.json {message}.*; mend it$"):
         read_object(tmp_path / "x.json", "mend it")
     assert object_or_empty(tmp_path / "x.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "share"),
+    [(0, True, True), (0.5, True, True), (-2, True, False), (1e308, True, False)]
+    + [(value, False, False) for value in (True, "1", None, float("nan"), float("-inf"), 10**400)],
+)
+def test_what_is_a_number(value: object, number: bool, share: bool):
+    assert (is_number(value), is_share(value)) == (number, share)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
