@@ -72,7 +72,7 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
             if args.limit and train.count >= args.limit:
                 break
         if not train.count:
-            raise none_kept(path, train.path, counts)
+            raise none_kept(path, train.path.name, counts)
     details = {"toxicity_type": args.toxicity_type, "mode": args.mode, "counted": "prompts"}
     yield from built_pair(
         train, val, (prompts["train"], prompts["val"]), counts, [path], licence=licence, details=details

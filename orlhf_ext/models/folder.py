@@ -29,20 +29,25 @@ def find_model(name: str, flag: str = "--model") -> Path:
         UserError: there is none, or it lacks config, tokenizer or safetensors weights; what is missing is named.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
-            raise UserError(f"{flag} {name} is not a folder; give a Hugging Face model folder or a hub name")
+    if not folder.exists() and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         folder = _fetch(name, flag)
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{flag} {name} is a LoRA adapter, not a model; merge it into its base model first")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {name} is not a model folder: config.json is missing")
+    check_kind(folder, f"{flag} {name}")
     if "auto_map" in read_config(folder):
         raise UserError(f"{flag} {name} brings code of its own (auto_map in config.json), which is never run here")
     weight_shapes(folder, flag)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise UserError(f"{flag} {name} has no tokenizer (tokenizer.json); copy that of the model it was trained from")
     return folder
+
+
+def check_kind(folder: Path, named: str) -> None:
+    """A folder is a model's. Raises UserError, which begins with ``named``, if it is not, or if it is an adapter's."""
+    if not folder.is_dir():
+        raise UserError(f"{named} is not a folder; give a Hugging Face model folder or a hub name")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{named} is a LoRA adapter, not a model; merge it into its base model first")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{named} is not a model folder: config.json is missing")
 
 
 def _fetch(name: str, flag: str) -> Path:

@@ -39,13 +39,10 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         UserError: a folder is missing, given twice, or no run; or a file in it is broken.
     """
     folders = [Path(path) for path in paths]
-    if twice := next((folder for i, folder in enumerate(folders) if folder.resolve() in _resolved(folders[:i])), None):
+    resolved = [folder.resolve() for folder in folders]
+    if twice := next((path for i, path in enumerate(paths) if resolved[i] in resolved[:i]), None):
         raise UserError(f"{twice} is given twice; name each run once")
     return [read_run_folder(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-
-
-def _resolved(folders: Sequence[Path]) -> set[Path]:
-    return {folder.resolve() for folder in folders}
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
