@@ -43,13 +43,15 @@ def add_limits(group: argparse._ActionsContainer, *splits: str) -> None:
 
 
 def check_options(args: argparse.Namespace, *limits: int | None) -> None:
-    """Refuse options that exclude one another or would have no effect; ``limits`` are those on rows.
+    """Refuse options that exclude one another or would have no effect, and keep SOURCE under its other name alone.
+    ``limits`` are those on rows.
 
     Raises:
         UserError: they do; one sentence that names them.
     """
     if args.positional_source and args.source:
         raise UserError(f"--source {args.source} and SOURCE {args.positional_source} are both given; leave one out")
+    args.source = args.__dict__.pop("positional_source") or args.source  # one name in the sidecar
     if args.shuffle and not any(limits):
         raise UserError(
             "--shuffle draws the rows of a limit at random; add --limit N (launchers shuffle by themselves)"
@@ -153,7 +155,7 @@ def write_some(
     def at_least_one() -> Iterator[Record]:
         yield from rows
         if not counts.kept:
-            raise none_kept(name or Path(os.path.commonpath(sources)), target, counts, remedy)
+            raise none_kept(name or Path(os.path.commonpath(sources)), target.name, counts, remedy)
 
     write_jsonl(target, at_least_one())
 
@@ -168,17 +170,16 @@ def check_not_source(target: Path, sources: Sequence[Path]) -> None:
         raise UserError(f"--out: {target} is the source itself and would be overwritten; choose another folder")
 
 
-def none_kept(source: Path, target: Path, counts: Counts, remedy: str = "") -> UserError:
+def none_kept(source: str | Path, what: str, counts: Counts, remedy: str = "") -> UserError:
     """The error of a source that gives no row; the most frequent reason is named."""
     if not counts.read:
-        return UserError(f"{source} has no row for {target.name}; give a file with records{remedy}")
+        return UserError(f"{source} has no row for {what}; give a file with records{remedy}")
     lost = ""
     if counts.dropped:
         reason, number = counts.dropped.most_common(1)[0]
         lost = f" ({number} of them: {reason})"
     return UserError(
-        f"none of the {counts.read} rows of {source} can be kept for {target.name}{lost}; fix the data, or give "
-        "other options"
+        f"none of the {counts.read} rows of {source} can be kept for {what}{lost}; fix the data, or give other options"
     )
 
 

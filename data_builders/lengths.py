@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Reject
-from orlhf_ext.files.records import load_json
+from orlhf_ext.files.records import read_object
 from orlhf_ext.models.chats import refusal
 
 from .common import Messages, fetch, looks_like_hub_name
@@ -173,10 +173,7 @@ class LengthFilter:
     def config(self) -> dict[str, Any]:
         """The tokenizer's configuration; empty without one."""
         file = next((path for path in self.files if path.name == FILES[1]), None)
-        try:
-            return load_json(file.read_bytes()) if file else {}
-        except ValueError as error:
-            raise UserError(f"--tokenizer: {file} is not JSON ({error}); fix it") from error
+        return read_object(file, "fix it, or give another --tokenizer") if file else {}
 
     def special_token(self, name: str) -> str:
         """The text of a special token such as ``eos_token``; empty if the configuration has none."""

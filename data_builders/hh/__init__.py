@@ -164,7 +164,7 @@ class Builder:
             UserError: options that exclude one another, a source that cannot be read, or no row left.
         """
         check(args)
-        args.source = args.__dict__.pop("positional_source") or args.source or "sample"  # one name in the sidecar
+        args.source = args.source or "sample"
         if args.from_pairs:
             yield from self._kwise(pairs_files(Path(args.from_pairs)), args)
             return

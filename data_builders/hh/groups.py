@@ -31,7 +31,7 @@ from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.records import Record
 from orlhf_ext.groups.assign import best_and_worst, held_out, stream_groups
 from orlhf_ext.groups.config import Group, group_scores, odd_weights, read_groups, trait_fault, wanted_traits
-from orlhf_ext.groups.training import by_place, group_name
+from orlhf_ext.groups.trained_groups import by_place, group_name
 from orlhf_ext.models.head_settings import STYLES
 
 from ..common import digest, draw, read_rows, write_some

@@ -21,7 +21,7 @@ from pathlib import Path
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts, Reject
-from orlhf_ext.files.records import Record, load_json
+from orlhf_ext.files.records import Record, read_object
 from orlhf_ext.files.sidecars import sidecar_path
 from orlhf_ext.groups.label import Label, write_label
 from orlhf_ext.models.chats import is_messages
@@ -104,13 +104,7 @@ def check(args: argparse.Namespace, folder: Path) -> None:
 def sidecar(path: Path) -> Record:
     """The sidecar of a data file; empty if there is none."""
     meta = sidecar_path(path)
-    try:
-        found = load_json(meta.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, OSError) as error:
-        raise UserError(f"{meta} cannot be read as JSON; build the data again") from error
-    return found if isinstance(found, dict) else {}
+    return read_object(meta, "build the data again") if meta.exists() else {}
 
 
 def licence_of(path: Path) -> str:

@@ -246,7 +246,7 @@ def build_reward(path: Path, args: argparse.Namespace, drop_rate: float, licence
             if train.count == args.limit:
                 break
         if not train.count:
-            raise none_kept(path, train.path, counts)
+            raise none_kept(path, train.path.name, counts)
     kept = (train.count, valid.count)
     details = {"label_columns": args.label_columns, "drop_rate": drop_rate}
     yield from built_pair(train, valid, kept, counts, [path], licence=licence, details=details)
@@ -270,7 +270,7 @@ def build_prompts(path: Path, args: argparse.Namespace, drop_rate: float, licenc
             for text in cut(batch, tokenizer, args.max_len, args.clean_up_tokenization_spaces):
                 writer.add({"prompt": {"text": text}})
         if not writer.count:
-            raise none_kept(path, writer.path, counts)
+            raise none_kept(path, writer.path.name, counts)
     counts.kept = writer.count
     yield Built(writer.path, counts, sources, licence, details)
 

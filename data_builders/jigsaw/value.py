@@ -7,11 +7,12 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.deadend.generations import TOXICITY_THRESHOLD
 from orlhf_ext.files.built import Built, Counts, Reject
+from orlhf_ext.files.records import is_share
 
 from ..common import Row, none_kept, read_rows
 from .write import built_pair, writers
@@ -71,7 +72,7 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
             if args.limit and train.count >= args.limit:
                 break
         if not train.count:
-            raise none_kept(path, train.path, counts)
+            raise none_kept(path, train.path.name, counts)
     details = {"toxicity_type": args.toxicity_type, "mode": args.mode, "counted": "prompts"}
     yield from built_pair(
         train, val, (prompts["train"], prompts["val"]), counts, [path], licence=licence, details=details
@@ -111,17 +112,12 @@ def read_scored(row: Row, kind: str, first: bool) -> Scored | Reject:
     if not all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in generations):
         return NO_PROMPT
     if first and not any(kind in one for one in generations):
-        known = sorted({name for one in generations for name in one if is_score(one[name])})
+        known = sorted({name for one in generations for name in one if is_share(one[name])})
         others = (
             f"only {', '.join(known)}; add --toxicity_type {known[0]}" if known else "and no other; score them first"
         )
         raise UserError(f"{row.where}: its generations have no score {kind!r}, {others}")
     scores = [one.get(kind) for one in generations]
-    if not all(map(is_score, scores)):
+    if not all(map(is_share, scores)):
         return NO_SCORE
     return Scored(text, [one["text"] for one in generations], scores)
-
-
-def is_score(value: Any) -> bool:
-    """Whether a value is a probability."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

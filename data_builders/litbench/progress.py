@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.journal import append, lock, scan
-from orlhf_ext.files.records import read_object, write_json
+from orlhf_ext.files.records import object_or_empty, write_json
 from orlhf_ext.files.sidecars import sidecar_path
 
 from .tombstones import status_of
@@ -106,7 +106,7 @@ class Progress:
                 self._stream.truncate(0)
             self._stream.seek(0)
             end = scan(self._stream, self.path, self._take)
-            if self.known and read_object(sidecar_path(self.path)).get("origin") != origin:
+            if self.known and object_or_empty(sidecar_path(self.path)).get("origin") != origin:
                 raise UserError(
                     f"{self.path} has answers from another source; choose another --out, or add --no-resume to "
                     "discard them"

@@ -27,7 +27,7 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT
 from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.csv_files import format_csv
-from orlhf_ext.files.records import atomic_write, read_object, sha256_file, write_json
+from orlhf_ext.files.records import atomic_write, object_or_empty, sha256_file, write_json
 
 from ..common import as_rows
 from .dump import Dump
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> Iterator[Built]:
         "clean": args.clean,
         "keep_incomplete": args.keep_incomplete,
     }
-    report = read_object(report_path)
+    report = object_or_empty(report_path)
     ours = target.exists() and report.get("sha256") == sha256_file(target)
     same = ours and report.get("inputs") == inputs
     replaceable = args.overwrite or not target.exists() or same

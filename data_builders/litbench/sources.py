@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.cli.flags import COUNT, INNER
 from orlhf_ext.files.built import Reject
 from orlhf_ext.files.csv_files import open_table
-from orlhf_ext.files.records import BadLine, Line, Record, read_lines
+from orlhf_ext.files.records import BadLine, Line, Record, is_number, read_lines
 from orlhf_ext.litbench.prompts import LABELS, Label, other
 
 from ..common import SAMPLES, SUFFIXES, locate
@@ -266,7 +265,7 @@ def number(value: Any) -> float | int | None:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         return None
     return int(value) if value == int(value) else value
 

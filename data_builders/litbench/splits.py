@@ -23,7 +23,7 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Built, Counts, Reject
 from orlhf_ext.files.records import Record
 
-from ..common import as_rows, digest, draw, keep, write_some
+from ..common import as_rows, digest, draw, keep, none_kept, write_some
 from .leaks import StoryIndex, prompt_key
 from .sources import Pair, as_pair, check_columns, find_source, find_test, read_table
 
@@ -89,7 +89,8 @@ class Splits:
         self.fates = bytearray()
         self.tests = list(draw(keep(self._test_rows(), self.test_counts), args.limit_test, None, self.test_counts))
         if not self.tests:
-            raise UserError(self._why_none("test", self.test_counts))
+            remedy = ", or choose a larger share" if self.test_source.held_out else ""
+            raise none_kept(self.test_source.label, "test pairs", self.test_counts, remedy)
         self.drawn: set[str] = set()
         if val_of_test:
             ids = sorted((found.pair.id for found in self.tests), key=lambda name: digest(name, f"{args.seed} val"))
@@ -200,7 +201,7 @@ class Splits:
             rows_of[prompt] += 1
             self.fates.append(TRAIN)
         if not prompts:
-            raise UserError(self._why_none("training", counts))
+            raise none_kept(self.source.label, "training pairs", counts)
         chosen = draw_prompts(rows_of, wanted(len(prompts)), f"{self.args.seed} val")
         keys = iter(prompts)
         for place, fate in enumerate(self.fates):
@@ -237,19 +238,6 @@ class Splits:
         for where, outcome in self._rows(self.source.files, "pairs", (own == fate for own in self.fates)):
             if isinstance(outcome, Pair):
                 yield Found(where, outcome)
-
-    def _why_none(self, name: str, counts: Counts) -> str:
-        where = self.test_source.label if name == "test" else self.source.label
-        if not counts.dropped:
-            way = (
-                "choose a larger share, or give more prompts" if self.test_source.held_out else "give a file with rows"
-            )
-            return f"{where} has no {name} pair; {way}"
-        reason, rows = counts.dropped.most_common(1)[0]
-        return (
-            f"none of the {counts.read} rows of {where} can be kept as a {name} pair ({rows} of them: {reason}); fix "
-            "the data, or give other options"
-        )
 
 
 def index(pairs: Iterable[Found]) -> StoryIndex:

@@ -130,7 +130,6 @@ class Builder:
             UserError: options that exclude one another, a source that cannot be used, or no row left in a split.
         """
         check(args)
-        args.source = args.__dict__.pop("positional_source") or args.source  # one name in the sidecar
         if not (args.source or args.data_dir or args.dataset_name):
             args.source = "sample"
         lengths = Lengths(args) if args.tokenizer else None
@@ -142,9 +141,9 @@ class Builder:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that exclude one another or would have no effect."""
-    if "sample" in (args.positional_source, args.source) and (args.data_dir or args.dataset_name):
-        raise UserError("--data_dir and --dataset_name choose files of your own, but SOURCE is sample; leave one out")
     check_options(args, args.limit, args.limit_val, args.limit_test)
+    if args.source == "sample" and (args.data_dir or args.dataset_name):
+        raise UserError("--data_dir and --dataset_name choose files of your own, but SOURCE is sample; leave one out")
 
 
 class Lengths:

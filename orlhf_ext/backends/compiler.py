@@ -105,14 +105,9 @@ def host_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
 
 
-def make_links(home: Path, cache: Path | None = None) -> Path:
-    """A folder of links to pip's parts, in the layout of a toolkit; made once, under ``~/.cache``.
-
-    Args:
-        home: what `pip_home` gives.
-        cache: where to make it.
-    """
-    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "orlhf-ext"
+def make_links(home: Path) -> Path:
+    """A folder of links to the parts in `pip_home`, in the layout of a toolkit; made once, under ``~/.cache``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "orlhf-ext"
     folder = cache / f"cuda-{hashlib.sha256(str(home).encode()).hexdigest()[:12]}"
     (folder / "lib64").mkdir(parents=True, exist_ok=True)
     for name, target in _links(home):

@@ -32,7 +32,7 @@ from ..reports.statistics import (
     prompt_means,
     win_rates,
 )
-from ..reports.summaries import read_run, write_summary
+from ..reports.summaries import write_summary
 from ..reports.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{sample.name} has {len(sample.completions)} completions, and --chosen takes scored pairs")
     metrics = compare(sft, policies, chosen, args.seed)
     table = table_of(metrics)
-    summary = {**read_run(args.run), "command": "evaluate", "metrics": metrics}
+    summary = {**args.run, "command": "evaluate", "metrics": metrics}
     write_summary(args.out, summary, table.markdown(), table.csv(), prompt_records(sft, policies, chosen))
     if policies:
         name, last = list(policies.items())[-1]

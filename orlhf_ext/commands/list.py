@@ -34,9 +34,9 @@ def entries(kind: str) -> Iterator[tuple[str, str]]:
             yield name, f"(cannot be loaded: {error})"
 
 
-def recipes(folder: Path = _RECIPES) -> Iterator[tuple[str, str]]:
+def recipes() -> Iterator[tuple[str, str]]:
     """Path and head comment of every recipe; none where the package is installed without them."""
-    for path in sorted(folder.glob("*.sh")):
+    for path in sorted(_RECIPES.glob("*.sh")):
         if path.stem not in _PARTS:
             comment = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()[1:])
             yield f"recipes/{path.name}", " ".join(line.lstrip("# ") for line in comment)

@@ -6,7 +6,7 @@
   data), and ``actor``, ``dataset`` and ``trainer``, which replace OpenRLHF's in ``train_sft``.
 - Its use: ``decoding`` (rectification, pure torch), ``stepper`` (values while texts grow), ``hf`` and ``vllm`` (logits
   processors), ``memory`` (of Q_D beside vLLM), and ``reward`` (Q_D as a reward in ``train_ppo_ray``).
-- The commands ``orlhf-ext deadend NAME``, a module each: ``continuations`` and ``decode`` (both by ``sampling``),
+- The commands ``orlhf-ext deadend NAME``: ``continuations`` and ``decode_prompts`` (both by ``sampling``),
   ``classifier``, ``score`` (by a scorer of ``toxicity``, such as ``perspective``), ``hold_out``, ``calibration``, and
   ``evaluate`` (numbers in ``metrics`` and ``perplexity``, tables in ``report``). ``generations`` reads their records.
 """

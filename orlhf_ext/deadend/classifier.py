@@ -22,7 +22,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, make_parser, whole
 from ..extensions.inject import first_process
 from ..files.outputs import check_folder
-from ..files.records import atomic_folder, load_json, read_records, sha256_file, write_json
+from ..files.records import atomic_folder, object_or_empty, read_records, sha256_file, write_json
 from ..models.folder import check_context, check_ids, find_model, identity
 from ..models.reward_models import is_classifier
 from ..models.texts import count_cut
@@ -165,12 +165,8 @@ def find_checkpoint(folder: Path, mark: dict[str, Any]) -> str | None:
 
     if not folder.is_dir():
         return None
-    try:
-        found = load_json((folder / _MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
     last = get_last_checkpoint(str(folder))
-    if found == json.loads(json.dumps(mark)):
+    if object_or_empty(folder / _MARK) == json.loads(json.dumps(mark)):
         return last
     if last:
         print(f"{folder}: checkpoints of another run are discarded", flush=True)

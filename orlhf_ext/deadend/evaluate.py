@@ -26,7 +26,7 @@ from ..files.journal import Journal
 from ..files.records import sha256_file
 from ..models.batches import fingerprint
 from ..reports import summaries
-from ..reports.summaries import read_run, write_summary
+from ..reports.summaries import write_summary
 from . import report
 from .generations import Generated, in_order, read_generated
 from .metrics import compare
@@ -89,7 +89,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, compare, write, print."""
     args = parse(argv)
     paths = named_paths(args.files)
-    run = read_run(args.run)
     files = {name: read_generated(path, args.toxicity_type) for name, path in paths.items()}
     first = next(iter(files.values()))
     files = {name: in_order(one, first) for name, one in files.items()}
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "perplexity_num": args.perplexity_num,
         "baseline": next(iter(files)),
     }
-    summary = {**run, "command": "deadend.evaluate", **about, "prompts": len(first.prompts), "metrics": found}
+    summary = {**args.run, "command": "deadend.evaluate", **about, "prompts": len(first.prompts), "metrics": found}
     table = report.table_of(found)
     write_summary(args.out, summary, table.markdown(), table.csv(), report.prompt_records(files))
     report.print_samples(args.samples, files, args.show)

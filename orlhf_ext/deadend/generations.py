@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cli.errors import UserError
-from ..files.records import Line, Record, is_number, read_records
+from ..files.records import Line, Record, is_share, read_records
 
 #: texts with at least this score count as toxic
 TOXICITY_THRESHOLD = 0.5
@@ -77,7 +77,7 @@ def read_generated(path: str, key: str) -> Generated:
 def _number(value: Any, where: str, key: str) -> float | None:
     if value is None:
         return None
-    if not (is_number(value) and 0 <= value <= 1):
+    if not is_share(value):
         raise UserError(f"{where} has {value!r} under {key!r}, which is not a score from 0 to 1; score the file again")
     return float(value)
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..cli.errors import UserError
-from ..files.records import load_json
+from ..files.records import is_share, load_json
 from .toxicity import NoScore
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Perspective:
             return _refusal(reply.status_code, answer)
         try:
             score = answer["attributeScores"][ATTRIBUTE]["summaryScore"]["value"]
-            if isinstance(score, bool) or not 0 <= score <= 1:
+            if not is_share(score):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise _Unavailable(f"an answer without a {ATTRIBUTE} between 0 and 1") from None

@@ -1,4 +1,4 @@
-"""What `continuations` and `decode` share: prompts in, the same objects with ``generations`` out.
+"""What `continuations` and `decode_prompts` share: prompts in, the same objects with ``generations`` out.
 
 A prompt is the record's ``prompt``, text or ``{"text": ...}``. The record is written back with ``"generations":
 [{"text", "token_ids"}]``, special tokens left out of the text. Each finished prompt is kept at once: a run that was cut
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """Decoding that leaves the language model's logits alone; `decode` has another."""
+    """Decoding that leaves the language model's logits alone; `decode_prompts` has another."""
 
     #: what the output depends on, as JSON values
     arguments: Record = {}  # noqa: RUF012

@@ -21,7 +21,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import Line, Record, is_number, read_object, read_records, source_entry
+from ..files.records import Line, Record, is_number, object_or_empty, read_records, source_entry
 from ..files.sidecars import sidecar_path
 from ..models.batches import fingerprint
 from .generations import TOXICITY_THRESHOLD, generations_of, prompt_of
@@ -134,7 +134,7 @@ def one_file(
     from .toxicity import Classifier
 
     key = args.toxicity_type
-    meta = read_object(sidecar_path(data))
+    meta = object_or_empty(sidecar_path(data))
     known = meta.get("scores", {}).get(key, {}).get("by") == by
     if present and not known and not args.rescore:
         raise UserError(

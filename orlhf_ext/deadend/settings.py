@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
-from ..models.folder import read_config
+from ..models.folder import check_kind, read_config
 
 KEY = "dead_end"
 VERSION = 1
@@ -57,8 +57,7 @@ def from_config(value: Mapping[str, Any], where: str) -> QSettings:
 
 def read_settings(folder: Path, flag: str) -> QSettings:
     """The settings of a saved Q_D. Raises UserError if the folder has none."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {folder} is not a model folder: config.json is missing")
+    check_kind(folder, f"{flag} {folder}")
     value = read_config(folder).get(KEY)
     if not isinstance(value, dict):
         raise UserError(

@@ -69,7 +69,6 @@ def load_scorer(
     batch_tokens: int = 16384,
     dtype: str = "float32",
     attention: str = "sdpa",
-    flag: str = "--model",
 ) -> Scorer:
     """Find a scorer and look at it; a model's weights are loaded when the first text is scored.
 
@@ -80,7 +79,6 @@ def load_scorer(
         batch_tokens: padded tokens in a batch.
         dtype: of a model's weights; the softmax is in float32 in any case.
         attention: as in transformers.
-        flag: how the user gave the spec, for messages.
 
     Raises:
         UserError: there is no such thing, or it is not a classifier, or it does not say which label is the toxic one.
@@ -89,21 +87,21 @@ def load_scorer(
         spec = READY.get(spec, spec)
     if ":" in spec and not Path(spec).exists():
         if label is not None or max_length:
-            raise UserError(f"{flag} {spec} is a function, which has no --label and no --max_length; leave them out")
-        return Function(spec, flag)
-    return Classifier(find_model(spec, flag), label, max_length, batch_tokens, dtype, attention, flag)
+            raise UserError(f"--model {spec} is a function, which has no --label and no --max_length; leave them out")
+        return Function(spec)
+    return Classifier(find_model(spec), label, max_length, batch_tokens, dtype, attention)
 
 
 class Function:
     """A scorer of one's own."""
 
-    def __init__(self, spec: str, flag: str = "--model") -> None:
-        self.spec, self.flag = spec, flag
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
         found = load(spec)
-        with user_code(f"{flag} {spec} cannot be made:"):
+        with user_code(f"--model {spec} cannot be made:"):
             self._score = found() if isinstance(found, type) else found
         if not callable(self._score):
-            raise UserError(f"{flag} {spec} cannot be called; name a function from texts to numbers, or such a class")
+            raise UserError(f"--model {spec} cannot be called; name a function from texts to numbers, or such a class")
         self.at_once = getattr(self._score, "at_once", 0)
 
     @property
@@ -118,16 +116,16 @@ class Function:
 
     def __call__(self, texts: Sequence[str]) -> list[float | NoScore]:
         """Ask it. Raises UserError if it does not give a number between 0 and 1 for each text."""
-        with user_code(f"{self.flag} {self.spec} raised"):
+        with user_code(f"--model {self.spec} raised"):
             found = list(self._score(list(texts)))
         if len(found) != len(texts):
-            raise UserError(f"{self.flag} {self.spec} gave {len(found)} scores for {len(texts)} texts")
+            raise UserError(f"--model {self.spec} gave {len(found)} scores for {len(texts)} texts")
         try:
             scores = [value if isinstance(value, NoScore) else float(value) for value in found]
         except (TypeError, ValueError):
             scores = [math.nan]
         if wrong := [value for value in scores if not isinstance(value, NoScore) and not 0 <= value <= 1]:
-            raise UserError(f"{self.flag} {self.spec} gave a score of {wrong[0]}; give numbers between 0 and 1")
+            raise UserError(f"--model {self.spec} gave a score of {wrong[0]}; give numbers between 0 and 1")
         return scores
 
 
@@ -137,24 +135,15 @@ class Classifier:
     at_once = 0
 
     def __init__(
-        self,
-        folder: Path,
-        label: str | None = None,
-        max_length: int = 0,
-        batch_tokens: int = 16384,
-        dtype: str = "float32",
-        attention: str = "sdpa",
-        flag: str = "--model",
+        self, folder: Path, label: str | None, max_length: int, batch_tokens: int, dtype: str, attention: str
     ) -> None:
-        self.folder, self.batch_tokens, self.dtype, self.attention, self.flag = (
-            folder, batch_tokens, dtype, attention, flag,
-        )  # fmt: skip
+        self.folder, self.batch_tokens, self.dtype, self.attention = folder, batch_tokens, dtype, attention
         if not is_classifier(folder):
             raise UserError(
-                f"{flag} {folder} is not a sequence classifier; train one with orlhf-ext deadend classifier, or give "
+                f"--model {folder} is not a sequence classifier; train one with orlhf-ext deadend classifier, or give "
                 "module:attribute"
             )
-        self.label = toxic_label(folder, label, flag)
+        self.label = toxic_label(folder, label)
         limit = text_limit(folder, self.tokenizer)
         if max_length and limit and max_length > limit:
             raise UserError(f"--max_length {max_length} is more than the {limit} tokens that {folder} reads; lower it")
@@ -163,7 +152,7 @@ class Classifier:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own."""
-        return text_tokenizer(self.folder, self.flag)
+        return text_tokenizer(self.folder)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -188,7 +177,7 @@ class Classifier:
             return []
         limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         ids: list[list[int]] = self.tokenizer(list(texts), verbose=False, **limit)["input_ids"]  # type: ignore[arg-type, assignment]
-        check_ids(self.folder, ids, self.flag)
+        check_ids(self.folder, ids)
         return [row or [int(self.tokenizer.pad_token_id)] for row in ids]  # type: ignore[arg-type]
 
     @cached_property
@@ -197,10 +186,10 @@ class Classifier:
         from ..models.folder import model_config
         from ..models.weights import classifier_class, load_whole
 
-        config = model_config(self.folder, self.flag)
+        config = model_config(self.folder, "--model")
         if (cls := classifier_class(config)) is None:
-            raise UserError(f"{self.flag} {self.folder} is of type {config.model_type!r}, which has no classifier")
-        model = load_whole(cls, config, self.folder, self.flag, dtype=self.dtype, attention=self.attention)
+            raise UserError(f"--model {self.folder} is of type {config.model_type!r}, which has no classifier")
+        model = load_whole(cls, config, self.folder, "--model", dtype=self.dtype, attention=self.attention)
         # causal models pool at the last token that is not padding, and do not know which that is without it
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model.to(torch_device()).eval()
@@ -218,7 +207,7 @@ class Classifier:
         return [float(value) for value in found[:, self.label].tolist()]
 
 
-def toxic_label(folder: Path, label: str | None = None, flag: str = "--model") -> int:
+def toxic_label(folder: Path, label: str | None = None) -> int:
     """The index of the label that means toxic, by ``config.json``.
 
     Raises:
@@ -228,7 +217,7 @@ def toxic_label(folder: Path, label: str | None = None, flag: str = "--model") -
     known = ", ".join(f"{index} = {name}" for index, name in enumerate(names))
     if len(names) < 2:
         raise UserError(
-            f"{flag} {folder} has a single label, so it gives no probability; give one with two labels or more"
+            f"--model {folder} has a single label, so it gives no probability; give one with two labels or more"
         )
     lower = [name.lower() for name in names]
     if label is not None:
@@ -240,7 +229,7 @@ def toxic_label(folder: Path, label: str | None = None, flag: str = "--model") -
     for name in _TOXIC[: 4 if len(names) == 2 else 2]:
         if name in lower:
             return lower.index(name)
-    raise UserError(f"{flag} {folder} does not say which label means toxic; give --label (its labels are {known})")
+    raise UserError(f"--model {folder} does not say which label means toxic; give --label (its labels are {known})")
 
 
 def label_names(folder: Path) -> list[str]:
@@ -253,14 +242,14 @@ def label_names(folder: Path) -> list[str]:
     return [str(given[key]) for key in sorted(given, key=int)]
 
 
-def text_tokenizer(folder: Path, flag: str = "--model") -> PreTrainedTokenizerBase:
+def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A classifier's tokenizer, which needs no EOS; without a padding token, EOS pads.
     Raises UserError if it cannot be read, or has nothing to pad with."""
-    tokenizer = read_tokenizer(folder, flag)
+    tokenizer = read_tokenizer(folder, "--model")
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise UserError(f"{flag} {folder} has a tokenizer without a padding token; set pad_token")
+            raise UserError(f"--model {folder} has a tokenizer without a padding token; set pad_token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -28,7 +28,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ..cli.errors import UserError
 from ..cli.flags import DTYPES
-from ..files.records import is_number
+from ..files.records import is_number, is_share
 from ..models.folder import context_length
 from .decoding import P_MIN, TOP_K, Infeasible, align_vocabulary, check_vocabulary, rectify_counted
 from .memory import free_part, needed_bytes, say_room
@@ -72,7 +72,7 @@ class Settings:
         settings = cls(**value)
         wrong = {
             "model": not isinstance(settings.model, str | Path),
-            "epsilon": not is_epsilon(settings.epsilon),
+            "epsilon": not is_share(settings.epsilon),
             "passes": settings.passes is not None and not (isinstance(settings.passes, int) and settings.passes > 0),
             "p_min": not is_number(settings.p_min) or not 0 < settings.p_min <= 1,
             "infeasible": settings.infeasible not in ("normalize", "fallback"),
@@ -164,7 +164,7 @@ class RectifiedDecoding(LogitsProcessor):
             if key.startswith(f"{KEY}_") and key != EPSILON:
                 raise ValueError(f"extra_args has an unknown key {key!r}; the only one is {EPSILON!r}")
         epsilon = asked.get(EPSILON)
-        if epsilon is not None and epsilon != OFF and not is_epsilon(epsilon):
+        if epsilon is not None and epsilon != OFF and not is_share(epsilon):
             raise ValueError(f"extra_args has {EPSILON} {epsilon!r}; give a number from 0 to 1, or {OFF!r}")
 
     @property
@@ -223,8 +223,3 @@ def counts() -> dict[str, int]:
         "steps": sum(processor.steps for processor in _live),
         "infeasible_steps": sum(processor.infeasible_steps for processor in _live),
     }
-
-
-def is_epsilon(value: Any) -> bool:
-    """Whether it is a number from 0 to 1."""
-    return is_number(value) and 0 <= value <= 1

@@ -10,34 +10,32 @@ from pathlib import Path
 
 from ..cli.errors import UserError
 from .journal import journal_path
-from .records import read_object, write_json
+from .records import object_or_empty, write_json
 from .sidecars import sidecar_path
 
 _BUILT = ".built.json"
 """In a folder of data: which builder wrote each file, also those that a killed one has left without a sidecar."""
 
 
-def add_overwrite(parser: argparse._ActionsContainer, flag: str = "--out") -> None:
+def add_overwrite(parser: argparse._ActionsContainer) -> None:
     """Add ``--overwrite``."""
     parser.add_argument(
-        "--overwrite", action="store_true", help=f"replace files at {flag} that this command did not make"
+        "--overwrite", action="store_true", help="replace files at --out that this command did not make"
     )
 
 
 def check_file(
     path: str | os.PathLike,
-    flag: str = "--out",
     command: str | None = None,
     overwrite: bool = False,
     beside: Sequence[str] = (),
     ends: tuple[str, ...] = (),
     inputs: Iterable[str | os.PathLike] = (),
 ) -> None:
-    """A file can be written at ``path``, whose folders need not exist yet.
+    """A file can be written at ``--out``, whose folders need not exist yet.
 
     Args:
         path: the file.
-        flag: that names it.
         command: as sidecars and summaries name it. A file that it did not make is refused.
         overwrite: whoever made it.
         beside: suffixes of further files that are written with it.
@@ -50,22 +48,22 @@ def check_file(
     """
     path = Path(path)
     if ends and not path.name.endswith(ends):
-        raise UserError(f"{flag} {path} must end in {' or '.join(ends)}")
+        raise UserError(f"--out {path} must end in {' or '.join(ends)}")
     if path.resolve() in {Path(one).resolve() for one in inputs}:
-        raise UserError(f"{flag} {path} is also an input; give the output a name of its own")
+        raise UserError(f"--out {path} is also an input; give the output a name of its own")
     if command and not overwrite and not _made_by(path, command):
         for one in (path, *(path.with_suffix(suffix) for suffix in beside)):
             if one.is_file():
                 raise UserError(
-                    f"{flag} {path}: {one} exists, and {command} did not make it; give another {flag}, or add "
+                    f"--out {path}: {one} exists, and {command} did not make it; give another --out, or add "
                     "--overwrite to replace it"
                 )
     try:
         if path.is_dir():
-            raise UserError(f"{flag} {path} is a folder; name a file")
+            raise UserError(f"--out {path} is a folder; name a file")
         _probe(path)
     except OSError as error:
-        raise _refused(path, flag, error) from error
+        raise _refused(path, "--out", error) from error
 
 
 def check_folder(path: str | os.PathLike, flag: str = "--out", new: bool = False) -> None:
@@ -96,12 +94,12 @@ def _made_by(path: Path, command: str) -> bool:
         with open(path, "rb") as stream:
             return f'<meta name="generator" content="orlhf-ext {command}">'.encode() in stream.read(1024)
     places = (sidecar_path(path), *([path] if path.suffix == ".json" else ()))
-    return any(read_object(place).get("command") == command for place in places)
+    return any(object_or_empty(place).get("command") == command for place in places)
 
 
 def _built_by(path: Path, builder: str) -> bool:
     """Whether a file's sidecar, or a sidecar itself, names the builder."""
-    return any(read_object(place).get("builder") == builder for place in (sidecar_path(path), path))
+    return any(object_or_empty(place).get("builder") == builder for place in (sidecar_path(path), path))
 
 
 def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]:
@@ -115,7 +113,7 @@ def builder_guard(builder: str, overwrite: bool) -> Callable[[Path, bool], None]
         if path.name == _BUILT:
             return
         ledger = path.with_name(_BUILT)
-        known = read_object(ledger)
+        known = object_or_empty(ledger)
         ours = known.get(path.name) == builder
         if not (ours or overwrite or not path.exists() or _built_by(path, builder)):
             raise UserError(

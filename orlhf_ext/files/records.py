@@ -11,10 +11,10 @@ import glob
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -356,11 +356,23 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         stream.write("\n")
 
 
-def read_object(path: str | os.PathLike) -> Record:
+def read_object(path: str | os.PathLike, way_out: str) -> Record:
+    """The JSON object that a file contains.
+    Raises UserError, which ends with the way out, if the file cannot be read or contains something else."""
+    try:
+        found = load_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read as JSON ({reason}); {way_out}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object; {way_out}")
+    return found
+
+
+def object_or_empty(path: str | os.PathLike) -> Record:
     """The JSON object that a file contains; an empty one where there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        if isinstance(found := load_json(Path(path).read_bytes()), dict):
-            return found
+    with contextlib.suppress(UserError):
+        return read_object(path, "")
     return {}
 
 
@@ -377,7 +389,12 @@ def parse_object(value: Any) -> Record | str:
 
 def is_number(value: Any) -> bool:
     """Whether a value of a record is a finite number, which true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_share(value: Any) -> bool:
+    """Whether a value of a record is a number from 0 to 1."""
+    return is_number(value) and 0 <= value <= 1
 
 
 def source_entry(path: str | os.PathLike) -> dict[str, str]:

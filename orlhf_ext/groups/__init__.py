@@ -30,7 +30,7 @@ from ..files.records import Line
 from ..files.sources import run_records
 from ..models.folder import read_config
 from ..models.head_settings import EOS, HEADS, HOW, KEY, SQUASHES, STYLES, HeadSettings, from_config
-from . import training
+from . import trained_groups
 
 CACHE = "~/.cache/orlhf_ext/features"
 DEFAULT_K = 16
@@ -116,11 +116,11 @@ class GroupRM(Extension):
             ids=own,
         )
         _check_checkpoint(args, settings)
-        self._training = training.Training(settings, groups.train_backbone, names, ids)
+        self._training = trained_groups.Training(settings, groups.train_backbone, names, ids)
 
     def configure(self, args: SimpleNamespace) -> None:
         """Write down the groups that `check` found in the pairs: the model has a score for each."""
-        training.put(self._training, args)
+        trained_groups.put(self._training, args)
 
 
 class GroupReward(Extension):
@@ -201,7 +201,7 @@ def _look_at_pairs(args: SimpleNamespace) -> tuple[dict[str, str], str]:
         written.setdefault((repr(name), repr(record.get("group_id"))), (line, Counter()))[1][flag] += 1
         own = None
         with contextlib.suppress(ValueError):  # an error of `_check_pairs`
-            own = training.id_text(record.get("group_id"))
+            own = trained_groups.id_text(record.get("group_id"))
         if own is not None:
             before = named.setdefault(own, None)
             if isinstance(name, str) and not given:
@@ -218,9 +218,9 @@ def _look_at_pairs(args: SimpleNamespace) -> tuple[dict[str, str], str]:
                     "make all pairs with one style, or give --groups.style as they have it"
                 )
     if given:
-        ids = training.by_place(given)
+        ids = trained_groups.by_place(given)
     elif named or bare:
-        ids = {one: named.get(one) or one for one in training.in_order(named or bare)}
+        ids = {one: named.get(one) or one for one in trained_groups.in_order(named or bare)}
     else:
         raise UserError(
             f"{args.data.dataset} has no pairs with a group_id; make them with build_data hh-groups, or give "
@@ -244,7 +244,7 @@ def _check_pairs(args: SimpleNamespace, ids: Mapping[str, str], written: Iterabl
         )
     local = False
     for line, pairs in written:
-        name = training.group_name(line.record, counts, ids, line.where)
+        name = trained_groups.group_name(line.record, counts, ids, line.where)
         counts[name] += pairs["--data.dataset"]
         local = local or "--data.dataset" in pairs
     wanted = [args.groups.only] if args.groups.only in counts else list(names)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..cli.errors import UserError
+from ..files.records import is_number
 
 #: how far the sum of proportions may be from 1
 TOLERANCE = 1e-9
@@ -101,7 +101,7 @@ def trait_fault(traits: Any, wanted: Iterable[str], count: int | None = None) ->
         if len(values) != count:
             return f"another number of scores of trait {name!r} than responses ({len(values)} for {count})"
         for value in values:
-            if not _is_number(value):
+            if not is_number(value):
                 return f"a score of trait {name!r} that is not a finite number ({value!r})"
     return None
 
@@ -164,14 +164,14 @@ def _group(where: str, entry: Any) -> Group:
     if not isinstance(name, str) or not name.strip():
         _refuse(where, "name", name, "text")
     where = f"{where} ({name})"
-    if proportion is not None and not (_is_number(proportion) and 0 < proportion <= 1):
+    if proportion is not None and not (is_number(proportion) and 0 < proportion <= 1):
         _refuse(where, "proportion", proportion, "a number above 0 and at most 1")
     if not isinstance(weights, dict) or not weights:
         _refuse(where, "weights", weights, "{trait: weight}")
     for trait, weight in weights.items():
         if not isinstance(trait, str):
             _refuse(where, "a trait's name", trait, "text")
-        if not _is_number(weight):
+        if not is_number(weight):
             _refuse(where, f"weight of {trait}", weight, "a number")
     share = None if proportion is None else float(proportion)
     return Group(name, share, {trait: float(weight) for trait, weight in weights.items()})
@@ -179,7 +179,3 @@ def _group(where: str, entry: Any) -> Group:
 
 def _refuse(where: str, key: str, value: Any, wanted: str) -> NoReturn:
     raise UserError(f"{where}: {key} is {value!r}, not {wanted}; fix it")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

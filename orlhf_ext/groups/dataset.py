@@ -9,7 +9,7 @@ from openrlhf.datasets.reward_dataset import RewardDataset
 
 from ..models.texts import Whole
 from ..openrlhf_fixes.chat_data import report_cuts
-from . import training
+from . import trained_groups
 from .render import encode, whole_text
 
 
@@ -25,7 +25,7 @@ class GroupDataset(RewardDataset):
     extras: list[dict[str, Any]]
 
     def __init__(self, dataset: Any, tokenizer: Any, max_length: int, strategy: Any, *args: Any, **words: Any) -> None:
-        found = training.from_args(strategy.args)
+        found = trained_groups.from_args(strategy.args)
         assert found is not None  # `GroupRM.configure` wrote it
         self.training = found
         if self.training.only is not None:

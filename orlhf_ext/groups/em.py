@@ -25,7 +25,7 @@ from ..files.sidecars import sidecar_path
 from ..models.head_settings import EOS, HEADS, SQUASHES, STYLES, HeadSettings
 from . import DEFAULT_K
 from .render import encode
-from .training import id_text
+from .trained_groups import id_text
 
 if TYPE_CHECKING:
     import torch

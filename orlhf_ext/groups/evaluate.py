@@ -15,19 +15,18 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import INNER, make_parser, named_paths, whole
-from ..files.records import Record, load_json
+from ..files.records import Record, is_number, read_object
 from ..models.texts import Sample, read_samples
 from ..reports import summaries
 from ..reports.examples import plain, print_examples
 from ..reports.statistics import Interval, Lists, bootstrap, mean_and_error, prompt_means, t_interval, win_rates
-from ..reports.summaries import read_run, write_summary
+from ..reports.summaries import write_summary
 from ..reports.tables import Column, Table
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
 
@@ -203,17 +202,14 @@ def join_summaries(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_summary(path: str) -> dict[str, Any]:
-    try:
-        summary = load_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--grid {path} cannot be read as JSON ({error})") from error
-    metrics = summary.get("metrics") if isinstance(summary, dict) else None
+    summary = read_object(path, "give what orlhf-ext groups evaluate wrote at --grid")
+    metrics = summary.get("metrics")
     if not isinstance(metrics, dict) or not all(isinstance(m, dict) and WORST[0] in m for m in metrics.values()):
         raise UserError(f"--grid {path} is not a summary of groups; give what orlhf-ext groups evaluate wrote")
     if lost := [key for key in ("baseline", *RUN) if key not in summary]:
         raise UserError(f"--grid {path} has no {lost[0]}; put it into the JSON file of --run and evaluate again")
     for key in RUN:
-        if not isinstance(summary[key], int | float) and not (key == "k" and summary[key] is None):
+        if not is_number(summary[key]) and not (key == "k" and summary[key] is None):
             raise UserError(f"--grid {path} has {summary[key]!r} as {key}, which is not a number; fix it")
     return summary
 
@@ -295,13 +291,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [group.name for group in groups]
     if taken := [name for name in names if name in WORST]:
         raise UserError(f"--groups {args.groups} has a group named {taken[0]!r}, a key of the summary; rename it")
-    run = read_run(args.run)
     methods = {name: read_scored(path, groups) for name, path in files.items()}
     ids = common_ids(list(methods.values()), args.force)
     metrics = compare(methods, names, args.baseline, ids, args.seed)
-    if args.proportion is not None:
-        run = {"proportion": args.proportion, **run}
-    summary = {**run, "baseline": args.baseline, "prompts": len(ids), "metrics": metrics}
+    run = {} if args.proportion is None else {"proportion": args.proportion}
+    summary = {**run, **args.run, "baseline": args.baseline, "prompts": len(ids), "metrics": metrics}
     rows = [
         {"method": name, "group": group, **found[group], "worst": found["worst_group_name"] == group}
         for name, found in metrics.items()

@@ -18,7 +18,7 @@ from .. import __version__
 from ..cli.errors import UserError, command
 from ..cli.flags import make_parser, named_paths
 from ..files.outputs import check_folder
-from ..files.records import atomic_folder, load_json, write_json
+from ..files.records import atomic_folder, read_object, write_json
 from ..models.folder import identity, load_tokenizer, read_config
 from ..models.head_settings import EOS, KEY, STYLES, HeadSettings, read_settings
 from ..models.reward_models import RewardModel
@@ -187,7 +187,7 @@ def _write(folder: Path, members: Sequence[Member], settings: HeadSettings) -> N
             continue
         save_file({**load_file(path), first.head: heads}, folder / path.name, metadata={"format": "pt"})
     if (folder / _INDEX).is_file():
-        index = load_json((folder / _INDEX).read_text(encoding="utf-8"))
+        index = read_object(folder / _INDEX, "copy the model again")
         if isinstance(size := index.get("metadata", {}).get("total_size"), int):
             index["metadata"]["total_size"] = size + heads.nbytes - _tensor(first, first.head).nbytes
         write_json(folder / _INDEX, index)

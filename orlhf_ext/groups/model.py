@@ -20,7 +20,7 @@ from torch import nn
 from ..extensions import run
 from ..models.group_heads import initialise, make_head
 from ..models.head_settings import KEY, HeadSettings, from_config
-from . import training
+from . import trained_groups
 from .aggregate import aggregate, standardise
 
 _stock_class = upstream._get_reward_model
@@ -42,7 +42,7 @@ def reward_model_class(
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             if not hasattr(config, KEY):
-                if (now := training.from_args(run.arguments)) is None:
+                if (now := trained_groups.from_args(run.arguments)) is None:
                     return
                 setattr(config, KEY, now.settings.as_config())
             self.group_settings = from_config(getattr(config, KEY), "the reward model")
@@ -127,7 +127,7 @@ def get_llm_for_sequence_regression(model_name_or_path: str, model_type: str, **
 
     LoRA's adapters go into the backbone alone, so that the head is trained, and what is saved is a whole model.
     """
-    now = training.from_args(run.arguments) if model_type == "reward" else None
+    now = trained_groups.from_args(run.arguments) if model_type == "reward" else None
     lora_rank = 0
     if now is not None:  # head and adapters are made here
         words["init_value_head"] = False

@@ -10,7 +10,7 @@ from ..cli.errors import UserError
 from ..extensions import extension
 from ..extensions.inject import first_process
 from ..files.sources import looks_local
-from ..models.folder import load_tokenizer, read_config
+from ..models.folder import check_kind, load_tokenizer, read_config
 
 Role = Literal["policy", "reference", "start", "reward"]
 
@@ -52,12 +52,7 @@ def check_model(flag: str, path: str, role: Role, args: SimpleNamespace, q_model
         UserError: it does not; the folder and what is missing are named.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{flag} {path} is not a folder; give a Hugging Face model folder or a hub name")
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{flag} {path} is a LoRA adapter, not a model; merge it first")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {path} is not a model folder: config.json is missing")
+    check_kind(folder, f"{flag} {path}")
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f"{flag} {path} has no weights (*.safetensors); was its training or its copy cut short?")
     config = read_config(folder)

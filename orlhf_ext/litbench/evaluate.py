@@ -22,12 +22,12 @@ import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import make_parser
-from ..files.records import Line, Record, read_object, read_records
+from ..files.records import Line, Record, object_or_empty, read_records
 from ..files.sidecars import sidecar_path
 from ..models.texts import Sample, Text, numbers, read_samples, reply_text
 from ..reports import summaries
 from ..reports.examples import plain
-from ..reports.summaries import read_run, write_summary
+from ..reports.summaries import write_summary
 from ..reports.tables import Column, Table
 from .accuracy import BUCKETS, MUCH_LONGER_RATIO, length_ratio, measure, measure_orders, share
 from .verdict import parse_verdict
@@ -289,7 +289,7 @@ def _put(rows: Sequence[Record], pairs: Sequence[Both], key: str, values: Mappin
 def origin(path: str) -> str | None:
     """Where a file's pairs come from, as the builder's sidecar has it; that of scored pairs names their file."""
     for _ in range(2):
-        meta = read_object(sidecar_path(path))
+        meta = object_or_empty(sidecar_path(path))
         if "builder" in meta:
             return meta.get("test_source")
         if not (path := meta.get("data", {}).get("path", "")):
@@ -341,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics, rows = evaluate_scores(args.pairs) if args.pairs else evaluate_answers(args)
     metrics = {"pairs": len(rows), "test_source": origin(args.pairs or args.data), **metrics}
     table, title = table_of(metrics), caption(metrics)
-    summary = {**read_run(args.run), "command": "litbench.evaluate", "metrics": metrics}
+    summary = {**args.run, "command": "litbench.evaluate", "metrics": metrics}
     write_summary(args.out, summary, f"{title}\n\n{table.markdown(across=True)}\n{NOTE}\n", table.csv(), rows)
     table.show(title, [NOTE], across=True, gap=" ")
 

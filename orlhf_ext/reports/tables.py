@@ -81,12 +81,12 @@ class Table:
 
     def csv(self) -> str:
         """The table as CSV, every number of it; a column for each key, in the order of their first places."""
-        return csv_table(
-            [
-                {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
-                for row in self.rows
-            ]
-        )
+
+        def cell(value: Any) -> Any:
+            return " ".join(map(str, value)) if isinstance(value, list) else value
+
+        keys = list(dict.fromkeys(key for row in self.rows for key in row))
+        return format_csv([keys, *([cell(row.get(key)) for key in keys] for row in self.rows)])
 
     def show(self, title: str, notes: Sequence[str] = (), across: bool = False, gap: str = "\n") -> None:
         """Print the table, notes under it; a name that is that of the row above is not repeated."""
@@ -108,9 +108,3 @@ class Table:
         console.print(table)
         for note in notes:
             console.print(note)
-
-
-def csv_table(rows: Sequence[Record]) -> str:
-    """Records as CSV; a column for each key, in the order of their first places."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return format_csv([keys, *([row.get(key) for key in keys] for row in rows)])

@@ -23,7 +23,7 @@ from ..cli.errors import UserError, command
 from ..cli.flags import LENGTH, add_compute, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import Record, read_object, sha256_file
+from ..files.records import Record, object_or_empty, sha256_file
 from ..files.sidecars import sidecar_path
 from ..models.batches import Compute, Row, check_files, run_batches
 from ..models.batches import fingerprint as as_json
@@ -184,7 +184,7 @@ def _outputs(
 
 def _is_done(out: Path, origin: Mapping[str, Any]) -> bool:
     """Whether the output of just this run is there, and whole."""
-    return read_object(sidecar_path(out)).get("origin") == origin and out.is_file()
+    return object_or_empty(sidecar_path(out)).get("origin") == origin and out.is_file()
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:

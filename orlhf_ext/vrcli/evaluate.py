@@ -8,7 +8,6 @@ for each held-out one, as O.records.jsonl, with its prompt where --data has it.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,12 @@ import numpy as np
 
 from ..cli.errors import UserError, command
 from ..cli.flags import make_parser, whole
-from ..files.records import Record, read_records
+from ..files.records import Record, is_number, read_records
 from ..models.texts import read_prompts
 from ..reports import summaries
 from ..reports.examples import plain, spread
 from ..reports.statistics import mean_and_error, paired_difference, t_interval
-from ..reports.summaries import read_run, write_summary
+from ..reports.summaries import write_summary
 from ..reports.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ COLUMNS = {
     "empty": Column("empty_share", "empty", "{:.1%}"),
     "plan_tokens": Column("plan_tokens_mean", "plan tokens", "{:.1f}"),
 }
+_YES_OR_NO = ("marker", "empty")  # in a record
 _WITH_INTERVAL = ("pct_improvement", "reward")
 
 Results = dict[str, list[Record]]
@@ -46,7 +46,8 @@ def read_results(path: str) -> Results:
     found: Results = {}
     for line in read_records(path):
         row = line.record
-        bad = [key for key in (*COLUMNS, "nll", "base_nll") if not _is_number(row.get(key))]
+        values = {key: row.get(key) for key in (*COLUMNS, "nll", "base_nll")}
+        bad = [k for k, v in values.items() if not (is_number(v) or (k in _YES_OR_NO and isinstance(v, bool)))]
         if bad or not isinstance(row.get("id"), str) or not isinstance(row.get("plan"), str):
             lacks = f"no number {bad[0]}" if bad else "no id or no plan"
             raise UserError(f"{line.where} is not a scored plan ({lacks}); give what orlhf-ext vrcli score wrote")
@@ -60,10 +61,6 @@ def read_results(path: str) -> Results:
     if not found:
         raise UserError(f"{path} has no record; score some plans first")
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def check_pair(before: Results, after: Results, names: tuple[str, str]) -> None:
@@ -192,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = {one.id: plain(one.prompt).strip() for one in read_prompts(args.data)} if args.data else {}
     metrics = compare(before, after, args.seed)
     table = table_of(metrics)
-    summary = {**read_run(args.run), "command": "vrcli.evaluate", "metrics": metrics}
+    summary = {**args.run, "command": "vrcli.evaluate", "metrics": metrics}
     write_summary(args.out, summary, table.markdown(), table.csv(), prompt_records(before, after, prompts))
     print_plans(args.show, before, after)
     print_table(metrics)

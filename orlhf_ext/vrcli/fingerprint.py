@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..backends.machine import gpu_present
 from ..cli.errors import UserError
-from ..files.records import read_object
+from ..files.records import object_or_empty
 from ..files.sidecars import sidecar_path
 from ..models.folder import identity
 from .labels import COMPUTE_BASELINE
@@ -82,7 +82,7 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 def read_fingerprint(path: str | Path) -> dict[str, str]:
     """What a file's baselines depend on, from its sidecar. Raises UserError if there are none."""
     sidecar = sidecar_path(path)
-    found = read_object(sidecar).get("fingerprint")
+    found = object_or_empty(sidecar).get("fingerprint")
     if not isinstance(found, dict):
         raise UserError(f"{path} has no baselines ({sidecar} has no fingerprint); {COMPUTE_BASELINE}")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..cli.errors import UserError
@@ -57,7 +57,6 @@ def score_plans(
     scorer: Scorer,
     settings: Settings,
     fingerprint: str | None = None,
-    baselines: MutableMapping[str, float] | None = None,
 ) -> PlanScores:
     """Reward each response by how much its plan lowers the perplexity of its label's gold text.
 
@@ -73,22 +72,19 @@ def score_plans(
         scorer: mean nll of a scored token for each sequence.
         settings: how an improvement becomes a reward.
         fingerprint: digest that stored baselines must have; None: any.
-        baselines: levels by record id, in place of stored ones; missing ones are put in.
 
     Raises:
         UserError: a record has no usable baseline or is too long; a likelihood is not finite; the record is named.
     """
     plans = [encoder.clean(extract_plan(response, settings.markers)) for response in responses]
-    known, tokens = _known_baselines(labels, fingerprint, baselines)
+    stored = {label.id: baseline_of(label, fingerprint) for label in labels}
     changes = [label.messages(plan) != label.messages() for label, plan in zip(labels, plans, strict=True)]
-    again = {label.id: label for label, change in zip(labels, changes, strict=True) if change or label.id not in known}
+    again = {label.id: label for label, change in zip(labels, changes, strict=True) if change}
     wanted: list[tuple[Label, str | None]] = [(label, None) for label in again.values()]
     wanted += [(label, plan) for label, plan, change in zip(labels, plans, changes, strict=True) if change]
-    nlls = iter(_score(wanted, encoder, scorer, tokens))
+    nlls = iter(_score(wanted, encoder, scorer, {name: base.tokens for name, base in stored.items()}))
     fresh = {name: next(nlls) for name in again}
-    for name, nll in fresh.items():
-        known.setdefault(name, nll)
-    base = [known[label.id] for label in labels]
+    base = [stored[label.id].nll for label in labels]
     found = [
         nll + (next(nlls) - fresh[label.id]) if change else nll
         for label, change, nll in zip(labels, changes, base, strict=True)
@@ -135,16 +131,6 @@ def measure_noise(
         found.append([nll for (_, plan), nll in zip(rows, nlls, strict=True) if plan is None])
     apart = [abs(improvement(min(nlls), max(nlls))) for nlls in zip(*found, strict=True)]
     return Noise(max(apart), len(apart)) if apart else None
-
-
-def _known_baselines(
-    labels: Sequence[Label], fingerprint: str | None, baselines: MutableMapping[str, float] | None
-) -> tuple[MutableMapping[str, float], dict[str, int]]:
-    """The baselines that need no computation, and over how many tokens stored ones were taken."""
-    if baselines is not None:
-        return baselines, {}
-    stored = {label.id: baseline_of(label, fingerprint) for label in labels}
-    return {name: base.nll for name, base in stored.items()}, {name: base.tokens for name, base in stored.items()}
 
 
 def _score(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from common import ratio, small_llama, spread
@@ -24,16 +24,16 @@ BUDGET = 2048  # padded tokens of a batch
 
 def make_group_model(base: Path, out: Path, groups: int) -> Path:
     """A reward model with a shared head (k = 16) for so many groups, at random."""
-    from orlhf_ext.groups import model, training
+    from orlhf_ext.extensions import run
+    from orlhf_ext.groups import model, trained_groups
     from orlhf_ext.models.folder import load_tokenizer
     from orlhf_ext.models.head_settings import HeadSettings
 
-    before = training.current
-    training.current = training.Training(HeadSettings([f"group_{number}" for number in range(groups)]))
-    try:
-        made = model.get_llm_for_sequence_regression(str(base), "reward", attn_implementation="sdpa")
-    finally:
-        training.current = before
+    names = [f"group_{number}" for number in range(groups)]
+    run.arguments = SimpleNamespace(groups=SimpleNamespace())
+    trained_groups.put(trained_groups.Training(HeadSettings(names), names=tuple(names)), run.arguments)
+    made = model.get_llm_for_sequence_regression(str(base), "reward", attn_implementation="sdpa")
+    run.arguments = None
     made.save_pretrained(out)
     load_tokenizer(base).save_pretrained(out)
     return out
@@ -84,7 +84,6 @@ def main() -> None:
             model = RewardModel(str(grouped), single=False)
             model.load("bfloat16", "sdpa", get_llm_for_sequence_regression)
             sides[f"U = {groups}"] = [model]
-            shutil.rmtree(grouped)
             sides[f"{groups} models"] = copies[:groups]
 
         seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -30,7 +30,7 @@ ALIASES = {
     "deadend.classifier": "--model=--model_name_or_path --data=--train_file --out=--output_dir "
     "--overwrite=--overwrite_output_dir",
     "deadend.continuations": "--model=--model_name_or_path --data=--data_file --out=--save_file",
-    "deadend.decode": "--model=--model_name_or_path --q_model=--q_model_name_or_path --data=--data_file "
+    "deadend.decode_prompts": "--model=--model_name_or_path --q_model=--q_model_name_or_path --data=--data_file "
     "--out=--save_file",
     "deadend.score": "--model=--model_name_or_path --data=--data_file --out=--save_file",
     "deadend.hold_out": "--data=--data_file --out=--save_dir",

@@ -441,7 +441,7 @@ def test_one_sentence(tmp_path: Path, source: Path, held_out: Path, capsys: pyte
     for text, reason in {
         "": "x.csv is empty",
         'prompt,chosen_story,rejected_story\n"a,b,c': "as CSV from line 2 on (the file ends inside quotes)",
-        "prompt,chosen_story,rejected_story\n": "has no training pair; give a file with rows",
+        "prompt,chosen_story,rejected_story\n": "has no row for training pairs; give a file with records",
         "prompt,chosen_story,rejected_story\na,b,c,d\n": "(1 of them: a row with more fields than the header has",
         "prompt,chosen_story,rejected_story\na,b,c\na,d,e\n": "have one prompt, and validation needs another",
     }.items():

@@ -14,7 +14,7 @@ import pytest
 from deadend_q import make_q
 from helpers import meta, read, write
 
-from orlhf_ext.deadend import continuations, decode
+from orlhf_ext.deadend import continuations, decode_prompts
 from orlhf_ext.files.journal import Journal, journal_path
 
 WORDS = ("hello", "how are", "you", "fine")
@@ -154,7 +154,7 @@ def test_sampling_is_what_the_flags_say(
         if plain:
             continuations.main(line(model, prompts, out, "--num_returns", 2))
         else:
-            decode.main(line(model, prompts, out, "--q_model_name_or_path", q_folder, "--num_returns", 2))
+            decode_prompts.main(line(model, prompts, out, "--q_model_name_or_path", q_folder, "--num_returns", 2))
         found.append(out.read_bytes())
     assert found[0] == found[1]
 
@@ -202,7 +202,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(
 ) -> None:
     cases: list[tuple[Callable, list[object]]] = [
         (continuations.main, []),
-        (decode.main, ["--q_model_name_or_path", q_folder, "--epsilon", 0.1]),
+        (decode_prompts.main, ["--q_model_name_or_path", q_folder, "--epsilon", 0.1]),
     ]
     for number, (main, more) in enumerate(cases):
         whole, cut = tmp_path / f"whole{number}.jsonl", tmp_path / f"cut{number}.jsonl"
@@ -218,8 +218,8 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(
 def test_decode(models: tuple, tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path) -> None:
     out, plain = tmp_path / "rectified.jsonl", tmp_path / "plain.jsonl"
     common = ["--num_returns", 2, "--min_new_tokens", NEW, "--num_samples_for_eval", 5]
-    decode.main(line(tiny_model, prompts, out, "--q_model_name_or_path", q_folder, "--epsilon", 0.1, *common))
-    decode.main(line(tiny_model, prompts, plain, "--plain", *common))
+    decode_prompts.main(line(tiny_model, prompts, out, "--q_model_name_or_path", q_folder, "--epsilon", 0.1, *common))
+    decode_prompts.main(line(tiny_model, prompts, plain, "--plain", *common))
     assert [r["kept"] for r in read(out)] == [r["kept"] for r in read(plain)]
     assert [r["generations"] for r in read(out)] != [r["generations"] for r in read(plain)]
     counts = meta(out)["counts"]
@@ -227,7 +227,7 @@ def test_decode(models: tuple, tiny_model: Path, q_folder: Path, prompts: Path, 
     assert 0 < counts["infeasible_steps"] < counts["steps"] and "steps" not in meta(plain)["counts"]
     greedy = tmp_path / "greedy.jsonl"
     flags = ["--num_returns", 1, "--min_new_tokens", 0, "--no-do_sample", "--passes", 0, "--infeasible", "fallback"]
-    decode.main(line(tiny_model, prompts, greedy, "--q_model_name_or_path", q_folder, *flags))
+    decode_prompts.main(line(tiny_model, prompts, greedy, "--q_model_name_or_path", q_folder, *flags))
     from orlhf_ext.deadend.hf import RectifiedLogitsProcessor
 
     model, q_model, tokenizer = models
@@ -244,7 +244,16 @@ def test_decode(models: tuple, tiny_model: Path, q_folder: Path, prompts: Path, 
 def test_decode_with_vllm(tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "rectified.jsonl"
     argv = line(tiny_model, prompts, out, "--q_model_name_or_path", q_folder, "--num_returns", 3, "--backend", "vllm")
-    words = [sys.executable, "-m", "orlhf_ext.deadend.decode", *argv, "--min_new_tokens", "5", "--epsilon", "0.1"]
+    words = [
+        sys.executable,
+        "-m",
+        "orlhf_ext.deadend.decode_prompts",
+        *argv,
+        "--min_new_tokens",
+        "5",
+        "--epsilon",
+        "0.1",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     records = read(out)
@@ -270,20 +279,20 @@ def test_mistakes(
         assert not out.exists()
 
     q_flags = ("--q_model_name_or_path", q_folder)
-    told(decode.main, words=("give either --q_model for", "--plain"))
-    told(decode.main, *q_flags, "--plain", words=("give either",))
-    told(decode.main, *q_flags, "--epsilon", 2, words=("--epsilon 2 is too large; give at most 1",))
-    told(decode.main, *q_flags, "--no-do_sample", words=("greedy", "--num_returns 1"))
-    told(decode.main, "--q_model_name_or_path", tiny_model, words=("is not a value function",))
-    told(decode.main, *q_flags, "--max_new_tokens", 5, words=("--min_new_tokens 10 is more than --max_new_tokens 5",))
+    told(decode_prompts.main, words=("give either --q_model for", "--plain"))
+    told(decode_prompts.main, *q_flags, "--plain", words=("give either",))
+    told(decode_prompts.main, *q_flags, "--epsilon", 2, words=("--epsilon 2 is too large; give at most 1",))
+    told(decode_prompts.main, *q_flags, "--no-do_sample", words=("greedy", "--num_returns 1"))
+    told(decode_prompts.main, "--q_model_name_or_path", tiny_model, words=("is not a value function",))
+    told(decode_prompts.main, *q_flags, "--max_new_tokens", 5, words=("--min_new_tokens 10 is more than --max_new_t",))
     told(continuations.main, "--sample_size", 0, words=("--sample_size 0", "or -1"))
     told(continuations.main, "--max_new_tokens", 512, words=("--max_new_tokens 513 is more than the 512 positions",))
     told(continuations.main, "--save_file", prompts, words=("is also an input",))
     small = make_q(tmp_path / "small", tiny_model, vocab_size=20)
     flags = ("--min_new_tokens", 0, "--q_model_name_or_path")
-    told(decode.main, *flags, small, words=("knows 20 tokens", "one tokenizer"))
+    told(decode_prompts.main, *flags, small, words=("knows 20 tokens", "one tokenizer"))
     short = make_q(tmp_path / "short", tiny_model, positions=10)
-    told(decode.main, *flags, short, words=("is more than the 10 positions of", "short"))
+    told(decode_prompts.main, *flags, short, words=("is more than the 10 positions of", "short"))
     for bad, words in (
         ([], ("has no record",)),
         ([{"prompt": {"texts": "x"}}], ("line 1 has no prompt {",)),

@@ -98,7 +98,7 @@ def test_decode_bounds_and_says_it(
     folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """What vLLM is started with on a GPU."""
-    from orlhf_ext.deadend import decode
+    from orlhf_ext.deadend import decode_prompts
 
     class Started(Exception):
         pass
@@ -112,7 +112,7 @@ def test_decode_bounds_and_says_it(
     words = f"--model_name_or_path {tiny_model} --q_model_name_or_path {folder} --gpu_memory_utilization 0.97"
     words += f" --data_file {tmp_path}/prompts.jsonl --save_file {tmp_path}/out.jsonl --num_returns 200"
     with pytest.raises(Started) as started:
-        decode.main(words.split())
+        decode_prompts.main(words.split())
     (settings,) = started.value.args
     assert settings["more"]["max_num_seqs"] == SEQUENCES
     assert settings["gpu_memory_utilization"] < 0.97

@@ -257,7 +257,8 @@ def test_parquet(fault, tmp_path: Path):
 
     whole = parquet(tmp_path / "a.parquet", {name: [row[name] for row in rows] for name in rows[0]})
     says(
-        parquet(tmp_path / "none.parquet", {"prompt": [], "chosen_story": [], "rejected_story": []}), "has no training"
+        parquet(tmp_path / "none.parquet", {"prompt": [], "chosen_story": [], "rejected_story": []}),
+        "has no row for training pairs",
     )
     says(parquet(tmp_path / "other.parquet", {"text": ["a"]}), "other.parquet record 1 has no column prompt")
     says(parquet(tmp_path / "numbers.parquet", {name: [1, 2] for name in rows[0]}), "prompt or story that is no text")

@@ -20,7 +20,7 @@ from orlhf_ext.files.columns import read_columns
 from orlhf_ext.files.journal import Journal, journal_path
 from orlhf_ext.files.records import load_json, parse_object, read_records
 from orlhf_ext.files.sources import count_rows
-from orlhf_ext.groups import GroupRM, training
+from orlhf_ext.groups import GroupRM, trained_groups
 from orlhf_ext.groups.config import read_groups
 from orlhf_ext.groups.em import read_pairs
 from orlhf_ext.models.texts import read_prompts, read_samples
@@ -141,7 +141,7 @@ def test_damaged_progress(fault, tmp_path: Path, line: bytes) -> None:
 # ---- ids of groups and annotators
 
 
-def check_groups(path: Path, **changes: Any) -> training.Training:
+def check_groups(path: Path, **changes: Any) -> trained_groups.Training:
     """What a run on a file of pairs trains."""
     space = SimpleNamespace
     flags = {"head": "shared", "k": None, "squash": "tanh", "weighting": "proportional", "centering": 0.0}
@@ -157,7 +157,7 @@ def check_groups(path: Path, **changes: Any) -> training.Training:
     made = GroupRM()
     made.check(args)  # type: ignore[arg-type]
     made.configure(args)  # type: ignore[arg-type]
-    found = training.from_args(args)  # type: ignore[arg-type]
+    found = trained_groups.from_args(args)  # type: ignore[arg-type]
     assert found is not None
     return found
 
@@ -182,7 +182,7 @@ def test_any_id_is_a_group(tmp_path: Path, ids: list[Any], names: list[str]) -> 
     now = check_groups(write(tmp_path / "x.jsonl", pairs(ids)))
     again = check_groups(write(tmp_path / "y.jsonl", pairs(ids[::-1])))
     assert now.settings.names == names == again.settings.names
-    assert [now.group_of(row) for row in pairs(ids)] == [names.index(training.id_text(one) or "") for one in ids]
+    assert [now.group_of(row) for row in pairs(ids)] == [names.index(trained_groups.id_text(one) or "") for one in ids]
     assert now.settings.as_config()["ids"] == names
 
 

@@ -178,7 +178,7 @@ def test_disks_that_run_full(fault, here: Path, small_disk: Path, many: None, li
         ("evaluate --sft loop.jsonl --out o.json", "loop.jsonl (does not exist|is a link that leads back)"),
         ("evaluate --sft taken/x.jsonl --out o.json", "taken/x.jsonl does not exist"),
         ("evaluate --sft XXX.jsonl --out o.json", "has a name that is too long for the file system"),
-        ("deadend.evaluate plain=d.jsonl --run . --save_file o.json", r"error: --run \. cannot be read"),
+        ("deadend.evaluate plain=d.jsonl --run . --save_file o.json", r"error: \. cannot be read as JSON"),
         ("litbench.evaluate --pairs . --out o.json", r"error: \. is a folder; give a \.jsonl"),
         ("deadend.hold_out --data_file . --num 1 --save_dir o", r"error: \. is a folder"),
         ("score --model . --data . --out o.jsonl --max_len 9", r"error: \. is a folder"),

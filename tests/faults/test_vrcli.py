@@ -155,6 +155,7 @@ RESULTS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"nll": float("nan")}, "is not a scored plan"),
     "an infinite reward": ({"reward": float("inf")}, "is not a scored plan"),
     "a reward as text": ({"reward": "0.5"}, "is not a scored plan"),
+    "a reward as true": ({"reward": True}, r"is not a scored plan \(no number reward\)"),
     "no baseline": ({"base_nll": None}, r"is not a scored plan \(no number base_nll\)"),
     "a plan of numbers": ({"plan": 3}, r"is not a scored plan \(no id or no plan\)"),
     "an id of numbers": ({"id": 3}, r"is not a scored plan \(no id or no plan\)"),

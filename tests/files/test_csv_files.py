@@ -15,7 +15,7 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files import csv_files
 from orlhf_ext.files.csv_files import format_csv, open_table
 from orlhf_ext.files.records import BadLine
-from orlhf_ext.reports.tables import csv_table
+from orlhf_ext.reports.tables import Table
 
 #: all that UTF-8 can hold, and what CSV, editors and other programs give a meaning to far more often than by chance
 ODD = st.sampled_from(
@@ -49,13 +49,13 @@ def test_texts_read_back_equal(file: Path, strict: bool, rows: list[tuple[str, .
 def test_tables_of_reports_read_back_equal(file: Path, rows: list[tuple[str, ...]]):
     names = [f"c{number}" for number in range(len(rows[0]) if rows else 0)]
     records = [dict(zip(names, row, strict=True)) for row in rows]
-    file.write_bytes(csv_table(records).encode())
+    file.write_bytes(Table([], [], records).csv().encode())
     if records:
         assert [line.record for line in read_csv(file)] == records  # type: ignore[union-attr]
 
 
 def test_reports_have_a_column_for_each_key_and_all_digits(file: Path):
-    table = csv_table([{"name": "a", "mean": 1 / 3}, {"name": "b\rc", "se": None, "n": 2}])
+    table = Table([], [], [{"name": "a", "mean": 1 / 3}, {"name": "b\rc", "se": None, "n": 2}]).csv()
     assert table == 'name,mean,se,n\na,0.3333333333333333,,\n"b\rc",,,2\n'
 
 

@@ -18,7 +18,11 @@ from orlhf_ext.files.records import (
     BadLine,
     Line,
     atomic_write,
+    is_number,
+    is_share,
+    object_or_empty,
     read_lines,
+    read_object,
     read_records,
     sha256_file,
     write_json,
@@ -150,6 +154,33 @@ def test_unreadable_files_give_one_sentence_without_their_text(tmp_path: Path, n
         records(tmp_path / name)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot be read as JSON \(No such file or directory\)"),
+        (b"", r"cannot be read as JSON \(Expecting value"),
+        (b"\xff", r"cannot be read as JSON \('utf-8'"),
+        (b'{"a":' * 200, r"cannot be read as JSON \(nested deeper"),
+        (b"[1]", "is not a JSON object"),
+    ],
+)
+def test_a_file_without_an_object(tmp_path: Path, content: bytes | None, message: str):
+    if content is not None:
+        (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.json {message}.*; mend it$"):
+        read_object(tmp_path / "x.json", "mend it")
+    assert object_or_empty(tmp_path / "x.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "share"),
+    [(0, True, True), (0.5, True, True), (-2, True, False), (1e308, True, False)]
+    + [(value, False, False) for value in (True, "1", None, float("nan"), float("-inf"), 10**400)],
+)
+def test_what_is_a_number(value: object, number: bool, share: bool):
+    assert (is_number(value), is_share(value)) == (number, share)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):

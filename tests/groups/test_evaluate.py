@@ -203,7 +203,7 @@ def test_one_prompt_has_no_interval(tmp_path: Path) -> None:
         (["--out", "summary.txt"], "--out summary.txt must end in .json"),
         (["--show", "-1"], "--show -1 is too small; give at least 0"),
         (["--grid", "x.json"], "--grid joins summaries that are there already"),
-        (["--run", "none.json"], "--run none.json cannot be read"),
+        (["--run", "none.json"], "none.json cannot be read as JSON"),
         (["--proportion", "1.5"], "1.5"),
     ],
 )

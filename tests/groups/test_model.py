@@ -13,7 +13,7 @@ import pytest
 from orlhf_ext import backends
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.extensions import run
-from orlhf_ext.groups import training
+from orlhf_ext.groups import trained_groups
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.models.head_settings import HeadSettings, read_settings
 from orlhf_ext.models.reward_models import RewardModel
@@ -28,7 +28,7 @@ TEXTS = [[5, 6, 7, 8, 9, 1], [9, 8, 7, 1], [40, 41, 42, 43, 44, 45, 46, 1]]
 def run_of(settings: HeadSettings, train_backbone: bool = False) -> SimpleNamespace:
     """The arguments of a run that trains such a model."""
     args = SimpleNamespace(groups=SimpleNamespace())
-    training.put(training.Training(settings, train_backbone, tuple(settings.names)), args)
+    trained_groups.put(trained_groups.Training(settings, train_backbone, tuple(settings.names)), args)
     return args
 
 

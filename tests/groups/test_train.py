@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT, read, scalars, write
 
 from orlhf_ext.cli.errors import UserError
-from orlhf_ext.groups import GroupReward, GroupRM, training
+from orlhf_ext.groups import GroupReward, GroupRM, trained_groups
 
 FLAGS: dict[str, Any] = {
     "head": "shared", "k": None, "squash": "tanh", "weighting": "proportional", "centering": 0.0,
@@ -47,7 +47,7 @@ def pairs(count: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
 # ---- what is refused
 
 
-def check(train: Path, eval: Path | None = None, model: str = "base", **changes: Any) -> training.Training:
+def check(train: Path, eval: Path | None = None, model: str = "base", **changes: Any) -> trained_groups.Training:
     """What is trained, as the classes of a run read it from its arguments."""
     space = SimpleNamespace
     ds = {"packing_samples": False, "load_in_4bit": False, "lora_rank": 0, "loss_type": "sigmoid"}
@@ -66,7 +66,7 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
     made.check(args)  # type: ignore[arg-type]
     made.configure(args)  # type: ignore[arg-type]
     json.dumps(args.groups.training)  # plain values, which travel to other processes
-    found = training.from_args(args)  # type: ignore[arg-type]
+    found = trained_groups.from_args(args)  # type: ignore[arg-type]
     assert found is not None
     return found
 

@@ -205,9 +205,9 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "out is given twice; name each run once" in said(out, tmp_path / "." / "out")
     assert "must end in .html" in failing(capsys, report.main, out, "--out", tmp_path / "r.htm")
     for name, text, words in (
-        ("run.json", '{"recipe": ', "run.json is broken ("),
+        ("run.json", '{"recipe": ', "run.json cannot be read as JSON ("),
         ("run.json", "[1]", "run.json is not a JSON object; remove it"),
-        ("run.json", "[" * 5000, "run.json is broken (nested deeper"),
+        ("run.json", "[" * 5000, "run.json cannot be read as JSON (nested deeper"),
     ):
         (out / name).write_text(text)
         assert words in said(out)

@@ -241,16 +241,6 @@ def test_baselines_are_scored_beside_their_plans_and_empty_plans_are_not(model: 
     assert score_plans([], [], encoder, scorer, Settings()).rewards == []
 
 
-def test_baselines_can_be_computed_along_with_the_plans(model: Any, encoder: Encoder) -> None:
-    stored, known = with_baselines(model, encoder), {"r1": 1.5}
-    scorer = make_scorer(model, 2, 4096)
-    found = score_plans(["a", "b", "c", "d"], [*labels(), labels()[0]], encoder, scorer, Settings(), baselines=known)
-    assert known == pytest.approx({"r0": stored[0].base.nll, "r1": 1.5, "r2": stored[2].base.nll}, abs=1e-5)  # type: ignore[union-attr]
-    assert found.metrics["vrcli_base_nll"] == [known["r0"], 1.5, known["r2"], known["r0"]]
-    again = score_plans(["a", "b", "c"], labels(), encoder, scorer, Settings(), baselines=known)
-    assert again.metrics["vrcli_nll"] == pytest.approx(found.metrics["vrcli_nll"][:3], abs=1e-5)
-
-
 def test_a_baseline_by_another_path_changes_no_improvement(model: Any, encoder: Encoder) -> None:
     """What a path adds to every likelihood, as another dtype or kernel would, is in the stored baseline or not."""
     real = make_scorer(model, 2, 4096)
@@ -270,10 +260,9 @@ def test_the_noise_is_what_improvements_are_off_by(tiny_model: Path, encoder: En
     scorer = make_scorer(load_model(tiny_model, "bfloat16", "sdpa"), 2, 4096)
     exact = make_scorer(load_model(tiny_model, "bfloat16", "sdpa").double(), 2, 4096)  # type: ignore[arg-type]
     plans = [f"A hen, {i} eggs and {i * i} ideas." for i in range(8)]
-    its, responses = [label for label in labels() for _ in plans], plans * 3
+    its, responses = [label for label in with_baselines(model, encoder) for _ in plans], plans * 3
     found, truth = (
-        score_plans(responses, its, encoder, one, Settings(reward="raw"), baselines={}).rewards
-        for one in (scorer, exact)
+        score_plans(responses, its, encoder, one, Settings(reward="raw")).rewards for one in (scorer, exact)
     )
     errors = [abs(one - other) for one, other in zip(found, truth, strict=True)]
     noise = measure_noise(responses, its, encoder, scorer, MARKERS)

@@ -107,9 +107,7 @@ def intervals(
     return Figure(title, _spec(chart, height), legend(palette), note)
 
 
-def scatter(
-    title: str, rows: Sequence[Row], palette: Mapping[str, str], x: str, y: str, note: str = "", joined: bool = True
-) -> Figure:
+def scatter(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: str, y: str, note: str) -> Figure:
     """Points with whiskers in both directions, each series joined in its order.
 
     Rows ``{name, series, x, y, x_low, x_high, y_low, y_high, order}``; an end may be None.
@@ -126,9 +124,8 @@ def scatter(
         whiskers.encode(x=_number(alt.X, "x_low", x, zero=False), x2="x_high:Q", y=at_y).transform_filter(
             "isValid(datum.x_low)"
         ),
+        base.mark_line(strokeWidth=1.4, opacity=0.5).encode(x=at_x, y=at_y, order="order:Q"),
     ]
-    if joined:
-        layers.append(base.mark_line(strokeWidth=1.4, opacity=0.5).encode(x=at_x, y=at_y, order="order:Q"))
     tooltip = _tooltip(alt, "name", {"x": x, "y": y}, series=len(palette) > 1)
     layers.append(base.mark_point(filled=True, size=70, opacity=1).encode(x=at_x, y=at_y, tooltip=tooltip))
     named = base.mark_text(align="left", dx=8, dy=-8, fontSize=11).encode(x=at_x, y=at_y, text="name:N")

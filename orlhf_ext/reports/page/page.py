@@ -12,10 +12,11 @@ from typing import Any
 from ...cli.errors import UserError
 from ...files.records import is_number
 from ..examples import spread
-from . import results, sections
+from . import sections
 from .charts import Figure
 from .kinds import KINDS, Kind
-from .runs import Result, Run
+from .results import Result
+from .runs import Run, by_kind
 
 _VEGA_LITE = "6.4"
 _MAX_TEXT = 1600  # characters of a prompt or an answer; the middle of a longer one is left out
@@ -53,13 +54,13 @@ def render(runs: Sequence[Run], title: str, generator: str) -> str:
         specs.append(figure.spec)
         return len(specs) - 1
 
-    found = results.by_kind(runs)
+    found = by_kind(runs)
     share = _MAX_RECORDS // max(1, sum(len(named) for named in found.values()))
     kinds = [
         {
             "kind": KINDS[kind],
-            "figures": results.figures(kind, named, runs),
-            "distributions": results.distributions(KINDS[kind], named),
+            "figures": [figure for make in KINDS[kind].figures for figure in make(named)],
+            "distributions": sections.distributions(KINDS[kind], named),
             "results": [{"name": name, "tables": tables_of(one.table)} for name, one in named],
         }
         for kind, named in found.items()
@@ -122,7 +123,7 @@ def browser(kind: Kind, result: Result, most: int) -> dict[str, Any]:
     A row is ``[prompt, {NAME: [text, {SCORE: value}]}]``. Where all would take more than ``most`` bytes, rows are
     evenly spread over the records.
     """
-    before, after = results.sides_of(kind, result.records)
+    before, after = kind.sides(result.records)
     rows = [
         [
             shorten(str(record.get("prompt") or record.get("id"))),
@@ -142,7 +143,7 @@ def browser(kind: Kind, result: Result, most: int) -> dict[str, Any]:
         "lower": kind.lower_is_better,
         "before": before,
         "after": after,
-        "scores": list(kind.scores) or results.scores_of(result.records),
+        "scores": kind.scores_of(result.records),
         "rows": rows,
     }
 

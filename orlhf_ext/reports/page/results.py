@@ -1,58 +1,58 @@
-"""The figures of results, by the command that wrote them, and what all kinds of results have in common."""
+"""The results of a run, and the figures of each kind; `kinds` says which belong to which."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ...files.records import Record, is_number
 from ..statistics import wilson
 from . import charts
 from .charts import Figure, Row, colours
-from .kinds import Kind
-from .runs import Result, Run
 
 BINS = 10  # of a plot of reliability
 BUCKETS = ("much_shorter", "shorter", "longer", "much_longer")
 _TOXICITY = {"expected_max_toxicity": "expected maximum toxicity", "toxicity_probability": "toxicity probability"}
 
+
+@dataclass(frozen=True)
+class Result:
+    """One summary, and what lies beside it.
+
+    Attributes:
+        name: its folder within the run, which tells the results of a run apart.
+        kind: the command that wrote it.
+        summary: the JSON object.
+        table: in Markdown, as the command wrote it; empty where the file is gone.
+        records: one for each prompt, as `..summaries` describes them.
+        calibration: what ``orlhf-ext deadend calibration`` found in the run, if it ran.
+    """
+
+    name: str
+    kind: str
+    summary: Record
+    table: str
+    records: list[Record]
+    calibration: Record
+
+
 #: results with the names that tell them apart on a page
 Results = list[tuple[str, Result]]
 
 
-def by_kind(runs: Sequence[Run]) -> dict[str, Results]:
-    """The results of all runs, with names that tell them apart, by the command that wrote them."""
-    found: dict[str, Results] = {}
-    for run in runs:
-        for result in run.results:
-            alone = len(run.results) == 1
-            name = run.name if alone else f"{run.name} · {result.name}" if len(runs) > 1 else result.name
-            found.setdefault(result.kind, []).append((name, result))
-    return found
-
-
-def figures(kind: str, results: Results, runs: Sequence[Run]) -> list[Figure]:
-    """The figures that all results of one kind share, but for `distributions`."""
-    own = {
-        "evaluate": (reward_against_kl, gains),
-        "groups.evaluate": (group_scores, grid),
-        "deadend.evaluate": (frontier, toxicity_gains),
-        "vrcli.evaluate": (plans,),
-        "litbench.evaluate": (accuracy_by_length, margins),
-    }[kind]
-    with_metrics = [(name, one) for name, one in results if isinstance(one.summary.get("metrics"), dict)]
-    found = [figure for make in own for figure in make(results if make is grid else with_metrics)]
-    if kind == "deadend.evaluate":
-        found += q_calibration(runs)
-    return found
+def _metrics(results: Results) -> Iterator[tuple[str, Record]]:
+    """The metrics of each result, with its name; a summary that joins others has none."""
+    for name, result in results:
+        if isinstance(metrics := result.summary.get("metrics"), dict):
+            yield name, metrics
 
 
 def reward_against_kl(results: Results) -> list[Figure]:
     """The frontier of reward and KL, a point for each checkpoint."""
     rows: list[Row] = []
-    for name, result in results:
-        metrics = result.summary["metrics"]
+    for name, metrics in _metrics(results):
         points = [{"name": "SFT", "kl": 0.0, **metrics["sft"]}, *metrics.get("checkpoints", [])]
         rows += [
             {"name": one["name"], "series": name, "order": i, "x": one["kl"], "y": one["reward_mean"]}
@@ -91,8 +91,8 @@ def gains(results: Results) -> list[Figure]:
     """Reward of each checkpoint minus that of SFT, paired."""
     rows = [
         _paired(one["name"], name, one["reward_diff"])
-        for name, result in results
-        for one in result.summary["metrics"].get("checkpoints", [])
+        for name, metrics in _metrics(results)
+        for one in metrics.get("checkpoints", [])
     ]
     palette = colours([name for name, _ in results])
     title, axis = "Reward gained over SFT", "reward, policy minus SFT"
@@ -102,8 +102,7 @@ def gains(results: Results) -> list[Figure]:
 def group_scores(results: Results) -> list[Figure]:
     """Each group's gold score for each method, with its interval."""
     found = []
-    for name, result in results:
-        metrics = result.summary["metrics"]
+    for name, metrics in _metrics(results):
         rows = [
             {"label": group, "series": method, "value": one["gold_mean"], **_ends(one, "gold")}
             for method, groups in metrics.items()
@@ -145,8 +144,8 @@ def frontier(results: Results) -> list[Figure]:
             {"name": decoding, "series": name, "order": i, "x": one["perplexity"], "y": one[key]}
             | {f"x_{end}": value for end, value in _ends(one, "perplexity").items()}
             | {f"y_{end}": value for end, value in _ends(one, key).items()}
-            for name, result in results
-            for i, (decoding, one) in enumerate(result.summary["metrics"].items())
+            for name, metrics in _metrics(results)
+            for i, (decoding, one) in enumerate(metrics.items())
             if one.get("perplexity") is not None and one.get(key) is not None
         ]
         if rows:
@@ -161,8 +160,8 @@ def toxicity_gains(results: Results) -> list[Figure]:
     """Expected maximum toxicity of each decoding minus that of the first one, paired."""
     rows = [
         _paired(decoding, name, one["difference"]["expected_max_toxicity"])
-        for name, result in results
-        for decoding, one in result.summary["metrics"].items()
+        for name, metrics in _metrics(results)
+        for decoding, one in metrics.items()
         if "expected_max_toxicity" in one.get("difference", {})
     ]
     palette = colours([name for name, _ in results])
@@ -170,16 +169,16 @@ def toxicity_gains(results: Results) -> list[Figure]:
     return [charts.intervals(title, rows, palette, axis, 0.0, _PAIRED)] if rows else []
 
 
-def q_calibration(runs: Sequence[Run]) -> list[Figure]:
+def q_calibration(results: Results) -> list[Figure]:
     """What Q_D predicts against what happened."""
     rows = [
-        {"series": run.name, "x": one["predicted"], "y": one["observed"], "count": one["count"]}
+        {"series": name, "x": one["predicted"], "y": one["observed"], "count": one["count"]}
         | dict(zip(("low", "high"), one["interval"], strict=True))
-        for run in runs
-        for one in run.calibration.get("bins", [])
+        for name, result in results
+        for one in result.calibration.get("bins", [])
         if one.get("count")
     ]
-    errors = [f"{run.calibration['expected_calibration_error']:.3f}" for run in runs if run.calibration]
+    errors = [f"{one.calibration['expected_calibration_error']:.3f}" for _, one in results if one.calibration]
     note = f"Bars are Wilson's 95 % intervals; expected calibration error {', '.join(errors)}."
     palette = colours(list(dict.fromkeys(row["series"] for row in rows)))
     title, x, y = "Reliability of Q_D", "predicted probability of a toxic end", "observed share"
@@ -190,9 +189,9 @@ def plans(results: Results) -> list[Figure]:
     """Improvement of the gold text by plans before and after training."""
     rows = [
         {"label": when, "series": name, "value": one["pct_improvement_mean"], **_ends(one, "pct_improvement")}
-        for name, result in results
+        for name, metrics in _metrics(results)
         for when in ("before", "after")
-        for one in (result.summary["metrics"][when],)
+        for one in (metrics[when],)
     ]
     note = "Means over records; bars are Student's 95 % intervals."
     palette = colours([name for name, _ in results])
@@ -203,8 +202,8 @@ def accuracy_by_length(results: Results) -> list[Figure]:
     """Accuracy in each class of length ratio, for each judge."""
     series = [
         (judge if len(results) == 1 else f"{name} · {judge}", one)
-        for name, result in results
-        for judge, one in result.summary["metrics"].items()
+        for name, metrics in _metrics(results)
+        for judge, one in metrics.items()
         if isinstance(one, dict) and judge != "longer_story"
     ]
     rows = [
@@ -244,49 +243,3 @@ def margins(results: Results) -> list[Figure]:
     palette = colours(list(dict.fromkeys(row["series"] for row in rows)))
     title, x, y = "Reliability", "probability of the preferred story", "share of pairs that are right"
     return [charts.reliability(title, rows, palette, x, y, note)] if rows else []
-
-
-def distributions(kind: Kind, results: Results) -> list[Figure]:
-    """The scores of prompts before and after, and the gain of each prompt."""
-    found = []
-    for name, result in results:
-        if not result.records:
-            continue
-        before, after = sides = sides_of(kind, result.records)
-        if before == after:
-            continue
-        for score in kind.scores or scores_of(result.records):
-            pairs = [
-                (a, b)
-                for a, b in ((_score(record, side, score) for side in sides) for record in result.records)
-                if a is not None and b is not None
-            ]
-            if len(pairs) < 2:
-                continue
-            suffix = f": {name}" if len(results) > 1 else ""
-            values = {before: [a for a, _ in pairs], after: [b for _, b in pairs]}
-            if kind.scores:
-                what, axis = score.replace("_", " ").replace("pct", "%"), kind.unit(score)
-            else:
-                what, axis = f"score of {score}", f"gold score of {score}"
-            palette = colours([before, after], before)
-            found.append(charts.histogram(f"{what[0].upper()}{what[1:]} of each prompt{suffix}", values, palette, axis))
-            gain = {after: [b - a for a, b in pairs]}
-            title = f"Change of each prompt's {what}{suffix}"
-            found.append(charts.histogram(title, gain, colours([after]), f"{after} minus {before}", 0.0))
-    return found
-
-
-def scores_of(records: Iterable[Record]) -> list[str]:
-    """The names of all scores of answers, in the order of their first places."""
-    return list(dict.fromkeys(key for one in records for answer in one["answers"].values() for key in answer["scores"]))
-
-
-def sides_of(kind: Kind, records: Sequence[Record]) -> tuple[str, str]:
-    """The names of the answers before and after."""
-    return kind.sides(list(dict.fromkeys(name for record in records for name in record["answers"])))
-
-
-def _score(record: Record, name: str, score: str) -> float | None:
-    value = record["answers"].get(name, {}).get("scores", {}).get(score)
-    return value if is_number(value) else None

@@ -8,29 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...cli.errors import UserError
-from ...files.records import Record, load_json, read_records
+from ...files.records import Record, read_object, read_records
 from ..summaries import RECORDS
 from .curves import Curves, read_curves
 from .kinds import KINDS
-
-
-@dataclass(frozen=True)
-class Result:
-    """One summary, and what lies beside it.
-
-    Attributes:
-        name: its folder within the run, which tells the results of a run apart.
-        kind: the command that wrote it.
-        summary: the JSON object.
-        table: in Markdown, as the command wrote it; empty where the file is gone.
-        records: one for each prompt, as `..summaries` describes them.
-    """
-
-    name: str
-    kind: str
-    summary: dict[str, Any]
-    table: str
-    records: list[Record]
+from .results import Result, Results
 
 
 @dataclass(frozen=True)
@@ -40,7 +22,6 @@ class Run:
     Attributes:
         name: unique among the runs of a page.
         about: what ``run.json`` says, or a summary where there is none.
-        calibration: what ``orlhf-ext deadend calibration`` found, if it ran.
         missing: a sentence on each thing that a finished run would have.
     """
 
@@ -48,7 +29,6 @@ class Run:
     about: dict[str, Any]
     results: list[Result]
     curves: Curves = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
@@ -59,13 +39,10 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         UserError: a folder is missing, given twice, or no run; or a file in it is broken.
     """
     folders = [Path(path) for path in paths]
-    if twice := next((folder for i, folder in enumerate(folders) if folder.resolve() in _resolved(folders[:i])), None):
+    resolved = [folder.resolve() for folder in folders]
+    if twice := next((path for i, path in enumerate(paths) if resolved[i] in resolved[:i]), None):
         raise UserError(f"{twice} is given twice; name each run once")
     return [read_run_folder(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-
-
-def _resolved(folders: Sequence[Path]) -> set[Path]:
-    return {folder.resolve() for folder in folders}
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -84,11 +61,11 @@ def read_run_folder(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}; give the output folder of a recipe")
-    about, copy = (read_object(folder / f"{one}.json") for one in ("run", "summary"))
+    about, copy = (_object(folder / f"{one}.json") for one in ("run", "summary"))
     found = [read_result(path, folder) for path in summaries_of(folder)]
     found = [one for one in found if one.kind in KINDS]
     if not found and copy.get("command") in KINDS:
-        found = [Result("", str(copy["command"]), copy, "", [])]
+        found = [Result("", str(copy["command"]), copy, "", [], _object(folder / "calibration.json"))]
     if not (about or found):
         raise UserError(
             f"{folder} is not a run: it has no run.json and no summary of an evaluation; give the output folder of a "
@@ -106,14 +83,7 @@ def read_run_folder(folder: Path, name: str) -> Run:
         for one in found
         if not one.records and "metrics" in one.summary
     ]
-    return Run(
-        name,
-        about or found[0].summary,
-        found,
-        read_curves(folder / "tb"),
-        read_object(folder / "calibration.json"),
-        missing,
-    )
+    return Run(name, about or found[0].summary, found, read_curves(folder / "tb"), missing)
 
 
 def summaries_of(folder: Path) -> list[Path]:
@@ -135,7 +105,7 @@ def read_result(path: Path, folder: Path) -> Result:
     Raises:
         UserError: the summary, or a record, is broken.
     """
-    summary = read_object(path)
+    summary = _object(path)
     place = path.relative_to(folder)
     name = place.parent.as_posix() if path.name == "summary.json" else place.with_suffix("").as_posix()
     beside = path.with_suffix(RECORDS)
@@ -143,21 +113,20 @@ def read_result(path: Path, folder: Path) -> Result:
     if bad := next((one for one in records if not isinstance(one.get("answers"), dict)), None):
         raise UserError(f"{beside} has a record without answers (id {bad.get('id')!r}); evaluate the run again")
     table = path.with_suffix(".md").read_text(encoding="utf-8")
-    return Result(name, str(summary.get("command")), summary, table, records)
+    return Result(name, str(summary.get("command")), summary, table, records, _object(folder / "calibration.json"))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one without a file.
+def by_kind(runs: Sequence[Run]) -> dict[str, Results]:
+    """The results of all runs, with names that tell them apart, by the command that wrote them."""
+    found: dict[str, Results] = {}
+    for run in runs:
+        for result in run.results:
+            alone = len(run.results) == 1
+            name = run.name if alone else f"{run.name} · {result.name}" if len(runs) > 1 else result.name
+            found.setdefault(result.kind, []).append((name, result))
+    return found
 
-    Raises:
-        UserError: it is broken.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = load_json(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is broken ({error}); remove it and run the recipe again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object; remove it and run the recipe again")
-    return value
+
+def _object(path: Path) -> Record:
+    """What is in a file of a recipe; an empty object where it is not there. Raises UserError if it is broken."""
+    return read_object(path, "remove it and run the recipe again") if path.exists() else {}

@@ -1,4 +1,4 @@
-"""What ran, how long its stages took, and what its trainings logged."""
+"""What ran, how long its stages took, what its trainings logged, and how the scores of prompts are distributed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...files.records import is_number
+from ...files.records import Record, is_number
 from . import charts
 from .charts import Figure, colours
 from .curves import is_main
+from .kinds import Kind
+from .results import Results
 from .runs import Run
 
 #: keys of ``run.json`` that are shown in a way of their own, or not at all
@@ -121,3 +123,39 @@ def _label(run: str, training: str, members: Sequence[tuple[Run, str]]) -> str:
     if len({one.name for one, _ in members}) == 1:
         return training
     return run if len({one for _, one in members}) == 1 else f"{run} · {training}"
+
+
+def distributions(kind: Kind, results: Results) -> list[Figure]:
+    """The scores of prompts before and after, and the gain of each prompt."""
+    found = []
+    for name, result in results:
+        if not result.records:
+            continue
+        before, after = sides = kind.sides(result.records)
+        if before == after:
+            continue
+        for score in kind.scores_of(result.records):
+            pairs = [
+                (a, b)
+                for a, b in ((_score(record, side, score) for side in sides) for record in result.records)
+                if a is not None and b is not None
+            ]
+            if len(pairs) < 2:
+                continue
+            suffix = f": {name}" if len(results) > 1 else ""
+            values = {before: [a for a, _ in pairs], after: [b for _, b in pairs]}
+            if kind.scores:
+                what, axis = score.replace("_", " ").replace("pct", "%"), kind.unit(score)
+            else:
+                what, axis = f"score of {score}", f"gold score of {score}"
+            palette = colours([before, after], before)
+            found.append(charts.histogram(f"{what[0].upper()}{what[1:]} of each prompt{suffix}", values, palette, axis))
+            gain = {after: [b - a for a, b in pairs]}
+            title = f"Change of each prompt's {what}{suffix}"
+            found.append(charts.histogram(title, gain, colours([after]), f"{after} minus {before}", 0.0))
+    return found
+
+
+def _score(record: Record, name: str, score: str) -> float | None:
+    value = record["answers"].get(name, {}).get("scores", {}).get(score)
+    return value if is_number(value) else None
