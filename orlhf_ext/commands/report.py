@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..cli.errors import command
 from ..cli.flags import make_parser
-from ..files.outputs import add_overwrite, check_file
+from ..files.outputs import add_overwrite, check_file, check_folder
 from ..files.records import atomic_write
-from ..reports.page.page import render
+from ..reports.page.page import drawings, render
 from ..reports.page.runs import read_runs
 
 
@@ -25,9 +26,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUN", help="output folder of a recipe")
     add("--out", required=True, metavar="FILE", help="the page, an .html file")
     add("--title", metavar="TEXT", help="above the page (the names of the runs)")
+    add("--figures", metavar="FOLDER", help="the charts of the results, too, each as an .svg file")
     add_overwrite(parser)
     args = parser.parse_args(argv)
     check_file(args.out, command="report", overwrite=args.overwrite, ends=(".html",))
+    if args.figures:
+        check_folder(Path(args.figures), "--figures")
     return args
 
 
@@ -38,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = read_runs(args.runs)
     title = args.title or ", ".join(run.name for run in runs)
     page = render(runs, title, "orlhf-ext report")
-    with atomic_write(args.out) as stream:
-        stream.write(page)
+    drawn = drawings(runs) if args.figures else ()
+    for path, text in ((args.out, page), *((Path(args.figures) / f"{name}.svg", text) for name, text in drawn)):
+        with atomic_write(path) as stream:
+            stream.write(text)
     for sentence in (sentence for run in runs for sentence in run.missing):
         print(sentence)
     print(f"{args.out}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser")

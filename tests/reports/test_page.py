@@ -162,6 +162,18 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     assert {row["series"] for row in rows} == {"first/out", "second/out"} and len(rows) == 40
 
 
+def test_figures_by_themselves(run: Path, tmp_path: Path) -> None:
+    """Every chart of the results, with its title, in colours that need no style sheet."""
+    report.main([str(run), "--out", str(tmp_path / "r.html"), "--figures", str(tmp_path / "figures")])
+    drawn = {path.stem: read(path) for path in (tmp_path / "figures").glob("*.svg")}
+    titles = [title for title in CHARTS[run.name] if title in captions(read(tmp_path / "r.html"))]
+    assert titles and len(drawn) >= len(titles)
+    for title in titles:
+        text = drawn[re.sub(r"\W+", "-", title.lower()).strip("-")]
+        assert text.startswith("<svg") and "var(--" not in text and "#5c6670" in text
+        assert title.split("'")[0][:20] in text
+
+
 def test_a_run_that_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
     report_runs.begin(out, "hh_exo", {"data": 1.0, "sft": 2.0})

@@ -5,6 +5,7 @@ Colours are variables of the page's style sheet, so that one drawing serves ligh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,25 @@ Row = Mapping[str, Any]
 
 COLOURS = tuple(f"var(--c{i})" for i in range(7))
 MUTED = "var(--muted)"
+CONFIG: dict[str, Any] = {
+    "background": None,
+    "font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+    "padding": 2,
+    "view": {"stroke": None},
+    "axis": {
+        **{f"{part}Color": "var(--soft)" for part in ("label", "title")},
+        **{f"{part}Color": "var(--muted)" for part in ("domain", "tick")},
+        "gridColor": "var(--line)",
+        "labelFontSize": 11.5,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+        "tickSize": 4,
+    },
+    "axisX": {"grid": False},
+    "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
+    "text": {"color": "var(--ink)"},
+}
 _LINE = 34  # pixels of a row of dots or bars
 
 
@@ -33,6 +53,31 @@ class Figure:
     legend: list[tuple[str, str]] = field(default_factory=list)
     note: str = ""
     wide: bool = False
+
+
+def svg(figure: Figure, colours: Mapping[str, str], width: int = 560) -> str:
+    """A figure by itself, with its title and legend.
+
+    Args:
+        figure: as the page has it.
+        colours: the style sheet's variables, such as ``--c0``.
+        width: pixels.
+    """
+    import vl_convert
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            # on the page a list above the chart is its legend, and the chart has none
+            kept = {key: one for key, one in value.items() if (key, one) != ("legend", None) or not figure.legend}
+            return {key: plain(one) for key, one in kept.items()}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], value) if isinstance(value, str) else value
+
+    title = {"text": figure.title, "anchor": "start", "fontSize": 14, "color": "var(--ink)", "offset": 10}
+    legend = {"title": None, "orient": "top", "labelColor": "var(--soft)", "labelFontSize": 12}
+    config = {**CONFIG, "background": "var(--paper)", "padding": 12, "legend": legend}
+    return vl_convert.vegalite_to_svg(plain({**figure.spec, "width": width, "title": title}), config=plain(config))
 
 
 def colours(names: Sequence[str], muted: str | None = None) -> dict[str, str]:

@@ -2,19 +2,7 @@
 
 const PAGE = 25;
 
-const config = {
-  background: null,
-  font: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
-  padding: 2,
-  view: { stroke: null },
-  axis: {
-    labelColor: "var(--soft)", titleColor: "var(--soft)", gridColor: "var(--line)", domainColor: "var(--muted)",
-    tickColor: "var(--muted)", labelFontSize: 11.5, titleFontSize: 12, titleFontWeight: "normal", titlePadding: 8, tickSize: 4,
-  },
-  axisX: { grid: false },
-  axisY: { domain: false, ticks: false, labelPadding: 6 },
-  text: { color: "var(--ink)" },
-};
+const config = JSON.parse(document.getElementById("config").textContent);
 
 // ---- charts
 

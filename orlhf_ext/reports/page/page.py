@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,37 @@ from ...cli.errors import UserError
 from ...files.records import is_number
 from ..examples import spread
 from . import sections
-from .charts import Figure
+from .charts import CONFIG, Figure, svg
 from .kinds import KINDS, Kind
 from .results import Result
 from .runs import Run, by_kind
 
+_FOLDER = Path(__file__).parent
 _VEGA_LITE = "6.4"
 _MAX_TEXT = 1600  # characters of a prompt or an answer; the middle of a longer one is left out
 _MAX_RECORDS = 3_000_000  # bytes of all records together
+
+
+def check_packages() -> None:
+    """Raises UserError if the packages of the extra ``report`` are not installed."""
+    try:
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"a report needs {error.name}, which is not installed; run pip install 'orlhf-ext[report]'"
+        ) from error
+
+
+def drawings(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """The charts of the runs' results as SVG, in the page's light colours, with a name for each."""
+    root = (_FOLDER / "page.css").read_text(encoding="utf-8").partition("}")[0]
+    colours = dict(re.findall(r"(--[\w-]+): (#\w+)", root))
+    for kind, named in by_kind(runs).items():
+        figures = [figure for make in KINDS[kind].figures for figure in make(named)]
+        for figure in (*figures, *sections.distributions(KINDS[kind], named)):
+            yield re.sub(r"\W+", "-", figure.title.lower()).strip("-"), svg(figure, colours)
 
 
 def render(runs: Sequence[Run], title: str, generator: str) -> str:
@@ -34,17 +57,11 @@ def render(runs: Sequence[Run], title: str, generator: str) -> str:
     Raises:
         UserError: the packages of the extra ``report`` are not installed.
     """
-    try:
-        import altair  # noqa: F401
-        import jinja2
-        import vl_convert  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"a report needs {error.name}, which is not installed; run pip install 'orlhf-ext[report]'"
-        ) from error
-    folder = Path(__file__).parent
+    check_packages()
+    import jinja2
+
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the order of the keys
     specs: list[dict[str, Any]] = []
@@ -78,9 +95,10 @@ def render(runs: Sequence[Run], title: str, generator: str) -> str:
         browsers=browsers,
         curves=sections.curves(runs),
         place=place,
+        config=CONFIG,
         specs=specs,
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
+        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
         vega=vega(),
     )
 

@@ -89,11 +89,13 @@ _PAIRED = "Paired over prompts; bars are 95 % bootstrap intervals."
 
 def gains(results: Results) -> list[Figure]:
     """Reward of each checkpoint minus that of SFT, paired."""
-    rows = [
-        _paired(one["name"], name, one["reward_diff"])
-        for name, metrics in _metrics(results)
-        for one in metrics.get("checkpoints", [])
-    ]
+    rows = []
+    for name, metrics in _metrics(results):
+        rows += [_paired(one["name"], name, one["reward_diff"]) for one in metrics.get("checkpoints", [])]
+        even = metrics.get("policy", {}).get("reward_diff_at_equal_length")
+        if even and even["low"] is not None:
+            label = f"{metrics['checkpoints'][-1]['name']}, at equal length"
+            rows.append({"label": label, "series": name, "value": even["mean"], **even})
     palette = colours([name for name, _ in results])
     title, axis = "Reward gained over SFT", "reward, policy minus SFT"
     return [charts.intervals(title, rows, palette, axis, 0.0, _PAIRED)] if rows else []
