@@ -90,10 +90,6 @@ class _Rows(NamedTuple):
     hidden: torch.Tensor
     layers: list[Any]  # _Layer
 
-    @property
-    def width(self) -> int:
-        return self.layers[0].get_seq_length()
-
 
 class QStepper:
     """Computes ``Q_D(s, .)`` step by step.

@@ -101,9 +101,11 @@ def test_a_step_reads_one_token_of_each_row(model: Any, monkeypatch: pytest.Monk
     assert read[1:] == [(3, 1)]
     stepper.values([[*rows[1], 8], [*rows[0], 9]])
     assert len(read) == 2  # nothing new
-    assert stepper._rows is not None and stepper._rows.width == 6
+    assert stepper._rows is not None and stepper._rows.layers[0].get_seq_length() == 6
     stepper.values([[*rows[1], 8, 9]])
-    assert stepper._rows.width == 4 and read[2:] == [(1, 1)]  # the longest has left, and its width with it
+    assert stepper._rows.layers[0].get_seq_length() == 4 and read[2:] == [
+        (1, 1)
+    ]  # the longest has left, and its width with it
     stepper.forget()
     stepper.values([[*rows[1], 8, 9]])
     assert read[3:] == [(1, 4)]

@@ -147,7 +147,7 @@ def intervals(
         base = base.encode(yOffset=alt.YOffset("series:N", sort=list(palette)))
     whiskers = base.mark_rule(strokeWidth=2).encode(x=_number(alt.X, "low", x, zero=False), x2="high:Q")
     dots = base.mark_point(filled=True, size=64, opacity=1).encode(x=_number(alt.X, "value", x, zero=False))
-    chart = alt.layer(*_reference(alt, "x", reference), whiskers, dots)
+    chart = alt.layer(*_reference(alt, reference), whiskers, dots)
     height = len(labels) * max(_LINE - 8, 15 * len(palette)) + 8
     return Figure(title, _spec(chart, height), legend(palette), note)
 
@@ -208,14 +208,14 @@ def histogram(
             tooltip=_tooltip(alt, "series", {"low": "from", "high": "to", "count": "prompts"}),
         )
     )
-    return Figure(title, _spec(alt.layer(chart, *_reference(alt, "x", reference)), 200), legend(palette))
+    return Figure(title, _spec(alt.layer(chart, *_reference(alt, reference)), 200), legend(palette))
 
 
 def reliability(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: str, y: str, note: str) -> Figure:
     """Observed shares against predicted ones: rows ``{series, x, y, low, high, count}``, and the diagonal."""
     import altair as alt
 
-    ends = alt.Scale(domain=[min(0.5, *(row["x"] for row in rows)) if _above_half(rows) else 0, 1])
+    ends = alt.Scale(domain=[0.5 if all(row["x"] >= 0.5 for row in rows) else 0, 1])
     diagonal = alt.Chart(_data([{"x": at, "y": at} for at in ends.domain]))  # type: ignore[attr-defined]
     at_x = alt.X("x:Q", title=x, scale=ends, axis=alt.Axis(tickCount=5))
     base = alt.Chart(_data(rows)).encode(x=at_x, color=_colour(alt, palette))
@@ -229,10 +229,6 @@ def reliability(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: 
         ),
     )
     return Figure(title, _spec(chart, 280), legend(palette), note)
-
-
-def _above_half(rows: Sequence[Row]) -> bool:
-    return all(row["x"] >= 0.5 for row in rows)
 
 
 def _data(rows: Sequence[Row]) -> Any:
@@ -266,11 +262,10 @@ def _tooltip(alt: Any, name: str, numbers: Mapping[str, str], series: bool = Fal
     ]
 
 
-def _reference(alt: Any, channel: str, value: float | None) -> list[Any]:
+def _reference(alt: Any, value: float | None) -> list[Any]:
     if value is None:
         return []
-    rule = alt.Chart(_data([{"at": value}])).mark_rule(strokeDash=[4, 4], color=MUTED)
-    return [rule.encode(**{channel: "at:Q"})]
+    return [alt.Chart(_data([{"at": value}])).mark_rule(strokeDash=[4, 4], color=MUTED).encode(x="at:Q")]
 
 
 def legend(palette: Mapping[str, str]) -> list[tuple[str, str]]:
