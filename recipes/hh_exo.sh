@@ -10,7 +10,7 @@ RECIPE=${RECIPE:-hh_exo}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 every=(
-    LOSS=exo-rw NUM_CONTRASTIVE= PROMPT_FORMAT=hh LONG_ROWS=drop ALIGN_PROMPTS=all
+    LOSS=exo-rw LOSSES= NUM_CONTRASTIVE= PROMPT_FORMAT=hh LONG_ROWS=drop ALIGN_PROMPTS=all
     HH_DATA=sample HH_FOLDER= SFT_MODEL= REWARD_MODEL= ALIGN_DATA= SFT_ARGS= RM_ARGS= ALIGN_ARGS= gpu_words=
 )
 smoke=(
@@ -32,9 +32,9 @@ gpu=( # the paper's: 4 GPUs x 8 prompts x 4 accumulated, 175 steps of 128 prompt
 settings "$@"
 find_hh_data
 
-data=$OUT/data samples=$OUT/samples align=$OUT/align_${LOSS}_nc$NUM_CONTRASTIVE
-run_file begin "recipe=$RECIPE" "profile=$PROFILE" "loss=$LOSS" "num_contrastive=$NUM_CONTRASTIVE" "seed=$SEED" "model=$MODEL"
-echo "# $RECIPE: profile $PROFILE, loss $LOSS, data $HH_DATA, output in $OUT"
+data=$OUT/data samples=$OUT/samples results=$OUT/align_$(IFS=+ && echo "${losses[*]}")_nc$NUM_CONTRASTIVE
+run_file begin "recipe=$RECIPE" "profile=$PROFILE" "loss=${losses[*]}" "num_contrastive=$NUM_CONTRASTIVE" "seed=$SEED" "model=$MODEL"
+echo "# $RECIPE: profile $PROFILE, loss ${losses[*]}, data $HH_DATA, output in $OUT"
 
 # 0. The model that training starts from
 small_model "$MODEL"
@@ -86,7 +86,7 @@ sample() {
 
 # 4. and 5. Samples of the SFT model, labelled by the reward model; or the human pairs; or what is given
 train=${ALIGN_DATA:-$data/train_kwise.jsonl} evaluation=()
-if [[ -z $ALIGN_DATA && $LOSS == *-pref ]]; then
+if [[ -z $ALIGN_DATA && ${losses[0]} == *-pref ]]; then
     evaluation=(--eval.dataset "$data/test_kwise.jsonl" --eval.split train)
 elif [[ -z $ALIGN_DATA ]]; then
     train=$samples/train_rw.jsonl
@@ -96,29 +96,38 @@ elif [[ -z $ALIGN_DATA ]]; then
         python -m orlhf_ext score --model "$rm_model" --data "$samples/train.jsonl" --out "$train" --max_len "$MAX_LEN"
 fi
 
-# 6. Alignment, with checkpoints at equal distances (`steps`, `interval` apart); the last one is the final model.
-# DeepSpeed's own checkpoints stay off: they would rotate these folders away. A killed alignment starts again.
+# 6. Alignment by each loss, with checkpoints at equal distances (`steps`, `interval` apart); the last one is the final
+# model. DeepSpeed's own checkpoints stay off: they would rotate these folders away. A killed alignment starts again.
 assign checkpoints "$train" "${TRAIN_PROMPTS:-43835}" "$BATCH_SIZE" "$NUM_CHECKPOINTS" $ALIGN_PROMPTS
-models=("${steps[@]/#/$align/checkpoints/global_step}")
-models=("${models[@]/%/_hf}") saving=() outputs=("$align/model")
-if ((${#steps[@]} > 1)); then
-    saving=(--ckpt.path "$align/checkpoints" --ckpt.save_steps "$interval" --ckpt.save_hf --ckpt.disable_ds)
-    outputs+=("$align/checkpoints")
-fi
-models[-1]=$align/model
-set_logger "align_${LOSS}_nc$NUM_CONTRASTIVE"
-stage align --in "$train" "$data/test_kwise.jsonl" --source "$sft" --out "${outputs[@]}" -- \
-    "${launch[@]}" train_dpo --ext.use exo --exo.loss_type "$LOSS" --exo.num_contrastive "$NUM_CONTRASTIVE" \
-    --exo.beta_pi "$beta_pi" --exo.beta_r "$beta_r" --exo.temperature 0.8 --exo.max_completion_len "$MAX_NEW_TOKENS" \
-    --model.model_name_or_path "$sft" --ref.model_name_or_path "$sft" --ckpt.output_dir "$align/model" \
-    --data.dataset "$train" ${ALIGN_PROMPTS:+--data.max_samples "$ALIGN_PROMPTS"} "${chat[@]}" "${evaluation[@]}" \
-    "${optimizer[@]}" --adam.lr "$align_lr" "${saving[@]}" "${logger[@]}" "${align_args[@]}"
+models=() names=() sampled=() # of each policy: its folder, its name, and the file of its answers, without the ending
+for loss in "${losses[@]}"; do
+    align=$OUT/align_${loss}_nc$NUM_CONTRASTIVE saving=()
+    outputs=("$align/model")
+    if ((${#steps[@]} > 1)); then
+        saving=(--ckpt.path "$align/checkpoints" --ckpt.save_steps "$interval" --ckpt.save_hf --ckpt.disable_ds)
+        outputs+=("$align/checkpoints")
+    fi
+    set_logger "align_${loss}_nc$NUM_CONTRASTIVE"
+    stage "align/$loss" --in "$train" "$data/test_kwise.jsonl" --source "$sft" --out "${outputs[@]}" -- \
+        "${launch[@]}" train_dpo --ext.use exo --exo.loss_type "$loss" --exo.num_contrastive "$NUM_CONTRASTIVE" \
+        --exo.beta_pi "$beta_pi" --exo.beta_r "$beta_r" --exo.temperature 0.8 \
+        --exo.max_completion_len "$MAX_NEW_TOKENS" \
+        --model.model_name_or_path "$sft" --ref.model_name_or_path "$sft" --ckpt.output_dir "$align/model" \
+        --data.dataset "$train" ${ALIGN_PROMPTS:+--data.max_samples "$ALIGN_PROMPTS"} "${chat[@]}" "${evaluation[@]}" \
+        "${optimizer[@]}" --adam.lr "$align_lr" "${saving[@]}" "${logger[@]}" "${align_args[@]}"
+    for step in "${steps[@]}"; do
+        models+=("$align/checkpoints/global_step${step}_hf")
+        names+=("$loss-step$step") sampled+=("$align/samples/step$step")
+    done
+    models[-1]=$align/model
+done
+shown=("${names[@]}") # in the table
+((${#losses[@]} > 1)) || shown=("${names[@]#"${losses[0]}"-}")
 
-# 7. Answers to held-out prompts, of the SFT model and of each checkpoint
+# 7. Answers to held-out prompts, of the SFT model and of each policy
 sample sample_test/sft "$sft" "$data/test.jsonl" "$samples/test_sft.jsonl" "$TEST_COMPLETIONS"
-sampled=("${steps[@]/#/$align/samples/step}") # one file for each policy, without its ending
-for i in "${!steps[@]}"; do
-    sample "sample_test/step${steps[i]}" "${models[i]}" "$data/test.jsonl" "${sampled[i]}.jsonl" "$TEST_COMPLETIONS"
+for i in "${!names[@]}"; do
+    sample "sample_test/${names[i]}" "${models[i]}" "$data/test.jsonl" "${sampled[i]}.jsonl" "$TEST_COMPLETIONS"
 done
 
 # 8. Their rewards, and those of the chosen answers
@@ -135,20 +144,20 @@ stage logprobs/sft --in "${sampled[@]/%/_rw.jsonl}" --source "$sft" --out "${sam
     python -m orlhf_ext logprobs --model "$sft" --data "${sampled[@]/%/_rw.jsonl}" --out "${sampled[@]/%/_sft.jsonl}" \
     --key logprobs_sft --max_len "$MAX_LEN"
 compared=()
-for i in "${!steps[@]}"; do
-    stage "logprobs/step${steps[i]}" --in "${sampled[i]}_sft.jsonl" "${models[i]}" --out "${sampled[i]}_eval.jsonl" -- \
+for i in "${!names[@]}"; do
+    stage "logprobs/${names[i]}" --in "${sampled[i]}_sft.jsonl" "${models[i]}" --out "${sampled[i]}_eval.jsonl" -- \
         python -m orlhf_ext logprobs --model "${models[i]}" --data "${sampled[i]}_sft.jsonl" \
         --out "${sampled[i]}_eval.jsonl" --key logprobs_policy --max_len "$MAX_LEN"
-    compared+=(--policy "step${steps[i]}=${sampled[i]}_eval.jsonl")
+    compared+=(--policy "${shown[i]}=${sampled[i]}_eval.jsonl")
 done
 
 # 10. The table, three prompts with answers before and after, and where everything lies
 stage evaluate --show --in "$samples"/test_{sft,chosen}_rw.jsonl "${sampled[@]/%/_eval.jsonl}" -- \
     python -m orlhf_ext evaluate --sft "$samples/test_sft_rw.jsonl" "${compared[@]}" \
-    --chosen "$samples/test_chosen_rw.jsonl" --run "$OUT/run.json" --out "$align/summary.json" --show 3 --seed "$SEED"
-run_file finish "$align/summary.json"
+    --chosen "$samples/test_chosen_rw.jsonl" --run "$OUT/run.json" --out "$results/summary.json" --show 3 --seed "$SEED"
+run_file finish "$results/summary.json"
 report
 cat <<END_OF_RUN
-# policy: $align/model (checkpoints beside it), SFT model: $sft, reward model: $rm_model
-# numbers: $OUT/summary.json (this run's, also $align/summary.json, .md and .csv), answers: $align/samples
+# policy: ${models[-1]} (checkpoints beside it), SFT model: $sft, reward model: $rm_model
+# numbers: $OUT/summary.json (this run's, also $results/summary.json, .md and .csv), answers: $OUT/align_*/samples
 END_OF_RUN

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import fit
-from values import SHARE, Values, check_choice, fail, split_list
+from values import CHOICES, SHARE, Values, check_choice, fail, split_list
 
 #: the defaults of every recipe
 COMMON = ["DRY_RUN=0", "SEED=1234", "OUT=", "NPROC=", "PUSH_TO_HUB="]
@@ -49,14 +49,21 @@ def hh_exo(v: Values) -> None:
     v.sample_on(v.processes())
     (v["micro"],) = v.fit_training(("BATCH_SIZE", v.number("MICRO_BATCH_SIZE")))
     fit.check_room(v.number("MAX_LEN"), v.number("MAX_NEW_TOKENS"))
-    labelled = v["LOSS"].endswith("-rw")
+    v["losses"] = v["LOSSES"].split() or [v["LOSS"]]
+    for loss in v["losses"]:
+        check_choice("LOSSES", loss, CHOICES["LOSS"])
+    kinds = {loss.endswith("-rw") for loss in v["losses"]}
+    if len(kinds) > 1 or len(set(v["losses"])) < len(v["losses"]):
+        fail(f"LOSSES={v['LOSSES']} share their data, so all of them are *-rw, or all *-pref, each once; change it")
+    labelled = kinds == {True}
     v["NUM_CONTRASTIVE"] = v["NUM_CONTRASTIVE"] or (v["NUM_COMPLETIONS"] if labelled and not v["ALIGN_DATA"] else "2")
     contrastive, completions = v.number("NUM_CONTRASTIVE"), v.number("NUM_COMPLETIONS")
     if contrastive < 2:
         fail(f"NUM_CONTRASTIVE={contrastive} leaves nothing to contrast with; give at least 2")
     if not v["ALIGN_DATA"] and not labelled and contrastive > 2:
         fail(
-            f"NUM_CONTRASTIVE={contrastive} is for LOSS=*-rw; the human pairs of LOSS={v['LOSS']} have two completions"
+            f"NUM_CONTRASTIVE={contrastive} is for LOSS=*-rw; the human pairs of LOSS={v['losses'][0]} have two "
+            "completions"
         )
     if not v["ALIGN_DATA"] and labelled and completions % contrastive:
         fail(f"NUM_COMPLETIONS={completions} is not a multiple of NUM_CONTRASTIVE={contrastive}; change one")

@@ -46,10 +46,15 @@ COLUMNS = (
     Column("length_mean", "tokens", "{:.1f}"),
     Column("kl", "KL (nats)", "{:z.2f}"),
 )
+_FEW = 3  # policies whose differences are all printed
 #: what CSV has of each row, beside its name
 _NUMBERS = (
-    *("step", *(column.key for column in COLUMNS), "reward_se", "kl_se"),
-    *(f"{key}_{end}" for key in ("win_rate_vs_sft", "win_rate_vs_chosen") for end in ("low", "high")),
+    *("step", *(column.key for column in COLUMNS), "reward_se", "kl_se", "gain", "even_gain"),
+    *(
+        f"{key}_{end}"
+        for key in ("gain", "even_gain", "win_rate_vs_sft", "win_rate_vs_chosen")
+        for end in ("low", "high")
+    ),
 )
 
 
@@ -171,10 +176,19 @@ def compare(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None =
 
 def table_of(metrics: Mapping[str, Any]) -> Table:
     """The table of `compare`'s metrics, SFT first."""
-    rows = [{**metrics["sft"], "name": "SFT"}, *metrics.get("checkpoints", [])]
+    rows = [{**metrics["sft"], "name": "SFT"}, *map(_flat, metrics.get("checkpoints", []))]
     rows += [{**metrics["chosen"], "name": "chosen"}] if "chosen" in metrics else []
     rows = [{"model": row["name"], **{key: row.get(key) for key in _NUMBERS}} for row in rows]
     return Table([Column("model", "model")], COLUMNS, rows)
+
+
+def _flat(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """With the paired differences as the table has them."""
+    found = dict(numbers)
+    for key, gap in (("gain", numbers["reward_diff"]), ("even_gain", numbers["reward_diff_at_equal_length"])):
+        if gap is not None:
+            found |= {key: gap["mean"], f"{key}_low": gap["low"], f"{key}_high": gap["high"]}
+    return found
 
 
 def prompt_records(sft: Scored, policies: Mapping[str, Scored], chosen: Scored | None) -> list[Record]:
@@ -195,16 +209,16 @@ def prompt_records(sft: Scored, policies: Mapping[str, Scored], chosen: Scored |
 
 
 def print_table(metrics: Mapping[str, Any], table: Table) -> None:
-    """The table on the terminal, and the paired difference under it."""
+    """The table on the terminal, and under it the paired differences of the final policy, or of a few."""
     notes = []
-    if "policy" in metrics and (gap := metrics["policy"]["reward_diff"])["low"] is not None:
-        notes.append(
-            f"reward of {metrics['checkpoints'][-1]['name']} minus SFT, paired over prompts: "
-            f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-        )
-        even = metrics["policy"]["reward_diff_at_equal_length"]
-        if even is not None and even["low"] is not None:
-            notes.append(f"the same at equal length: {even['mean']:+.3f} [{even['low']:+.3f}, {even['high']:+.3f}]")
+    rows = metrics.get("checkpoints", [])
+    for row in map(_flat, rows if len(rows) <= _FEW else rows[-1:]):
+        if row["gain_low"] is not None:
+            gap = f"{row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
+            notes.append(f"reward of {row['name']} minus SFT, paired over prompts: {gap}")
+        if row.get("even_gain_low") is not None:
+            gap = f"{row['even_gain']:+.3f} [{row['even_gain_low']:+.3f}, {row['even_gain_high']:+.3f}]"
+            notes.append(f"the same at equal length: {gap}")
     table.show(f"{metrics['prompts']} held-out prompts; ± standard error, [95 % interval]", notes)
 
 

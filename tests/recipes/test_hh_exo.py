@@ -19,7 +19,6 @@ from recipe_runs import check_flags, check_pages, commands, following, read, red
 from orlhf_ext.extensions.seams import OPENRLHF_VERSION
 from orlhf_ext.files.records import read_records
 
-LOSSES = ("exo-rw", "dpo-rw", "exo-pref", "dpo-pref")
 SHARED = ("model", "data", "sft", "rm", "sample_train", "label", "sample_test/sft", "score/sft")
 
 
@@ -47,7 +46,7 @@ def test_a_dry_run_needs_neither_set_up_nor_data(tmp_path: Path):
 def test_the_gpu_profile_has_the_papers_numbers():
     found = dry(PROFILE="gpu", NPROC="4")
     assert following(found["data"], "hh") == "Anthropic/hh-rlhf"
-    align = found["align"]
+    align = found["align/exo-rw"]
     assert align[:5] == ["torchrun", "--standalone", "--nproc_per_node", "4", "-m"]
     for flag, value in {
         "--model.model_name_or_path": "outputs/hh_exo-gpu/sft",
@@ -68,10 +67,10 @@ def test_the_gpu_profile_has_the_papers_numbers():
     }.items():
         assert following(align, flag) == value, flag
     assert following(found["sft"], "--adam.lr") == following(found["rm"], "--adam.lr") == "1e-5"
-    policies = [stage for stage in found if stage.startswith("sample_test/step")]
-    assert [int(stage.removeprefix("sample_test/step")) for stage in policies] == [*range(18, 163, 18), 175]
-    assert following(found["sample_test/step175"], "--model") == "outputs/hh_exo-gpu/align_exo-rw_nc2/model"
-    assert following(found["sample_test/step18"], "--model").endswith("/checkpoints/global_step18_hf")
+    policies = [stage for stage in found if stage.startswith("sample_test/exo-rw-step")]
+    assert [int(stage.removeprefix("sample_test/exo-rw-step")) for stage in policies] == [*range(18, 163, 18), 175]
+    assert following(found["sample_test/exo-rw-step175"], "--model") == "outputs/hh_exo-gpu/align_exo-rw_nc2/model"
+    assert following(found["sample_test/exo-rw-step18"], "--model").endswith("/checkpoints/global_step18_hf")
     assert following(found["sample_test/sft"], "--num_completions") == "4"
 
 
@@ -81,41 +80,41 @@ def test_long_rows_are_cut_on_gpus_and_any_number_of_them_is_taken():
     assert [following(found, f"--{flag}") for flag in ("max_prompt_tokens", "max_tokens")] == ["312", "512"]
     assert "--cut" not in dry(GPUS="4", LONG_ROWS="drop")["data"]
     small = dry(PROFILE="cpu", TEST_PROMPTS="all", HH_FOLDER="harmless-base")["data"]
-    assert following(small, "--limit") == "80" and "--limit_test" not in small and "--shuffle" in small
+    assert following(small, "--limit") == "192" and "--limit_test" not in small and "--shuffle" in small
     assert following(small, "--data_dir") == "harmless-base" and "--cut" not in small
 
 
 def test_what_is_given_is_not_trained_again():
     found = dry(PROFILE="smoke", SFT_MODEL="my/sft", REWARD_MODEL="my/rm", ALIGN_DATA="my.jsonl")
     assert not {"sft", "rm", "sample_train", "label", "model"} & set(found)
-    assert following(found["align"], "--ref.model_name_or_path") == "my/sft"
-    assert following(found["align"], "--data.dataset") == "my.jsonl"
+    assert following(found["align/exo-rw"], "--ref.model_name_or_path") == "my/sft"
+    assert following(found["align/exo-rw"], "--data.dataset") == "my.jsonl"
     assert following(found["score/policy"], "--model") == "my/rm"
 
 
 def test_pref_losses_train_on_the_human_pairs():
     found = dry(PROFILE="smoke", LOSS="exo-pref")
     assert not {"sample_train", "label"} & set(found)
-    assert following(found["align"], "--data.dataset").endswith("data/train_kwise.jsonl")
-    assert following(found["align"], "--eval.dataset").endswith("data/test_kwise.jsonl")
+    assert following(found["align/exo-pref"], "--data.dataset").endswith("data/train_kwise.jsonl")
+    assert following(found["align/exo-pref"], "--eval.dataset").endswith("data/test_kwise.jsonl")
 
 
 def test_extra_words_come_last_and_keep_their_quotes():
     found = dry(PROFILE="smoke", ALIGN_ARGS="--adam.lr 5e-6 --logger.wandb.project 'two words $HOME'", SFT_ARGS="--x 1")
-    assert found["align"][-4:] == ["--adam.lr", "5e-6", "--logger.wandb.project", "two words $HOME"]
+    assert found["align/exo-rw"][-4:] == ["--adam.lr", "5e-6", "--logger.wandb.project", "two words $HOME"]
     assert found["sft"][-2:] == ["--x", "1"]
 
 
 def test_the_chat_format_and_wandb_reach_the_trainings():
     found = dry(PROFILE="smoke", PROMPT_FORMAT="chat", WANDB_API_KEY="verysecretkey")
-    for stage in ("sft", "rm", "align"):
+    for stage in ("sft", "rm", "align/exo-rw"):
         assert "--data.apply_chat_template" in found[stage]
         assert following(found[stage], "--logger.wandb.key") == "env"
     assert "verysecretkey" not in str(found)
 
 
 def test_hh_dpo_is_dpo_rw_in_a_folder_of_its_own():
-    align = recipe_runs.dry("hh_dpo", PROFILE="smoke")["align"]
+    align = recipe_runs.dry("hh_dpo", PROFILE="smoke")["align/dpo-rw"]
     assert following(align, "--exo.loss_type") == "dpo-rw"
     assert following(align, "--ckpt.output_dir") == "outputs/hh_dpo-smoke/align_dpo-rw_nc2/model"
 
@@ -160,32 +159,38 @@ def check_summary(summary: dict[str, Any], loss: str, stages: dict[str, list[str
 
 @pytest.mark.recipe
 def test_the_four_losses_share_what_comes_before(tmp_path: Path):
+    """One loss with two checkpoints; then a second one beside it, in one table; then two on the human pairs."""
     out = tmp_path / "out"
-    start = time.monotonic()
-    summaries = {}
-    for number, loss in enumerate(LOSSES):
-        checkpoints = "1" if number else "2"
-        output = finished(PROFILE="smoke", LOSS=loss, OUT=str(out), NUM_CHECKPOINTS=checkpoints)
-        stages = commands(output)
-        wanted = set(SHARED) & set(stages)
-        assert skipped(output) - {"model"} == (wanted - {"model"} if number else set()), loss
-        folder = out / f"align_{loss}_nc2"
-        summaries[loss] = read(folder / "summary.json")
-        assert read(out / "summary.json") == summaries[loss]
-        check_summary(summaries[loss], loss, stages, [3] if number else [2, 3])
-        assert str(folder) in output  # where the outputs lie
-        assert "# no report: pip install" in output or (out / "report.html").is_file()
-        if not number:
-            first = time.monotonic() - start
-    print(f"first run {first:.0f} s, four losses {time.monotonic() - start:.0f} s")
-    assert len({summary["metrics"]["policy"]["kl"] for summary in summaries.values()}) == 4
+    run = functools.partial(finished, PROFILE="smoke", OUT=str(out))
+    output = run(LOSS="exo-rw", NUM_CHECKPOINTS="2")
+    alone = read(out / "align_exo-rw_nc2" / "summary.json")
+    assert read(out / "summary.json") == alone
+    check_summary(alone, "exo-rw", commands(output), [2, 3])
+    assert str(out / "align_exo-rw_nc2" / "model") in output  # where the outputs lie
+    assert "# no report: pip install" in output or (out / "report.html").is_file()
 
-    assert redone(finished(PROFILE="smoke", LOSS="dpo-pref", OUT=str(out))) == {"evaluate"}
-    assert read(out / "summary.json")["metrics"] == summaries["dpo-pref"]["metrics"]
+    output = run(LOSSES="dpo-rw exo-rw", NUM_CHECKPOINTS="2")
+    of_exo = {"align/exo-rw", "sample_test/exo-rw-step2", "sample_test/exo-rw-step3", "logprobs/exo-rw-step2"}
+    assert {*SHARED, *of_exo} - {"logprobs/exo-rw-step2"} <= skipped(output)
+    both = read(out / "align_dpo-rw+exo-rw_nc2" / "summary.json")
+    check_summary(both, "dpo-rw exo-rw", commands(output), [2, 3, 2, 3])
+    names = [one["name"] for one in both["metrics"]["checkpoints"]]
+    assert names == ["dpo-rw-step2", "dpo-rw-step3", "exo-rw-step2", "exo-rw-step3"]
+    assert both["metrics"]["policy"] == alone["metrics"]["policy"]
 
-    changed = redone(finished(PROFILE="smoke", LOSS="dpo-pref", OUT=str(out), ALIGN_ARGS="--adam.lr 3e-3"))
-    assert "align" in changed and not changed & set(SHARED)
-    assert read(out / "summary.json")["metrics"]["policy"] != summaries["dpo-pref"]["metrics"]["policy"]
+    pairs = {"LOSSES": "exo-pref dpo-pref"}
+    output = run(**pairs)
+    assert {"data", "sft", "rm", "sample_test/sft", "score/sft"} <= skipped(output)
+    last = read(out / "summary.json")
+    check_summary(last, "exo-pref dpo-pref", commands(output), [3, 3])
+    policies = [*both["metrics"]["checkpoints"][1::2], *last["metrics"]["checkpoints"]]
+    assert len({one["kl"] for one in policies}) == 4
+
+    assert redone(run(**pairs)) == {"evaluate"}
+    assert read(out / "summary.json")["metrics"] == last["metrics"]
+    changed = redone(run(LOSS="dpo-pref", ALIGN_ARGS="--adam.lr 3e-3"))
+    assert "align/dpo-pref" in changed and not changed & set(SHARED)
+    assert read(out / "summary.json")["metrics"]["policy"] != last["metrics"]["policy"]
 
 
 @pytest.mark.recipe
@@ -206,7 +211,7 @@ def test_chat_format_two_processes_and_own_data(tmp_path: Path):
     )  # fmt: skip
     summary = read(tmp_path / "out" / "summary.json")
     assert summary["metrics"]["policy"]["reward_mean"] is not None
-    assert "torchrun" in commands(output)["align"]
+    assert "torchrun" in commands(output)["align/exo-rw"]
 
 
 @pytest.mark.recipe
@@ -221,7 +226,7 @@ def test_a_mistake_in_the_data_is_the_last_line(tmp_path: Path, tiny_model: Path
     given = {"SFT_MODEL": str(tiny_model), "REWARD_MODEL": str(tiny_model), "ALIGN_DATA": str(bad)}
     result = recipe(PROFILE="smoke", OUT=str(tmp_path / "out"), **given)
     assert result.returncode != 0 and "bad.jsonl line 1" in result.stdout and "Traceback" not in result.stdout
-    assert "stage align failed" in result.stderr
+    assert "stage align/exo-rw failed" in result.stderr
 
 
 # --- kills

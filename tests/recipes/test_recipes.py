@@ -173,8 +173,8 @@ def test_gpus_shows_another_machine():
     said = recipe_runs.finished("hh_exo", DRY_RUN="1", GPUS="6")
     shown = recipe_runs.commands(said)
     assert (
-        following(shown["align"], "--nproc_per_node") == "4"
-        and following(shown["align"], "--train.batch_size") == "128"
+        following(shown["align/exo-rw"], "--nproc_per_node") == "4"
+        and following(shown["align/exo-rw"], "--train.batch_size") == "128"
     )
     assert following(shown["sample_train"], "--num_engines") == "6"
     assert "# 4 of 6 possible processes train, so that batches keep their sizes" in said

@@ -224,7 +224,8 @@ def check_pages(name: str, stages: Iterable[str], *scripts: str) -> None:
         for variable in variables:
             assert f"`{variable}`" in text, variable
     for stage in stages:
-        assert f"`{re.sub('step[0-9]+', 'stepN', stage)}`" in text, stage
+        named = re.sub("step[0-9]+", "stepN", re.sub(r"(?<=/)(exo|dpo)-(rw|pref)", "LOSS", stage))
+        assert f"`{named}`" in text, stage
 
 
 def read(path: Path) -> Any:
