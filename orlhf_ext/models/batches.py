@@ -22,6 +22,9 @@ from ..files.records import Record, source_entry
 from .parts import cut_parts, find_parts
 from .texts import Sample
 
+FORMAT = 2
+"""Of journals: raise it when a change of ours cuts other batches, or moves the numbers."""
+
 # Rows in, one number for each out
 Compute = Callable[[list["Row"]], list[float]]
 
@@ -190,4 +193,4 @@ def fingerprint(**parts: Mapping[str, Any] | str) -> dict[str, Any]:
     """What a run's results depend on, as JSON gives it back (tuples become lists)."""
     import json
 
-    return json.loads(json.dumps(parts))
+    return json.loads(json.dumps({"format": FORMAT, **parts}))
