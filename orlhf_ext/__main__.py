@@ -34,6 +34,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
     "reports": {
         "report": Command("commands.report", "one page about runs: results, charts, curves, answers"),
+        "card": Command("commands.card", "model cards of what a recipe has trained"),
     },
     "what is installed": {
         "list": Command("commands.list", "extensions, rewards, builders and recipes, one line each"),

@@ -80,6 +80,13 @@ has_flash_attn() {
     python -c 'import sys; from orlhf_ext.backends import flash_attn_present as here; sys.exit(not here())' 2>/dev/null
 }
 
+# cards SUMMARY MODEL...: a card beside the weights of each model that this run has made, with the table of a result.
+cards() {
+    local model made=()
+    for model in "${@:2}"; do [[ $model != "$OUT"/* ]] || made+=("$model"); done
+    ((!${#made[@]})) || stage cards --in "$1" -- python -m orlhf_ext card "${made[@]}" --summary "$1"
+}
+
 # report: the run as a page, $OUT/report.html. It is no reason to fail that an environment of the user's own cannot draw.
 report() {
     if [[ $DRY_RUN == 0 ]] && ! python -c 'import altair, vl_convert' 2>/dev/null; then

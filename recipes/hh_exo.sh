@@ -99,7 +99,7 @@ fi
 # 6. Alignment by each loss, with checkpoints at equal distances (`steps`, `interval` apart); the last one is the final
 # model. DeepSpeed's own checkpoints stay off: they would rotate these folders away. A killed alignment starts again.
 assign checkpoints "$train" "${TRAIN_PROMPTS:-43835}" "$BATCH_SIZE" "$NUM_CHECKPOINTS" $ALIGN_PROMPTS
-models=() names=() sampled=() # of each policy: its folder, its name, and the file of its answers, without the ending
+aligned=() models=() names=() sampled=() # of each policy: its folder, its name, and the file of its answers, without the ending
 for loss in "${losses[@]}"; do
     align=$OUT/align_${loss}_nc$NUM_CONTRASTIVE saving=()
     outputs=("$align/model")
@@ -115,6 +115,7 @@ for loss in "${losses[@]}"; do
         --model.model_name_or_path "$sft" --ref.model_name_or_path "$sft" --ckpt.output_dir "$align/model" \
         --data.dataset "$train" ${ALIGN_PROMPTS:+--data.max_samples "$ALIGN_PROMPTS"} "${chat[@]}" "${evaluation[@]}" \
         "${optimizer[@]}" --adam.lr "$align_lr" "${saving[@]}" "${logger[@]}" "${align_args[@]}"
+    aligned+=("$align/model")
     for step in "${steps[@]}"; do
         models+=("$align/checkpoints/global_step${step}_hf")
         names+=("$loss-step$step") sampled+=("$align/samples/step$step")
@@ -156,6 +157,7 @@ stage evaluate --show --in "$samples"/test_{sft,chosen}_rw.jsonl "${sampled[@]/%
     python -m orlhf_ext evaluate --sft "$samples/test_sft_rw.jsonl" "${compared[@]}" \
     --chosen "$samples/test_chosen_rw.jsonl" --run "$OUT/run.json" --out "$results/summary.json" --show 3 --seed "$SEED"
 run_file finish "$results/summary.json"
+cards "$results/summary.json" "$sft" "$rm_model" "${aligned[@]}"
 report
 cat <<END_OF_RUN
 # policy: ${models[-1]} (checkpoints beside it), SFT model: $sft, reward model: $rm_model

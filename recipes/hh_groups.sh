@@ -126,15 +126,20 @@ for proportion in "${proportions[@]}"; do for seed in "${seeds[@]}"; do
         summaries+=("$own/summary.json")
     done
 done; done
-((${#summaries[@]} < 2)) || stage grid --show --in "${summaries[@]}" -- \
-    python -m orlhf_ext groups evaluate --grid "${summaries[@]}" --out "$OUT/grid.json"
+table=${summaries[0]} policies=("${answered[@]:1}")
+if ((${#summaries[@]} > 1)); then
+    table=$OUT/grid.json
+    stage grid --show --in "${summaries[@]}" -- \
+        python -m orlhf_ext groups evaluate --grid "${summaries[@]}" --out "$table"
+fi
+cards "$table" "$sft" "${reward_models[@]/#/$OUT/rm/}" "${policies[@]/#/$OUT/policy/}"
 
 # 6. To a hub, if asked to: the models that are to be used, the data that they learned from, and what they answered
 [[ -n $SFT_MODEL ]] || push_model sft "$sft"
 push_data raw "$samples/pairs_scored.jsonl"
 for name in "${drawn[@]}"; do push_data "pairs/$name" "$OUT/pairs/$name"/{train,test}.jsonl; done
 for name in "${reward_models[@]}"; do push_model "rm/$name" "$OUT/rm/$name"; done
-for name in "${answered[@]:1}"; do push_model "policy/$name" "$OUT/policy/$name"; done
+for name in "${policies[@]}"; do push_model "policy/$name" "$OUT/policy/$name"; done
 for name in "${answered[@]}"; do push_data "eval/$name" "$samples/test/${name}_scored.jsonl"; done
 report
 echo "# policies: $OUT/policy/, reward models: $OUT/rm/, numbers: $OUT/summary.json and $OUT/runs/*/summary.{json,md,csv}"

@@ -58,6 +58,7 @@ stage evaluate --show --in "$results/scored.jsonl" -- \
     python -m orlhf_ext litbench evaluate --pairs "$results/scored.jsonl" --run "$OUT/run.json" \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"
+cards "$results/summary.json" "$model"
 [[ $DRY_RUN == 1 ]] || : >"$OUT/$name.done"
 report
 echo "# model: $model, numbers: $OUT/summary.json and $results/summary.{json,md,csv}, every pair: $results"

@@ -77,6 +77,7 @@ stage evaluate --show --in "$test" "${found[@]/#--*/$test}" -- \
     python -m orlhf_ext litbench evaluate --data "$test" "${found[@]}" --run "$OUT/run.json" \
     --out "$results/summary.json" --seed "$SEED"
 run_file finish "$results/summary.json"
+cards "$results/summary.json" "$model"
 [[ $DRY_RUN == 1 ]] || : >"$OUT/$name.done"
 report
 echo "# model: $model, numbers: $OUT/summary.json and $results/summary.{json,md,csv}, every pair: $results"

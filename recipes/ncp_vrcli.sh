@@ -115,6 +115,7 @@ stage evaluate --show --in "$plans"/{before,after}_scored.jsonl "$base/test.json
     python -m orlhf_ext vrcli evaluate --before "$plans/before_scored.jsonl" --after "$plans/after_scored.jsonl" \
     --data "$base/test.jsonl" --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
 run_file finish "$policy/summary.json"
+cards "$policy/summary.json" "$policy"/{model,best}
 report
 cat <<END
 # policy: $policy/model; the best by evaluation: $policy/best -> $best

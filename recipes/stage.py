@@ -75,14 +75,18 @@ class Hashes:
         return str(entry[-1])
 
     def path(self, path: Path, written: Collection[Path] = ()) -> str:
-        """As `file`; for a folder, of names and contents of all files that are neither hidden nor in ``written``."""
+        """As `file`; for a folder, of names and contents of all files that are neither hidden nor in ``written``.
+
+        A model's card, which `orlhf-ext card` writes when all stages are done, does not count.
+        """
         if path.is_file():
             return self.file(path)
         digest = hashlib.sha256()
         for entry in sorted(path.rglob("*")):
             name = entry.relative_to(path)
             hidden = any(part.startswith(".") for part in name.parts)
-            if not hidden and entry.is_file() and not within(entry.resolve(), written):
+            card = name.name == "README.md" and any(entry.parent.glob("*.safetensors"))
+            if not (hidden or card) and entry.is_file() and not within(entry.resolve(), written):
                 digest.update(f"{name}\0{self.file(entry)}\n".encode())
         return digest.hexdigest()
 

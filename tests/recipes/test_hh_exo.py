@@ -168,6 +168,9 @@ def test_the_four_losses_share_what_comes_before(tmp_path: Path):
     check_summary(alone, "exo-rw", commands(output), [2, 3])
     assert str(out / "align_exo-rw_nc2" / "model") in output  # where the outputs lie
     assert "# no report: pip install" in output or (out / "report.html").is_file()
+    for folder, said in (("rm", "A reward model"), ("align_exo-rw_nc2/model", "A policy, aligned with preferences")):
+        card = (out / folder / "README.md").read_text()
+        assert said in card and "| SFT |" in card and "smoke" in card and str(tmp_path) not in card
 
     output = run(LOSSES="dpo-rw exo-rw", NUM_CHECKPOINTS="2")
     of_exo = {"align/exo-rw", "sample_test/exo-rw-step2", "sample_test/exo-rw-step3", "logprobs/exo-rw-step2"}

@@ -88,12 +88,12 @@ def started(name: str, **variables: str) -> subprocess.Popen[str]:
 def commands(output: str) -> dict[str, list[str]]:
     """Stage -> its command, from what a recipe printed; without the report, which always runs and comes last."""
     found = re.findall(r"^# --- (\S+)\n(.*)$", output, flags=re.M)
-    return {stage: shlex.split(command) for stage, command in found if stage != "report"}
+    return {stage: shlex.split(command) for stage, command in found if stage not in ("cards", "report")}
 
 
 def redone(output: str) -> set[str]:
-    """The stages that were run, without the report."""
-    return set(re.findall(r"^# (\S+): done in", output, flags=re.M)) - {"report"}
+    """The stages that were run, without cards and report."""
+    return set(re.findall(r"^# (\S+): done in", output, flags=re.M)) - {"cards", "report"}
 
 
 def skipped(output: str) -> set[str]:
