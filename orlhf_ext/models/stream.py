@@ -255,7 +255,8 @@ def _padded(
 ) -> Tensor:
     """``(1, heads, T, d)`` in, ``(1, T, heads, d)`` out, by functions that take a mask."""
     shared, own = stream.shared_table, stream.own_table
-    if query.device.type == "cpu" and inner.__name__ == "sdpa_attention_forward" and not _extras(words):
+    plain = inner.__name__ == "sdpa_attention_forward" and not _extras(words)
+    if module.training and query.device.type == "cpu" and plain:
         most = max(shared.longest**2 * shared.count, (shared.longest + own.longest) * own.longest * own.count)
         inner = _products if most * query.shape[1] <= _MOST_SCORES else inner
     split = (stream.begin, stream.tokens - stream.begin)
@@ -280,14 +281,14 @@ def _extras(words: dict[str, Any]) -> bool:
 def _products(
     _: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None = None, **__: Any
 ) -> tuple[Tensor, None]:
-    """Attention as matrix products, the query heads of a key head in one. On CPUs, torch's fused kernel takes two to
-    four times as long for the backward pass of some hundred tokens."""
+    """Attention as matrix products, the query heads of a key head in one, as exact as eager attention. On CPUs, torch's
+    fused kernel, which is more exact, takes two to four times as long for the backward pass of some hundred tokens."""
     rows, heads, length, width = query.shape
     per_key = heads // key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
     scores = (query * scale).reshape(rows, -1, per_key * length, width) @ key.transpose(-1, -2)
     shape = rows, -1, per_key, length, key.shape[2]
-    weights = (scores.view(shape) + mask[:, :, None]).softmax(-1).view_as(scores)
+    weights = (scores.view(shape) + mask[:, :, None]).softmax(-1, torch.float32).to(value.dtype).view_as(scores)
     return (weights @ value).view(rows, heads, length, -1).transpose(1, 2), None
 
 
