@@ -115,7 +115,7 @@ for loss in "${losses[@]}"; do
         --model.model_name_or_path "$sft" --ref.model_name_or_path "$sft" --ckpt.output_dir "$align/model" \
         --data.dataset "$train" ${ALIGN_PROMPTS:+--data.max_samples "$ALIGN_PROMPTS"} "${chat[@]}" "${evaluation[@]}" \
         "${optimizer[@]}" --adam.lr "$align_lr" "${saving[@]}" "${logger[@]}" "${align_args[@]}"
-    aligned+=("$align/model")
+    aligned+=("$align")
     for step in "${steps[@]}"; do
         models+=("$align/checkpoints/global_step${step}_hf")
         names+=("$loss-step$step") sampled+=("$align/samples/step$step")
@@ -136,14 +136,21 @@ stage score/sft --in "$samples/test_sft.jsonl" "$data/test.jsonl" --source "$rm_
     --out "$samples"/test_{sft,chosen}_rw.jsonl -- \
     python -m orlhf_ext score --model "$rm_model" --data "$samples/test_sft.jsonl" "$data/test.jsonl" \
     --out "$samples"/test_{sft,chosen}_rw.jsonl --max_len "$MAX_LEN"
-stage score/policy --in "${sampled[@]/%/.jsonl}" --source "$rm_model" --out "${sampled[@]/%/_rw.jsonl}" -- \
-    python -m orlhf_ext score --model "$rm_model" --data "${sampled[@]/%/.jsonl}" --out "${sampled[@]/%/_rw.jsonl}" \
-    --max_len "$MAX_LEN"
+for align in "${aligned[@]}"; do
+    answers=("${steps[@]/#/$align/samples/step}") loss=${align#"$OUT/align_"}
+    stage "score/${loss%_nc*}" --in "${answers[@]/%/.jsonl}" --source "$rm_model" --out "${answers[@]/%/_rw.jsonl}" -- \
+        python -m orlhf_ext score --model "$rm_model" --data "${answers[@]/%/.jsonl}" \
+        --out "${answers[@]/%/_rw.jsonl}" --max_len "$MAX_LEN"
+done
 
 # 9. How far each policy went: log-probabilities of its answers under the SFT model and under itself
-stage logprobs/sft --in "${sampled[@]/%/_rw.jsonl}" --source "$sft" --out "${sampled[@]/%/_sft.jsonl}" -- \
-    python -m orlhf_ext logprobs --model "$sft" --data "${sampled[@]/%/_rw.jsonl}" --out "${sampled[@]/%/_sft.jsonl}" \
-    --key logprobs_sft --max_len "$MAX_LEN"
+for align in "${aligned[@]}"; do
+    answers=("${steps[@]/#/$align/samples/step}") loss=${align#"$OUT/align_"}
+    stage "logprobs/${loss%_nc*}-sft" --in "${answers[@]/%/_rw.jsonl}" --source "$sft" \
+        --out "${answers[@]/%/_sft.jsonl}" -- \
+        python -m orlhf_ext logprobs --model "$sft" --data "${answers[@]/%/_rw.jsonl}" \
+        --out "${answers[@]/%/_sft.jsonl}" --key logprobs_sft --max_len "$MAX_LEN"
+done
 compared=()
 for i in "${!names[@]}"; do
     stage "logprobs/${names[i]}" --in "${sampled[i]}_sft.jsonl" "${models[i]}" --out "${sampled[i]}_eval.jsonl" -- \
@@ -157,7 +164,7 @@ stage evaluate --show --in "$samples"/test_{sft,chosen}_rw.jsonl "${sampled[@]/%
     python -m orlhf_ext evaluate --sft "$samples/test_sft_rw.jsonl" "${compared[@]}" \
     --chosen "$samples/test_chosen_rw.jsonl" --run "$OUT/run.json" --out "$results/summary.json" --show 3 --seed "$SEED"
 run_file finish "$results/summary.json"
-cards "$results/summary.json" "$sft" "$rm_model" "${aligned[@]}"
+cards "$results/summary.json" "$sft" "$rm_model" "${aligned[@]/%//model}"
 report
 cat <<END_OF_RUN
 # policy: ${models[-1]} (checkpoints beside it), SFT model: $sft, reward model: $rm_model

@@ -89,7 +89,7 @@ def test_what_is_given_is_not_trained_again():
     assert not {"sft", "rm", "sample_train", "label", "model"} & set(found)
     assert following(found["align/exo-rw"], "--ref.model_name_or_path") == "my/sft"
     assert following(found["align/exo-rw"], "--data.dataset") == "my.jsonl"
-    assert following(found["score/policy"], "--model") == "my/rm"
+    assert following(found["score/exo-rw"], "--model") == "my/rm"
 
 
 def test_pref_losses_train_on_the_human_pairs():
