@@ -154,6 +154,28 @@ def test_the_stepper_and_caps_in_transformers() -> None:
         assert row == pytest.approx(other, abs=1e-5)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_attention_of_a_stream(ragged: bool) -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from orlhf_ext.models.parts import Part
+    from orlhf_ext.models.stream import Stream, _padded
+
+    module = SimpleNamespace(training=False, is_causal=True, num_key_value_groups=2)
+    mask = torch.ones(5, 12).long()
+    parts = [Part([0, 1], 6), Part([2, 3], 6), Part([4], 0)] if ragged else [Part([0, 1, 2, 3, 4], 6)]
+    mask[1, 9 + ragged :] = mask[4, : 2 * ragged] = 0
+    tokens = Stream(parts, mask).tokens
+    query, key = torch.randn(1, 4, tokens, 8), torch.randn(2, 1, 2, tokens, 8)
+
+    def compute(mask: torch.Tensor, *qkv: torch.Tensor) -> torch.Tensor:
+        stream = Stream(parts, mask)
+        attended = _padded(stream, sdpa_attention_forward, module, *qkv, scaling=0.3)
+        return attended[0][stream.place]
+
+    both(compute, mask, query, *key)
+
+
 def test_exos_forward_pass_and_loss(model: Any) -> None:
     from orlhf_ext import backends
 
@@ -162,6 +184,7 @@ def test_exos_forward_pass_and_loss(model: Any) -> None:
 
     from orlhf_ext.exo.dataset import Rows
     from orlhf_ext.exo.trainer import METRICS, KwiseLoss, KwiseTrainer
+    from orlhf_ext.models.prompt_once import PromptOnce
     from orlhf_ext.reports.tally import Tally
 
     space = SimpleNamespace
@@ -176,6 +199,7 @@ def test_exos_forward_pass_and_loss(model: Any) -> None:
         trainer.exo, trainer.packing_samples, trainer.model, trainer.ref_model = exo, False, actor, None
         trainer.strategy = space(_unwrap_model=lambda one: one.model, ring_attn_group=None)
         trainer.tally = Tally(METRICS, "kwise")
+        trainer._once = [PromptOnce(actor, "off")] * 2
         sums, labels, *_ = trainer.concatenated_forward(actor, *tensors, None, Rows([2, 2, 3, 3], [0, 1], None))
         reference = sums.detach() - torch.arange(4.0, device=sums.device)
         return KwiseLoss(exo, trainer.tally)(sums, labels, reference, None)[0], sums
