@@ -23,6 +23,7 @@ from ..files.outputs import add_overwrite
 from ..files.records import Record, source_entry
 from ..models.batches import add_files, check_files, fingerprint, run_batches, with_column
 from ..models.head_settings import EOS
+from ..models.pool import Pool
 from ..models.texts import Sample, read_samples
 from .traits import Traits, TraitSpec
 
@@ -80,7 +81,9 @@ def score_trait(
 
     # run_batches uses `done` and `add` alone
     part = cast(Journal, TraitJournal(journal, spec.name))
-    return run_batches(encoded.rows, samples, model.load, part, traits.batch_tokens, f"{spec.name} score"), counts
+    return run_batches(
+        encoded.rows, samples, model.load, part, traits.batch_tokens, f"{spec.name} score", Pool()
+    ), counts
 
 
 def with_traits(samples: Sequence[Sample], found: dict[str, list[list[float]]]) -> list[Record]:

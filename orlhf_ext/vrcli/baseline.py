@@ -28,6 +28,7 @@ from ..files.sidecars import sidecar_path
 from ..models.batches import Compute, Row, check_files, run_batches
 from ..models.batches import fingerprint as as_json
 from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
+from ..models.pool import Pool
 from ..models.spans import Span
 from ..models.texts import Sample
 from .fingerprint import digest, make_fingerprint
@@ -166,7 +167,7 @@ def _compute(
         Sample(label.where, label.id, "", [label.gold] * count, record)
         for count, (record, label) in zip(sequences, labelled, strict=True)
     ]
-    return run_batches(rows, samples, load, journal, budget, "baseline")
+    return run_batches(rows, samples, load, journal, budget, "baseline", Pool())
 
 
 def _outputs(
