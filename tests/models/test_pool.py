@@ -11,23 +11,17 @@ from typing import Any
 
 import pool_work
 import pytest
-from helpers import ROOT, write
+from helpers import write
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.commands import logprobs, score
 from orlhf_ext.models.pool import Pool
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.usefixtures("workers")
 
 UNITS = [(f"k{i}", {"number": i}) for i in range(60)]
 RESULTS = {key: pool_work.value(payload) for key, payload in UNITS}
-
-
-@pytest.fixture(autouse=True)
-def worker_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers find the project and the tests' modules."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests/support'}")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def run(workers: int, load: Callable[[], Any], units: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
