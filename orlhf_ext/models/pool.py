@@ -132,9 +132,9 @@ class Pool:
             yield from self._here.work(first, units, name)
             return
         if self._ray is None:
-            import ray  # connect has made sure that it is there
-
             make = ray_workers.connect(self.workers, self._gpus, _Worker)
+            import ray  # it is there
+
             self._ray, self._places = ray, [_Place(number, make) for number in range(self.workers)]
         yield from _Run(self._ray, self._places, number, load, name).results(first, units)
 
