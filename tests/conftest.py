@@ -115,6 +115,14 @@ def strategy(tiny_model: Path) -> Iterator[Any]:
         deepspeed.comm.comm.cdb = None
 
 
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are on a Ray of this machine, and find the project and the tests' modules."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests/support'}")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside the project, or a skip."""

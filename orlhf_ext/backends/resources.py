@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from ..cli.errors import UserError
 
 _SHARE = 0.2  # of a GPU, that each of OpenRLHF's models asks for where several share one
 _CONTROLLER = 1  # CPU, of OpenRLHF's trainer
+_CONNECT_SECONDS = 10.0
 
 
 def placed_gpus(args: SimpleNamespace) -> int:
@@ -121,6 +123,18 @@ def cluster_address() -> str | None:
     from ray._private.services import canonicalize_bootstrap_address
 
     return canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+
+
+def knock(address: str) -> None:
+    """Raises UserError where nobody listens; Ray itself would try for twenty minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray listens at {address} ({error.strerror or error}); start it, correct or unset RAY_ADDRESS, or run "
+            "ray stop, which forgets a Ray that is gone"
+        ) from error
 
 
 def kv_bytes_per_token(config: Any, element_bytes: int = 2) -> int:

@@ -109,6 +109,17 @@ def make_parser(program: str, description: str | None, **settings: Any) -> argpa
     )
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says how many workers share the work."""
+    parser.add_argument(
+        "--workers",
+        type=COUNT,
+        default=1,
+        metavar="N",
+        help="several share the work by Ray, each with a GPU where there are GPUs (%(default)s: no Ray)",
+    )
+
+
 def add_compute(
     parser: argparse.ArgumentParser, batch_tokens: int = 16384, dtypes: Sequence[str] = DTYPES, choice: str = ""
 ) -> None:

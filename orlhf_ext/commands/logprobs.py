@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import cache
+from functools import partial
 
 from ..cli.errors import UserError, command
-from ..cli.flags import LENGTH, POSITIVE, add_compute, make_parser
+from ..cli.flags import LENGTH, POSITIVE, add_compute, add_workers, make_parser
 from ..files.outputs import add_overwrite
-from ..models.batches import Compute, add_files, check_files, open_journal, run_batches, with_column
+from ..models.batches import add_files, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
-from ..models.logprobs import encode_rows, load_model, make_compute
+from ..models.logprobs import encode_rows, load_compute
+from ..models.pool import Pool
 from ..models.texts import cut_key, read_samples
 
 
@@ -34,6 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     add("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
     add_compute(parser, batch_tokens=8192)
+    add_workers(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
     if args.key in ("id", "prompt", "completions", "token_ids", "finish_reasons", "prompt_tokens", "rewards"):
@@ -54,39 +56,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("max_len", "key", "temperature", "apply_chat_template", "no_eos", "batch_tokens", "dtype")
     settings = {name: getattr(args, name) for name in (*names, "attn_implementation")}
     model = {"folder": args.model, "identity": identity(folder)}
-
-    @cache
-    def load() -> Compute:
-        policy = load_model(folder, args.dtype, args.attn_implementation)
-        return make_compute(policy, int(tokenizer.pad_token_id), args.temperature, args.batch_tokens)
-
-    for data, out in pairs:
-        with open_journal("logprobs", data, out, model, settings) as (journal, meta):
-            rows, prompts_cut, completions_cut = encode_rows(
-                samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos
-            )
-            cut = sum(map(sum, completions_cut))
-            check_ids(folder, (row.ids for row in rows))
-            values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability")
-            counts = {"records": len(samples[data]), "completions": len(rows)}
-            counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
-            counts |= {"prompts_cut": prompts_cut, "completions_cut": cut}
-            records = with_column(samples[data], args.key, values)
-            for record, flags in zip(records, completions_cut, strict=True):
-                record.pop(cut_key(args.key), None)
-                if any(flags):
-                    record[cut_key(args.key)] = flags
-            journal.finish(out, records, {**meta, "counts": counts})
-        if prompts_cut or cut:
-            shown = f"{prompts_cut} of {len(rows)} prompts are cut on the left"
-            if cut:
-                shown = (
-                    f"{cut} of {len(rows)} completions are cut on the right, so that {args.key} are those of their "
-                    f"beginnings, and {prompts_cut} prompts on the left"
+    how = (args.dtype, args.attn_implementation, args.temperature, args.batch_tokens)
+    load = partial(load_compute, args.model, identity(folder, times=False), *how)
+    with Pool(args.workers) as pool:
+        for data, out in pairs:
+            with open_journal("logprobs", data, out, model, settings) as (journal, meta):
+                rows, prompts_cut, completions_cut = encode_rows(
+                    samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos
                 )
-            print(f"{data}: at --max_len {args.max_len}, {shown}; raise it")
-        mean = sum(sum(column) / len(column) for column in values) / len(values)
-        print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)
+                cut = sum(map(sum, completions_cut))
+                check_ids(folder, (row.ids for row in rows))
+                values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability", pool)
+                counts = {"records": len(samples[data]), "completions": len(rows)}
+                counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
+                counts |= {"prompts_cut": prompts_cut, "completions_cut": cut}
+                records = with_column(samples[data], args.key, values)
+                for record, flags in zip(records, completions_cut, strict=True):
+                    record.pop(cut_key(args.key), None)
+                    if any(flags):
+                        record[cut_key(args.key)] = flags
+                journal.finish(out, records, {**meta, "counts": counts})
+            if prompts_cut or cut:
+                shown = f"{prompts_cut} of {len(rows)} prompts are cut on the left"
+                if cut:
+                    shown = (
+                        f"{cut} of {len(rows)} completions are cut on the right, so that {args.key} are those of their "
+                        f"beginnings, and {prompts_cut} prompts on the left"
+                    )
+                print(f"{data}: at --max_len {args.max_len}, {shown}; raise it")
+            mean = sum(sum(column) / len(column) for column in values) / len(values)
+            print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..cli.errors import command
-from ..cli.flags import DTYPES, LENGTH, add_compute, make_parser
+from ..cli.flags import DTYPES, LENGTH, add_compute, add_workers, make_parser
 from ..files.outputs import add_overwrite
 from ..models.batches import add_files, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, identity
-from ..models.reward_models import RewardModel, encode_rows
+from ..models.pool import Pool
+from ..models.reward_models import RewardModel, encode_rows, load_scorer
 from ..models.texts import Sample, read_samples
 
 
@@ -39,6 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--apply_chat_template", action="store_true", help="strings, too, go through the chat template")
     add("--no_prompt", action="store_true", help="the model was trained on completions alone")
     add_compute(parser, dtypes=DTYPES[:2])
+    add_workers(parser)
     add_overwrite(parser)
     return parser.parse_args(argv)
 
@@ -55,30 +57,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("max_len", "apply_chat_template", "no_prompt", "batch_tokens", "dtype", "attn_implementation")
     settings = {name: getattr(args, name) for name in names}
     model = {"folder": args.model, "identity": identity(folder)}
-    load = partial(reader.load, args.dtype, args.attn_implementation, budget=args.batch_tokens)
-    for data, out in pairs:
-        with open_journal("score", data, out, model, settings) as (journal, meta):
-            encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)
-            check_ids(folder, (row.ids for row in encoded.rows))
-            if encoded.truncated:
-                of = f"{encoded.truncated} of {len(encoded.rows)}"
-                print(f"{data}: {of} completions are cut at {args.max_len} tokens")
-            if encoded.unseen:
-                print(
-                    f"{data}: {encoded.unseen} of them have a prompt that fills --max_len {args.max_len}, so that the "
-                    "reward says nothing about them; raise it, or drop such prompts"
-                )
-            rewards = run_batches(encoded.rows, samples[data], load, journal, args.batch_tokens, "reward")
-            counts = {
-                "records": len(samples[data]),
-                "completions": len(encoded.rows),
-                "truncated": encoded.truncated,
-                "unseen": encoded.unseen,
-            }
-            meta |= {"counts": counts, **summary(samples[data], rewards)}
-            journal.finish(out, with_column(samples[data], "rewards", rewards), meta)
-        ranked = f", chosen above rejected in {meta['accuracy']:.1%} of pairs" if "accuracy" in meta else ""
-        print(f"{out}: mean reward {meta['mean_reward']:.4f} over {len(samples[data])} prompts{ranked}", flush=True)
+    copy_of = identity(folder, times=False)
+    load = partial(load_scorer, args.model, copy_of, args.dtype, args.attn_implementation, args.batch_tokens)
+    with Pool(args.workers) as pool:
+        for data, out in pairs:
+            with open_journal("score", data, out, model, settings) as (journal, meta):
+                encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)
+                check_ids(folder, (row.ids for row in encoded.rows))
+                if encoded.truncated:
+                    of = f"{encoded.truncated} of {len(encoded.rows)}"
+                    print(f"{data}: {of} completions are cut at {args.max_len} tokens")
+                if encoded.unseen:
+                    print(
+                        f"{data}: {encoded.unseen} of them have a prompt that fills --max_len {args.max_len}, so that "
+                        "the reward says nothing about them; raise it, or drop such prompts"
+                    )
+                rewards = run_batches(encoded.rows, samples[data], load, journal, args.batch_tokens, "reward", pool)
+                counts = {
+                    "records": len(samples[data]),
+                    "completions": len(encoded.rows),
+                    "truncated": encoded.truncated,
+                    "unseen": encoded.unseen,
+                }
+                meta |= {"counts": counts, **summary(samples[data], rewards)}
+                journal.finish(out, with_column(samples[data], "rewards", rewards), meta)
+            ranked = f", chosen above rejected in {meta['accuracy']:.1%} of pairs" if "accuracy" in meta else ""
+            print(f"{out}: mean reward {meta['mean_reward']:.4f} over {len(samples[data])} prompts{ranked}", flush=True)
 
 
 def summary(samples: Sequence[Sample], rewards: Sequence[Sequence[float]]) -> dict[str, float]:

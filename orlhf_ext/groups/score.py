@@ -17,12 +17,13 @@ from typing import Any, cast
 
 from .. import __version__
 from ..cli.errors import UserError, command
-from ..cli.flags import DTYPES, add_compute, make_parser, whole
+from ..cli.flags import DTYPES, add_compute, add_workers, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
 from ..files.records import Record, source_entry
 from ..models.batches import add_files, check_files, fingerprint, run_batches, with_column
 from ..models.head_settings import EOS
+from ..models.pool import Pool
 from ..models.texts import Sample, read_samples
 from .traits import Traits, TraitSpec
 
@@ -63,7 +64,7 @@ def read_texts(path: Path) -> list[Sample]:
 
 
 def score_trait(
-    traits: Traits, spec: TraitSpec, samples: Sequence[Sample], journal: Journal
+    traits: Traits, spec: TraitSpec, samples: Sequence[Sample], journal: Journal, pool: Pool
 ) -> tuple[list[list[float]], dict[str, int]]:
     """One trait of every completion of a file, and counts for the sidecar.
     Raises UserError if a score is not finite; the record is named."""
@@ -80,7 +81,9 @@ def score_trait(
 
     # run_batches uses `done` and `add` alone
     part = cast(Journal, TraitJournal(journal, spec.name))
-    return run_batches(encoded.rows, samples, model.load, part, traits.batch_tokens, f"{spec.name} score"), counts
+    return run_batches(
+        encoded.rows, samples, model.in_worker, part, traits.batch_tokens, f"{spec.name} score", pool
+    ), counts
 
 
 def with_traits(samples: Sequence[Sample], found: dict[str, list[list[float]]]) -> list[Record]:
@@ -106,6 +109,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
     )
     add("--eos", choices=EOS, default="none", help="append: texts end with a space and EOS for a model (%(default)s)")
     add_compute(parser, dtypes=DTYPES[:2])
+    add_workers(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
     how = (args.max_len, args.eos, args.batch_tokens, args.dtype, args.attn_implementation)
@@ -121,23 +125,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     traits.check()
     settings = {key: getattr(args, key) for key in ("max_len", "eos", "batch_tokens", "dtype", "attn_implementation")}
     kinds: dict[str, Any] = {spec.name: _kind(traits, spec) for spec in traits.parsed}
-    for data, out in pairs:
-        source = source_entry(data)
-        parts = fingerprint(traits=kinds, data=source["sha256"], arguments=settings)
-        with Journal(out, parts) as journal:
-            found, counts = {}, {}
-            for spec in traits.parsed:
-                found[spec.name], counts[spec.name] = score_trait(traits, spec, samples[data], journal)
-                _report_cut(data, spec, counts[spec.name], args.max_len)
-            total = sum(len(sample.completions) for sample in samples[data])
-            means = {name: sum(map(sum, values)) / total for name, values in found.items()}
-            meta: dict[str, Any] = {"command": "groups.score", "version": __version__}
-            meta |= {"traits": {spec.name: {"spec": str(spec), **kinds[spec.name]} for spec in traits.parsed}}
-            meta |= {"data": source, "arguments": settings, "means": means}
-            meta["counts"] = {"records": len(samples[data]), "completions": total, "cut": counts}
-            journal.finish(out, with_traits(samples[data], found), meta)
-        shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-        print(f"{out}: mean {shown} over {total} completions", flush=True)
+    with Pool(args.workers) as pool:
+        for data, out in pairs:
+            source = source_entry(data)
+            parts = fingerprint(traits=kinds, data=source["sha256"], arguments=settings)
+            with Journal(out, parts) as journal:
+                found, counts = {}, {}
+                for spec in traits.parsed:
+                    found[spec.name], counts[spec.name] = score_trait(traits, spec, samples[data], journal, pool)
+                    _report_cut(data, spec, counts[spec.name], args.max_len)
+                total = sum(len(sample.completions) for sample in samples[data])
+                means = {name: sum(map(sum, values)) / total for name, values in found.items()}
+                meta: dict[str, Any] = {"command": "groups.score", "version": __version__}
+                meta |= {"traits": {spec.name: {"spec": str(spec), **kinds[spec.name]} for spec in traits.parsed}}
+                meta |= {"data": source, "arguments": settings, "means": means}
+                meta["counts"] = {"records": len(samples[data]), "completions": total, "cut": counts}
+                journal.finish(out, with_traits(samples[data], found), meta)
+            shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+            print(f"{out}: mean {shown} over {total} completions", flush=True)
 
 
 def _kind(traits: Traits, spec: TraitSpec) -> dict[str, Any]:

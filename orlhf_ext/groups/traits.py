@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 from ..cli.errors import UserError
 from ..models.batches import Compute, Row
 from ..models.folder import check_ids, identity, length_limit
 from ..models.head_settings import Eos
-from ..models.reward_models import RewardModel
+from ..models.reward_models import RewardModel, load_scorer
 from ..models.texts import encode as tokens
 from .render import encode
 
@@ -138,6 +138,13 @@ class ModelTrait:
         """Load the weights, at the first call; what comes back maps rows to raw scores.
         Raises UserError as `RewardModel.load` does."""
         return self.model.load(self.dtype, self.attn_implementation)
+
+    @cached_property
+    def in_worker(self) -> Callable[[], Compute]:
+        """`load` in a worker, as `Pool.run` asks for."""
+        model = self.model
+        how = (self.dtype, self.attn_implementation)
+        return partial(load_scorer, self.spec.model, identity(model.folder, times=False), *how, flag=model.flag)
 
     @cached_property
     def identity(self) -> str:

@@ -10,14 +10,13 @@ import importlib
 import json
 import operator
 import os
-import socket
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from .. import backends, openrlhf_fixes
 from ..backends import machine
-from ..backends.resources import cluster_address
+from ..backends.resources import cluster_address, knock
 from ..cli.errors import UserError, as_os_error
 from ..extensions import inject
 from ..extensions.ray_classes import unwrap
@@ -26,7 +25,6 @@ HOOK = "orlhf_ext.launch.ray_setup.setup"
 _USERS_HOOK = "ORLHF_EXT_USERS_HOOK"
 _FOLDER = "ORLHF_EXT_FOLDER"  # that the run was started in
 _RAYS_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # where Ray keeps the hook of a submitted job
-_CONNECT_SECONDS = 10.0
 _TRAINER = "openrlhf.trainer.ppo_trainer"
 
 #: environment of a worker without CUDA, where the user sets nothing else
@@ -96,18 +94,6 @@ def logical_gpus(args: SimpleNamespace) -> int:
     )
 
 
-def _knock(address: str) -> None:
-    """Raises UserError where nobody listens; Ray itself would try for twenty minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray listens at {address} ({error.strerror or error}); start it, correct or unset RAY_ADDRESS, or run "
-            "ray stop, which forgets a Ray that is gone"
-        ) from error
-
-
 def count_no_devices() -> None:
     """Let Ray count GPUs that are only numbers, where CUDA_VISIBLE_DEVICES hides the real ones: it refuses more than
     that names.
@@ -149,7 +135,7 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
     settings: dict[str, Any] = {}
     if address := cluster_address():
         if "://" not in address:
-            _knock(address)
+            knock(address)
     elif not machine.gpu_present():
         count_no_devices()
         settings = {"num_gpus": gpus, "num_cpus": gpus + 4, "include_dashboard": False}

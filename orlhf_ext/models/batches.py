@@ -20,6 +20,7 @@ from ..files.journal import Journal
 from ..files.outputs import check_file
 from ..files.records import Record, source_entry
 from .parts import cut_parts, find_parts
+from .pool import Pool
 from .texts import Sample
 
 FORMAT = 2
@@ -82,46 +83,52 @@ def run_batches(
     journal: Journal,
     budget: int,
     what: str,
+    pool: Pool,
 ) -> list[list[float]]:
     """Compute a number for each row, batch by batch, skipping batches that the journal has.
 
     Args:
         rows: all rows of one file.
         samples: the file's records, which `Row.sample` counts.
-        load: loads the model; called only if a batch is missing.
+        load: loads the model; called only if a batch is missing, and as `Pool.run` asks for.
         journal: of this output; its fingerprint covers everything that ``compute`` depends on.
         budget: tokens to compute in a batch.
         what: "reward", for messages and the progress bar.
+        pool: who computes; the numbers do not depend on it.
 
     Returns:
         For each record, a number for each of its completions.
 
     Raises:
-        UserError: a number is not finite; the record is named.
+        UserError: a number is not finite, or a batch cannot be computed; the record is named.
     """
     from tqdm import tqdm
 
     batches = _whole_records(rows, budget)
     values: list[list[float]] = [[math.nan] * len(sample.completions) for sample in samples]
-    kept = sum(len(batch) for number, batch in enumerate(batches) if str(number) in journal.done)
-    compute = load() if kept < len(rows) else None
+    left = [str(number) for number in range(len(batches)) if str(number) not in journal.done]
+
+    def name(key: str) -> str:
+        names = list(dict.fromkeys(samples[rows[i].sample].name for i in batches[int(key)]))
+        return names[0] + (f" or one of {len(names) - 1} others" if len(names) > 1 else "")
+
+    kept = len(rows) - sum(len(batches[int(key)]) for key in left)
     with tqdm(total=len(rows), initial=kept, desc=what, unit="row") as bar:
-        for number, batch in enumerate(batches):
-            done = journal.done.get(str(number))
-            if done is None:
-                assert compute is not None
-                done = compute([rows[i] for i in batch])
-                for i, value in zip(batch, done, strict=True):
-                    if not math.isfinite(value):
-                        row, sample = rows[i], samples[rows[i].sample]
-                        raise UserError(
-                            f"{sample.name}: completion {row.completion + 1} got a {what} of {value}; "
-                            "the model's weights are NaN or overflow: use an earlier checkpoint"
-                        )
-                journal.add(str(number), done)
-                bar.update(len(batch))
+        units = ((key, [rows[i] for i in batches[int(key)]]) for key in left)
+        for key, done in pool.run(load, units, name):
+            batch = batches[int(key)]
             for i, value in zip(batch, done, strict=True):
-                values[rows[i].sample][rows[i].completion] = value
+                if not math.isfinite(value):
+                    row, sample = rows[i], samples[rows[i].sample]
+                    raise UserError(
+                        f"{sample.name}: completion {row.completion + 1} got a {what} of {value}; "
+                        "the model's weights are NaN or overflow: use an earlier checkpoint"
+                    )
+            journal.add(key, done)
+            bar.update(len(batch))
+    for number, batch in enumerate(batches):
+        for i, value in zip(batch, journal.done[str(number)], strict=True):
+            values[rows[i].sample][rows[i].completion] = value
     return values
 
 

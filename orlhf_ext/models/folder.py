@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,6 +49,26 @@ def check_kind(folder: Path, named: str) -> None:
         raise UserError(f"{named} is a LoRA adapter, not a model; merge it into its base model first")
     if not (folder / "config.json").is_file():
         raise UserError(f"{named} is not a model folder: config.json is missing")
+
+
+def find_same(name: str, copy_of: str, flag: str = "--model") -> Path:
+    """`find_model` in a worker, which may be on another machine than the command.
+
+    Args:
+        name, flag: as in `find_model`.
+        copy_of: the `identity` without times that the command has found.
+
+    Raises:
+        UserError: as `find_model`, or it is another model there; the machine is named.
+    """
+    here = f"on the machine {platform.node()}"
+    try:
+        folder = find_model(name, flag)
+    except UserError as error:
+        raise UserError(f"{here}: {error}") from error
+    if identity(folder, times=False) != copy_of:
+        raise UserError(f"{here}: {flag} {name} is another model than on the command's machine; copy it there again")
+    return folder
 
 
 def _fetch(name: str, flag: str) -> Path:
@@ -173,18 +194,19 @@ def check_ids(folder: Path, ids: Iterable[Iterable[int]], flag: str = "--model")
         )
 
 
-def identity(folder: Path) -> str:
+def identity(folder: Path, times: bool = True) -> str:
     """A hash that tells this model from another: the small files' bytes, and names, sizes and times of the weights.
 
     It takes no time, so every command that resumes uses it. Weights that were written anew, or copied, count as another
-    model, even where their bytes are the same; use `content_digest` where they must not.
+    model, even where their bytes are the same; use `content_digest` where they must not. Without ``times``, a copy is
+    the same model, as it must be for a worker on another machine.
     """
     digest = hashlib.sha256()
     for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
         status = path.stat()
         digest.update(f"{path.name}\0{status.st_size}\0".encode())
         if path.suffix == ".safetensors":
-            digest.update(f"{status.st_mtime_ns}\0".encode())
+            digest.update(f"{status.st_mtime_ns if times else 0}\0".encode())
         else:
             digest.update(path.read_bytes())
     return digest.hexdigest()

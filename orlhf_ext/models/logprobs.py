@@ -10,6 +10,7 @@ from .. import backends
 from ..backends.machine import torch_device
 from ..cli.errors import UserError
 from .batches import Compute, Row
+from .folder import find_same, load_tokenizer
 from .modules import scored_positions
 from .texts import Sample, encode, prompt_text, reply_text, whole_text
 
@@ -181,3 +182,12 @@ def make_compute(model: PreTrainedModel, pad_id: int, temperature: float = 1.0, 
         return for_model(model).map([row.ids for row in rows], budget, forward, pad_id=pad_id)
 
     return compute
+
+
+def load_compute(
+    name: str, copy_of: str, dtype: str, attention: str, temperature: float = 1.0, budget: int = 8192
+) -> Compute:
+    """`make_compute` in a worker; the model as in `find_same`."""
+    folder = find_same(name, copy_of)
+    pad_id = int(load_tokenizer(folder).pad_token_id)  # type: ignore[arg-type]
+    return make_compute(load_model(folder, dtype, attention), pad_id, temperature, budget)

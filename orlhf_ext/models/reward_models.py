@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import backends
 from ..cli.errors import UserError
 from .batches import Compute, Row, pad_left
-from .folder import check_ids, find_model, load_tokenizer, read_config, weight_shapes
+from .folder import check_ids, find_model, find_same, load_tokenizer, read_config, weight_shapes
 from .texts import Sample, Text, encode, encode_whole, whole_text
 
 if TYPE_CHECKING:
@@ -158,6 +158,13 @@ class RewardModel:
 
         pad_id = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
         return for_model(self._model).map(texts, budget, forward, pad_left, pad_id)
+
+
+def load_scorer(
+    name: str, copy_of: str, dtype: str, attention: str, budget: int = 16384, flag: str = "--model"
+) -> Compute:
+    """`RewardModel.load` in a worker; the model as in `find_same`."""
+    return RewardModel(str(find_same(name, copy_of, flag)), flag).load(dtype, attention, budget=budget)
 
 
 def is_classifier(folder: Path) -> bool:

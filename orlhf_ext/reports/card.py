@@ -287,7 +287,7 @@ def short(word: str, run: Path, place: Path) -> str:
     """
     for folder, name in ((str(run), "$OUT"), (os.path.relpath(run, place), "$OUT"), (str(Path.home()), "~")):
         if folder.strip("./"):
-            word = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=/|$)", lambda _, name=name: name, word)
+            word = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=/|$)", name, word)
     return word
 
 

@@ -14,31 +14,28 @@ import argparse
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import __version__
 from ..cli.errors import UserError, command
-from ..cli.flags import LENGTH, add_compute, make_parser, whole
+from ..cli.flags import LENGTH, add_compute, add_workers, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
 from ..files.records import Record, object_or_empty, sha256_file
 from ..files.sidecars import sidecar_path
-from ..models.batches import Compute, Row, check_files, run_batches
+from ..models.batches import Row, check_files, run_batches
 from ..models.batches import fingerprint as as_json
-from ..models.folder import check_context, check_ids, context_length, find_model, load_tokenizer
-from ..models.spans import Span
+from ..models.folder import check_context, check_ids, context_length, find_model, identity, load_tokenizer
+from ..models.pool import Pool
 from ..models.texts import Sample
 from .fingerprint import digest, make_fingerprint
 from .improvement import improvement
 from .labels import Baseline, Label, Labelled, read_labelled
 from .sequences import Encoder
 from .settings import SCORING, add_flags
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+from .workers import load_baseline
 
 #: where build_data story writes what
 STORIES, SPLITS = Path("data/story"), ("train", "val", "test")
@@ -92,6 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="refuse records whose plan would not have room for N tokens; give training's --rollout.max_new_tokens (0)",
     )
     add_compute(parser, choice="as in training")
+    add_workers(parser)
     add_flags(parser, SCORING)
     add_overwrite(parser)
     args = parser.parse_args(argv)
@@ -121,42 +119,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(folder)
     parts = make_fingerprint(folder, tokenizer, args.dtype, args.attn_implementation, args.system, args.tail)
     encoder = Encoder(tokenizer, args.system, args.tail, args.max_len or context_length(folder))
-    load = cache(lambda: _load(folder, tokenizer, args))
+    how = (args.dtype, args.attn_implementation, args.batch_tokens)
+    load = partial(load_baseline, args.model, identity(folder, times=False), *how)
     model = {"folder": args.model, "identity": parts["model"]}
-    for data, out in pairs:
-        settings = {"batch_tokens": args.batch_tokens, "plan_tokens": args.plan_tokens, "max_len": encoder.context}
-        origin = as_json(fingerprint=parts, data=sha256_file(data), arguments=settings)
-        if _is_done(out, origin):
-            print(f"{out}: done before, with the same data, model and settings", flush=True)
-            continue
-        with Journal(out, origin) as journal:
-            labels = [label for _, label in labelled[data]]
-            rows = make_rows(labels, encoder, args.plan_tokens)
-            check_ids(folder, (row.ids for row in rows))
-            values = _compute(rows, labelled[data], load, journal, args.batch_tokens)
-            records = list(_outputs(labelled[data], rows, values, digest(parts)))
-            meta: dict[str, Any] = {"command": "vrcli.baseline", "version": __version__, "model": model}
-            meta |= {"data": {"path": str(data), "sha256": origin["data"]}, "fingerprint": parts, "origin": origin}
-            meta |= summary(records)
-            journal.finish(out, records, meta)
-        print(f"{out}: {summarise(meta)}", flush=True)
-
-
-def _load(folder: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Compute:
-    from ..models.likelihood import make_scorer
-    from ..models.logprobs import load_model
-
-    model = load_model(folder, args.dtype, args.attn_implementation)
-    scorer = make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]
-
-    def compute(rows: list[Row]) -> list[float]:
-        return scorer([Span(row.ids, row.prompt_length) for row in rows])
-
-    return compute
+    with Pool(args.workers) as pool:
+        for data, out in pairs:
+            settings = {"batch_tokens": args.batch_tokens, "plan_tokens": args.plan_tokens, "max_len": encoder.context}
+            origin = as_json(fingerprint=parts, data=sha256_file(data), arguments=settings)
+            if _is_done(out, origin):
+                print(f"{out}: done before, with the same data, model and settings", flush=True)
+                continue
+            with Journal(out, origin) as journal:
+                labels = [label for _, label in labelled[data]]
+                rows = make_rows(labels, encoder, args.plan_tokens)
+                check_ids(folder, (row.ids for row in rows))
+                values = _compute(rows, labelled[data], load, journal, args.batch_tokens, pool)
+                records = list(_outputs(labelled[data], rows, values, digest(parts)))
+                meta: dict[str, Any] = {"command": "vrcli.baseline", "version": __version__, "model": model}
+                meta |= {"data": {"path": str(data), "sha256": origin["data"]}, "fingerprint": parts, "origin": origin}
+                meta |= summary(records)
+                journal.finish(out, records, meta)
+            print(f"{out}: {summarise(meta)}", flush=True)
 
 
 def _compute(
-    rows: list[Row], labelled: Sequence[Labelled], load: Any, journal: Journal, budget: int
+    rows: list[Row], labelled: Sequence[Labelled], load: Any, journal: Journal, budget: int, pool: Pool
 ) -> list[list[float]]:
     """The nll of the baseline and, if it is another, of an empty plan, for each record."""
     sequences = [1] * len(labelled)
@@ -166,7 +153,7 @@ def _compute(
         Sample(label.where, label.id, "", [label.gold] * count, record)
         for count, (record, label) in zip(sequences, labelled, strict=True)
     ]
-    return run_batches(rows, samples, load, journal, budget, "baseline")
+    return run_batches(rows, samples, load, journal, budget, "baseline", pool)
 
 
 def _outputs(

@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from .. import __version__
 from ..cli.errors import UserError, command
-from ..cli.flags import add_compute, make_parser
+from ..cli.flags import add_compute, add_workers, make_parser
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Record, sha256_file
 from ..models.batches import fingerprint as as_json
-from ..models.folder import context_length, find_model, load_tokenizer
+from ..models.folder import find_model, identity, load_tokenizer
+from ..models.pool import Pool
 from ..models.texts import Sample, read_samples, reply_text
 from .fingerprint import check_fingerprint, digest, make_fingerprint
 from .labels import Label, read_labelled
-from .plans import Noise, measure_noise, result_rows, score_plans
-from .sequences import Encoder
+from .plans import Noise
 from .settings import Settings, add_flags
-
-if TYPE_CHECKING:
-    from ..models.likelihood import Scorer
+from .workers import Plans, load_plans
 
 PROMPTS_AT_ONCE = 16  # what is lost by a kill, at most
 
@@ -54,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     add("--samples", required=True, metavar="FILE", help="what the policy wrote: {id, prompt, completions}")
     add("--out", required=True, metavar="FILE", help="a .jsonl file")
     add_compute(parser)
+    add_workers(parser)
     add_flags(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
@@ -74,39 +73,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(folder)
     parts = make_fingerprint(folder, tokenizer, args.dtype, args.attn_implementation, args.system, args.tail)
     check_fingerprint(args.data, parts)
-    encoder = Encoder(tokenizer, args.system, args.tail, context_length(folder))
-
-    @cache
-    def load() -> Scorer:
-        from ..models.likelihood import make_scorer
-        from ..models.logprobs import load_model
-
-        model = load_model(folder, args.dtype, args.attn_implementation)
-        return make_scorer(model, int(tokenizer.pad_token_id), args.batch_tokens)  # type: ignore[arg-type]
-
-    def flat(some: Sequence[tuple[Label, list[str]]]) -> tuple[list[str], list[Label]]:
-        return [text for _, texts in some for text in texts], [label for label, texts in some for _ in texts]
-
-    def score_some(some: Sequence[tuple[Label, list[str]]]) -> list[Record]:
-        responses, labels = flat(some)
-        places = [place for _, texts in some for place in range(len(texts))]
-        scores = score_plans(responses, labels, encoder, load(), settings, digest(parts))
-        return list(result_rows(labels, places, scores))
-
-    how = {key: value for key, value in vars(args).items() if key not in ("model", "data", "samples", "out")}
+    how = (args.dtype, args.attn_implementation, args.batch_tokens, settings, digest(parts))
+    load = partial(load_plans, args.model, identity(folder, times=False), *how)
+    pieces = {str(i): prompts[i : i + PROMPTS_AT_ONCE] for i in range(0, len(prompts), PROMPTS_AT_ONCE)}
+    work: dict[str, tuple[str, Plans]] = {"noise": ("noise", prompts[:PROMPTS_AT_ONCE])}
+    work |= {key: ("score", piece) for key, piece in pieces.items()}
+    others = ("model", "data", "samples", "out", "workers")
+    arguments = {key: value for key, value in vars(args).items() if key not in others}
     sources = {name: sha256_file(getattr(args, name)) for name in ("data", "samples")}
-    rows: list[Record] = []
-    with Journal(args.out, as_json(fingerprint=parts, sources=sources, arguments=how)) as journal:
-        if "noise" not in journal.done:
-            first = flat(prompts[:PROMPTS_AT_ONCE])
-            journal.add("noise", measure_noise(*first, encoder, load(), settings.markers))
-        for start in tqdm(range(0, len(prompts), PROMPTS_AT_ONCE), desc="plans", unit="piece"):
-            if str(start) not in journal.done:
-                journal.add(str(start), score_some(prompts[start : start + PROMPTS_AT_ONCE]))
-            rows += journal.done[str(start)]
+
+    def name(key: str) -> str:
+        return f"{args.samples}: {work[key][1][0][0].name}, or one of the next prompts,"
+
+    mark = as_json(fingerprint=parts, sources=sources, arguments=arguments)
+    with Journal(args.out, mark) as journal, Pool(args.workers) as pool:
+        left = [(key, some) for key, some in work.items() if key not in journal.done]
+        with tqdm(total=len(work), initial=len(journal.done), desc="plans", unit="piece") as bar:
+            for key, found in pool.run(load, left, name):
+                journal.add(key, found)
+                bar.update()
+        rows: list[Record] = [row for key in pieces for row in journal.done[key]]
         meta: dict[str, Any] = {"command": "vrcli.score", "version": __version__, "fingerprint": parts}
         meta |= {"sources": {name: {"path": getattr(args, name), "sha256": sha} for name, sha in sources.items()}}
-        meta |= {"arguments": how, "counts": {"prompts": len(samples), "samples": len(rows)}}
+        meta |= {"arguments": arguments, "counts": {"prompts": len(samples), "samples": len(rows)}}
         noise = Noise(*journal.done["noise"]) if journal.done["noise"] else None
         meta["noise"] = noise and noise._asdict()
         journal.finish(args.out, rows, meta)

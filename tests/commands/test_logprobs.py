@@ -192,7 +192,7 @@ def test_a_finished_journal_needs_no_model(tiny_model: Path, tmp_path: Path, mon
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr("orlhf_ext.files.journal.Journal.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         logprobs.main(line)
-    monkeypatch.setattr(logprobs, "load_model", None)
+    monkeypatch.setattr("orlhf_ext.models.logprobs.load_model", None)
     logprobs.main(line)
     assert len(next(iter(read_records(tmp_path / "a.jsonl"))).record["logprobs"]) == 2
 

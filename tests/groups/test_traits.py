@@ -244,6 +244,16 @@ def test_a_run_that_goes_on_gives_the_same_bytes(gpt2: Path, tmp_path: Path, mon
     assert not part.exists()
 
 
+@pytest.mark.launcher
+def test_numbers_do_not_depend_on_the_workers(gpt2: Path, tmp_path: Path, workers: None) -> None:
+    """Two traits of two files; the weights stay in the workers."""
+    found = [
+        [path.read_bytes() for path in run(gpt2, tmp_path, f"w{n}", "--batch_tokens", "60", "--workers", n)]
+        for n in ("1", "2")
+    ]
+    assert found[0] == found[1]
+
+
 def rows_of(gpt2: Path, path: Path) -> list[Any]:
     model = Traits([f"h={gpt2}"]).models["h"]
     return model.encode([(str(s.prompt), str(t), 0, 0) for s in read_samples(path) for t in s.completions]).rows

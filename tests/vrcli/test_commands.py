@@ -286,6 +286,20 @@ def words_of(model: Path, base: Path, samples: Path, out: Path, *more: str) -> l
     return [*words.split(), *more]
 
 
+@pytest.mark.launcher
+def test_numbers_do_not_depend_on_the_workers(
+    model: Path, scored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: None
+) -> None:
+    monkeypatch.setattr(score_command, "PROMPTS_AT_ONCE", 1)
+    files: dict[str, list[bytes]] = {}
+    for count in ("1", "2"):
+        one, other = tmp_path / f"b{count}.jsonl", tmp_path / f"s{count}.jsonl"
+        run(model, scored[0], one, "--batch_tokens", "400", "--workers", count)
+        score_command.main(words_of(model, *scored, other, "--workers", count))
+        files[count] = [path.read_bytes() for out in (one, other) for path in (out, sidecar_path(out))]
+    assert files["1"] == files["2"]
+
+
 def test_scores_of_samples(
     model: Path, scored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
