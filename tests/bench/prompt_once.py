@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -110,7 +109,9 @@ def one_side(args: argparse.Namespace, folder: Path) -> None:
     side = make_side(args, model, rows, args.side)
     for _ in range(2):
         side()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # not ru_maxrss, which a process takes over from the one that started it
+    status = Path("/proc/self/status").read_text()
+    print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def peak(args: argparse.Namespace, folder: Path, completions: int, mode: str) -> float:
