@@ -119,10 +119,7 @@ def _repeats(batch: RewardBatch, first: Checked, again: Checked, random_ok: bool
 
 def shuffled(batch: RewardBatch) -> list[int]:
     """Another order of a batch, as indices: of its prompts, whose rollouts stay together, and within each of them."""
-    prompts: dict[str, list[int]] = {}
-    for index, rollout in enumerate(batch):
-        prompts.setdefault(rollout.id.rpartition("/")[0], []).append(index)
-    groups = [rows[::-1] for rows in reversed(prompts.values())]
+    groups = [rows[::-1] for rows in reversed(batch.groups())]
     if len(groups) > 2:
         random.Random(0).shuffle(groups)
     return [index for rows in groups for index in rows]
@@ -147,7 +144,7 @@ def load_rollouts(path: str | Path, tokenizer: PreTrainedTokenizerBase | None, l
         UserError: as `orlhf_ext.models.texts.read_samples`; a chat and no tokenizer; fewer than two completions.
     """
     found: list[Rollout] = []
-    for sample in read_samples(path):
+    for group, sample in enumerate(read_samples(path)):
         if tokenizer is not None:
             prompt = prompt_text(tokenizer, sample, chat=False)
         elif isinstance(sample.prompt, str):
@@ -171,6 +168,7 @@ def load_rollouts(path: str | Path, tokenizer: PreTrainedTokenizerBase | None, l
                     action_mask=[0] * len(head) + [1] * len(tail),
                     truncated=truncated,
                     images=sample.record.get("images"),
+                    group=group,
                 )
             )
     if len(found) < 2:

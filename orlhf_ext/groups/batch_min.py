@@ -36,8 +36,8 @@ class BatchMin(Extension):
             )
         if rewards.how != "sum":
             raise UserError(
-                f"--ext.reward_combine {rewards.how} takes the least reward of each response, which --groups.aggregate "
-                "batch-min does not support; combine with sum"
+                f"--ext.reward_combine {rewards.how} needs the reward of each response, which --groups.aggregate "
+                "batch-min knows only for a whole batch; combine with sum"
             )
         if args.algo.dynamic_filtering_enable:
             raise UserError(

@@ -146,6 +146,11 @@ class Groups(Reward):
         """
         names, style = self._check_sources()
         self._numbers(names)
+        if args.ext.reward_combine == "gdpo" and self.aggregate in ("weighted", "index"):
+            raise UserError(
+                f"--ext.reward_combine gdpo normalises each group's rewards apart, where --groups.aggregate "
+                f"{self.aggregate} has no effect; leave one of them out"
+            )
         data = args.data
         if data.label_key != "label":
             raise UserError("reward 'groups' reads the column 'label'; give --data.label_key label")
@@ -208,7 +213,7 @@ class Groups(Reward):
         metrics |= {f"argmin_{name}": least[:, i] for i, name in enumerate(self._names)}
         if self.kind != "gold":
             metrics["cut"] = torch.tensor(cut)
-        return RewardResult(total, metrics)
+        return RewardResult(total, metrics, apart={name: rewards[:, i] for i, name in enumerate(self._names)})
 
     # what the scores come from
 

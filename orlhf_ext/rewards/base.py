@@ -57,6 +57,8 @@ class Rollout:
     truncated: bool = False
     #: the images of the prompt, or None
     images: Any = None
+    #: which prompt it answers; rollouts of one batch with the same group are compared. None: with no other
+    group: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("token_ids", "action_mask"):  # lists could be changed
@@ -103,6 +105,13 @@ class RewardBatch:
         """A batch of some of the rollouts."""
         return RewardBatch([self.rollouts[index] for index in indices])
 
+    def groups(self) -> list[list[int]]:
+        """The indices of the rollouts of each prompt."""
+        found: dict[int, list[int]] = {}
+        for index, rollout in enumerate(self):
+            found.setdefault(-1 - index if rollout.group is None else rollout.group, []).append(index)
+        return list(found.values())
+
     @property
     def ids(self) -> list[str]:
         """Ids, all different."""
@@ -144,6 +153,9 @@ class RewardResult:
     metrics: Mapping[str, Floats] = field(default_factory=dict)
     #: what is compared with ``--algo.dynamic_filtering_range``, if not the rewards
     scores: Floats | None = None
+    #: with ``--ext.reward_combine gdpo`` each of these is normalised apart, and counts as the reward would: name -> a
+    #: float for each rollout
+    apart: Mapping[str, Floats] = field(default_factory=dict)
 
 
 class ScoreReference(Protocol):

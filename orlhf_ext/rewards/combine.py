@@ -1,4 +1,5 @@
-"""Several rewards over one batch: their weighted sum or their minimum, each checked, and kept apart for the log."""
+"""Several rewards over one batch: their weighted sum or their minimum, or each normalised apart (`gdpo`); each is
+checked, and kept apart for the log."""
 
 from __future__ import annotations
 
@@ -7,16 +8,18 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, NoReturn
 
 from ..cli.errors import UserError, suggest
 from ..cli.user_code import describe, place, user_code
+from ..extensions.inject import say
+from . import gdpo
 from .base import Reward, RewardBatch, RewardContext, RewardResult
 
-How = Literal["sum", "min"]
-HOW: tuple[How, ...] = ("sum", "min")
+How = Literal["sum", "min", "gdpo"]
+HOW: tuple[How, ...] = ("sum", "min", "gdpo")
 
 _FLOAT32_MAX = 3.4028234663852886e38  # OpenRLHF keeps rewards as float32
 _SEARCH_SECONDS = 30.0
@@ -24,11 +27,15 @@ _SEARCH_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Checked:
-    """A reward's result as plain floats, a list of ``len(batch)`` for everything."""
+    """A reward's result as plain floats, a list of ``len(batch)`` for everything.
+
+    NaN among the rewards: it does not apply to the rollout, which ``gdpo`` alone allows."""
 
     rewards: list[float]
     metrics: dict[str, list[float]]
     scores: list[float] | None
+    #: what ``gdpo`` normalises in place of the rewards, if not empty
+    apart: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,11 @@ class Combined:
     rewards: list[float]
     #: what dynamic filtering looks at: the rewards, unless a reward gave scores of its own
     scores: list[float]
-    #: to log: ``reward/NAME`` for each reward, before weighting, and ``NAME/METRIC`` for each of its metrics
+    #: to log: ``reward/NAME`` for each reward, before weighting, and ``NAME/METRIC`` for each of its metrics; NaN where
+    #: a reward does not apply
     columns: dict[str, list[float]]
+    #: with ``gdpo``, the sums of normalised rewards, which training goes by; NaN where no reward applies
+    normalised: list[float] | None = None
 
 
 class RewardSet:
@@ -47,8 +57,8 @@ class RewardSet:
 
     Args:
         rewards: with names that differ.
-        weights: as many, for ``sum``; None weighs each 1. A weight of 0 logs a reward without training on it.
-        how: ``sum`` or ``min``.
+        weights: as many, unless it is ``min``; None weighs each 1. A weight of 0 logs a reward without training on it.
+        how: one of `HOW`.
 
     Raises:
         UserError: no reward, one name twice, a name that is none, weights with ``min`` or of the wrong number.
@@ -68,6 +78,7 @@ class RewardSet:
         self.weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
         self.how = how
         self._keys: dict[str, set[str]] = {}
+        self._faint: set[str] = set()
 
     def setup(self, context: RewardContext) -> None:
         """Set all of them up. Raises UserError if one fails, or needs the reference model where there is none."""
@@ -98,7 +109,11 @@ class RewardSet:
             scores = self._combine(
                 [part.rewards if part.scores is None else part.scores for part in parts.values()], batch
             )
-        return Combined(rewards, scores, columns)
+        if self.how != "gdpo":
+            return Combined(rewards, scores, columns)
+        normalised, conflicts = self._normalise(parts, batch)
+        columns |= {"gdpo/sum": rewards, "gdpo/z": normalised, "gdpo/conflict": conflicts}
+        return Combined(rewards, scores, columns, normalised)
 
     def teardown(self) -> None:
         """Tear all of them down, also where one fails. Raises UserError if one failed."""
@@ -115,7 +130,7 @@ class RewardSet:
     def _score(self, reward: Reward, batch: RewardBatch) -> Checked:
         if not len(batch):
             return Checked([], {key: [] for key in sorted(self._keys.get(reward.name, ()))}, None)
-        result = score_one(reward, batch)
+        result = score_one(reward, batch, holes=self.how == "gdpo")
         keys = self._keys.setdefault(reward.name, set(result.metrics))
         if keys != set(result.metrics):
             changed = sorted(keys ^ set(result.metrics))
@@ -129,11 +144,34 @@ class RewardSet:
         rows = zip(*parts, strict=True)
         if self.how == "min":
             return [min(row) for row in rows]
-        sums = [math.fsum(w * value for w, value in zip(self.weights, row, strict=True)) for row in rows]
+        sums = [
+            math.fsum(w * value for w, value in zip(self.weights, row, strict=True) if not math.isnan(value))
+            for row in rows
+        ]
         for rollout, value in zip(batch, sums, strict=True):
             if not abs(value) <= _FLOAT32_MAX:
                 raise UserError(f"the weighted sum of rewards is {value} for sample {rollout.id!r}; lower the weights")
         return sums
+
+    def _normalise(self, parts: Mapping[str, Checked], batch: RewardBatch) -> tuple[list[float], list[float]]:
+        """The sums of normalised rewards, and 1 for each sample of a prompt whose rewards cancel."""
+        named: dict[str, list[float]] = {}
+        weights: list[float] = []
+        for (name, part), weight in zip(parts.items(), self.weights, strict=True):
+            columns = {f"{name} of {key}": values for key, values in part.apart.items()} or {name: part.rewards}
+            named |= columns
+            weights += [weight] * len(columns)
+        groups, table = batch.groups(), list(named.values())
+        for name, column in named.items():
+            if name not in self._faint and gdpo.is_faint(column, groups):
+                self._faint.add(name)
+                say(
+                    f"reward {name!r} varies by less than {10 * gdpo.EPSILON:g} for every prompt of a batch, which "
+                    f"gdpo shrinks, as it adds {gdpo.EPSILON:g} to each deviation; give it in larger units"
+                )
+        sums = gdpo.sums_of_z(table, weights, groups)
+        used = [column for column, weight in zip(table, weights, strict=True) if weight]
+        return sums, gdpo.conflicts(used, sums, groups)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -146,8 +184,13 @@ def check_names(names: Sequence[str]) -> None:
             raise UserError(f"two rewards are named {name!r}; make a subclass of one, which then has a name of its own")
 
 
-def score_one(reward: Reward, batch: RewardBatch) -> Checked:
+def score_one(reward: Reward, batch: RewardBatch, holes: bool = False) -> Checked:
     """Score a batch (of one rollout or more) with one reward, and check what it gives.
+
+    Args:
+        reward: what scores.
+        batch: what it scores.
+        holes: whether None or NaN may stand for "does not apply".
 
     Raises:
         UserError: as `RewardSet.score`, without the comparison with other batches.
@@ -169,27 +212,31 @@ def score_one(reward: Reward, batch: RewardBatch) -> Checked:
         whom = _culprit(reward, batch, error)
         raise UserError(f"reward {reward.name!r} raised {describe(error)} on {whom}{place(error)}") from error
     with user_code(f"reward {reward.name!r} gives what cannot be read:"):
-        return check_result(reward.name, result, batch)
+        return check_result(reward.name, result, batch, holes)
 
 
-def check_result(name: str, result: Any, batch: RewardBatch) -> Checked:
+def check_result(name: str, result: Any, batch: RewardBatch, holes: bool = False) -> Checked:
     """What a reward gave, as plain floats.
-    Raises UserError if it is not one finite float for each rollout, or its metrics are not."""
+    Raises UserError if it is not one finite float for each rollout, or its metrics are not; with ``holes``, a reward
+    may be None or NaN."""
     if not isinstance(result, RewardResult):
         result = RewardResult(result)
-    rewards = _floats(name, "rewards", result.rewards, batch)
-    if not isinstance(result.metrics, Mapping):
-        _wrong(name, f"gives metrics as {_kind(result.metrics)}; give a dict of a name and a float for each sample")
-    metrics = {}
-    for key, values in result.metrics.items():
-        if not isinstance(key, str) or not key:
-            _wrong(name, f"names a metric {key!r}; give each a name that is text")
-        metrics[key] = _floats(name, f"values of metric {key!r}", values, batch)
+    rewards = _floats(name, "rewards", result.rewards, batch, holes)
+    metrics = _columns(name, "metric", result.metrics, batch)
     scores = None if result.scores is None else _floats(name, "scores", result.scores, batch)
-    return Checked(rewards, metrics, scores)
+    return Checked(rewards, metrics, scores, _columns(name, "part", result.apart, batch))
 
 
-def _floats(name: str, what: str, values: Any, batch: RewardBatch) -> list[float]:
+def _columns(name: str, what: str, given: Any, batch: RewardBatch) -> dict[str, list[float]]:
+    if not isinstance(given, Mapping):
+        _wrong(name, f"gives {what}s as {_kind(given)}; give a dict of a name and a float for each sample")
+    for key in given:
+        if not isinstance(key, str) or not key:
+            _wrong(name, f"names a {what} {key!r}; give each a name that is text")
+    return {key: _floats(name, f"values of {what} {key!r}", values, batch) for key, values in given.items()}
+
+
+def _floats(name: str, what: str, values: Any, batch: RewardBatch, holes: bool = False) -> list[float]:
     shape = getattr(values, "shape", None)
     if shape is not None:
         if tuple(shape) != (len(batch),):
@@ -199,12 +246,14 @@ def _floats(name: str, what: str, values: Any, batch: RewardBatch) -> list[float
         _wrong(name, f"gives {_kind(values)} as {what}; give a list of one float for each of the {len(batch)} samples")
     if len(values) != len(batch):
         _wrong(name, f"gives {len(values)} {what} for {len(batch)} samples; give one for each")
-    return [_float(name, what, value, rollout.id) for value, rollout in zip(values, batch, strict=True)]
+    return [_float(name, what, value, rollout.id, holes) for value, rollout in zip(values, batch, strict=True)]
 
 
-def _float(name: str, what: str, value: Any, sample: str) -> float:
+def _float(name: str, what: str, value: Any, sample: str, holes: bool) -> float:
     if getattr(value, "shape", None) == ():  # a number out of a tensor or an array
         value = value.item()
+    if holes and (value is None or value != value):
+        return math.nan
     if not isinstance(value, Real):
         _wrong(name, f"has {_kind(value)} among the {what}, for sample {sample!r}; give a float")
     if not abs(value) <= _FLOAT32_MAX:  # type: ignore[operator]  # NaN, too

@@ -17,7 +17,8 @@ from ..cli.user_code import user_code
 from ..extensions import Extension
 from ..files.outputs import check_folder
 from ..files.sources import run_records
-from .combine import RewardSet
+from . import gdpo
+from .combine import HOW, RewardSet
 from .selection import Chosen, add_flags, build, from_args
 
 _AGENT = Path(__file__).with_name("agent.py")
@@ -51,7 +52,8 @@ class Rewards(Extension):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """How rewards are combined and computed, and the flags of each."""
         add = parser.add_argument
-        add("--ext.reward_combine", choices=["sum", "min"], default="sum", help="how rewards are joined (%(default)s)")
+        words = "sum, min, or gdpo: each is normalised apart, then they are added (%(default)s)"
+        add("--ext.reward_combine", choices=HOW, default="sum", help=words)
         add("--ext.reward_args", metavar="JSON", help='arguments of rewards, {"NAME": {"argument": value}}')
         add(
             "--ext.reward_actors",
@@ -112,6 +114,8 @@ class Rewards(Extension):
                 "--ext.eval_on_start, --ext.eval_top_p and --ext.eval_top_k have no effect with --train.async_enable, "
                 "whose evaluation is OpenRLHF's own; leave them out"
             )
+        if args.ext.reward_combine == "gdpo":
+            gdpo.check(args)
         rewards = self._made(args).rewards
         if blind := next((reward for reward in rewards if not reward.reads_images), None):
             _refuse_images(blind.name, args)

@@ -7,6 +7,7 @@ packing and advantages find rewards that are already there.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
 
 from ..backends.machine import torch_device
 from ..files.records import write_jsonl
+from . import gdpo
 from .base import RewardBatch, RewardContext, Rollout, ScoreReference
 from .combine import Combined, RewardSet
 from .remote import in_actors
@@ -58,6 +60,16 @@ class RewardedSamples(SamplesGenerator):
         if self._rewards is not None:
             self._rewards.teardown()
 
+    def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
+        """A training batch; with ``gdpo``, its sums of normalised rewards are whitened, now that it is whole."""
+        samples, *rest = super().generate_samples(**generate_kwargs)
+        if self._rewards is not None and self._rewards.how == "gdpo":
+            sums = [sample.rewards.item() for sample in samples]
+            for sample, advantage in zip(samples, gdpo.whiten(sums), strict=True):
+                sample.rewards = torch.tensor([advantage])
+                sample.info["reward"] = sample.rewards
+        return samples, *rest
+
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
     ) -> tuple[list[Experience], int, bool]:
@@ -89,9 +101,11 @@ class RewardedSamples(SamplesGenerator):
         """Dynamic filtering: the mean score is inside of the range (as in OpenRLHF), and the rewards are not all equal
         (an estimator that compares the samples of a prompt would give each the advantage 0)."""
         low, high = self.args.algo.dynamic_filtering_range
+        assert self._rewards is not None
         scores = [experience.scores.item() for experience in group]
-        rewards = {experience.rewards.item() for experience in group}
-        equal = len(rewards) == 1 and self.args.algo.advantage.estimator in _BY_GROUP
+        least = gdpo.SPREAD if self._rewards.how == "gdpo" else 0.0
+        equal = gdpo.same([experience.rewards.item() for experience in group], least)
+        equal = equal and self.args.algo.advantage.estimator in _BY_GROUP
         return low < sum(scores) / len(scores) < high and not equal
 
     def _fill(self, experiences: list[Experience], what: str, size: int) -> None:
@@ -99,11 +113,13 @@ class RewardedSamples(SamplesGenerator):
         batch = RewardBatch(self._rollouts(experiences, what, size))
         assert self._rewards is not None
         result = self._rewards.score(batch)
+        rewards = result.rewards if result.normalised is None or what == "eval" else result.normalised
+        columns = {name: _filled(values) for name, values in result.columns.items()}
         for i, experience in enumerate(experiences):
-            experience.rewards = torch.tensor([result.rewards[i]])
+            experience.rewards = torch.tensor([rewards[i]])
             experience.scores = torch.tensor([result.scores[i]])
             experience.info |= {"reward": experience.rewards, "score": experience.scores}
-            experience.info |= {name: torch.tensor([values[i]]) for name, values in result.columns.items()}
+            experience.info |= {name: torch.tensor([values[i]]) for name, values in columns.items()}
         if self.args.ext.rollouts_dir:
             self._keep(batch, result, what)
 
@@ -125,6 +141,7 @@ class RewardedSamples(SamplesGenerator):
                     action_mask=mask,
                     truncated=bool(experience.truncated.item()),
                     images=experience.images[0],
+                    group=number,
                 )
             )
         return rollouts
@@ -137,7 +154,7 @@ class RewardedSamples(SamplesGenerator):
             {
                 **{name: getattr(rollout, name) for name in _WRITTEN},
                 "reward": result.rewards[i],
-                **{name: values[i] for name, values in result.columns.items()},
+                **{name: None if math.isnan(values[i]) else values[i] for name, values in result.columns.items()},
             }
             for i, rollout in enumerate(batch)
         ]
@@ -162,3 +179,9 @@ class RewardedSamples(SamplesGenerator):
         if self._asleep:
             batch_vllm_engine_call(self.vllm_engines, "wake_up")
             self._asleep = False
+
+
+def _filled(values: list[float]) -> list[float]:
+    """With the mean where a reward does not apply, so that the mean that is logged is of those to which it does."""
+    mean, _ = gdpo.moments([value for value in values if not math.isnan(value)])
+    return [mean if math.isnan(value) else value for value in values]

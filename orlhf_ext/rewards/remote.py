@@ -7,7 +7,8 @@ The GPUs are those that the run's models leave free. Where they leave none and s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ class Holder:
             self._reward.setup(dataclasses.replace(context, device=torch_device()))
 
     def score(self, batch: RewardBatch) -> Checked:
-        """Score a part of a batch."""
-        return score_one(self._reward, batch)
+        """Score a part of a batch; where NaN is refused, the controller does so."""
+        return score_one(self._reward, batch, holes=True)
 
     def teardown(self) -> None:
         """Tear the reward down."""
@@ -80,17 +81,23 @@ class InActors(Reward):
 
     def score(self, batch: RewardBatch) -> RewardResult:
         """Score the parts at the same time."""
-        share = -(-len(batch) // len(self._actors))
-        parts = [batch.take(range(start, min(start + share, len(batch)))) for start in range(0, len(batch), share)]
+        shares = cut_at_groups(batch.groups(), len(self._actors))
+        parts = [batch.take(share) for share in shares]
         found: list[Checked] = _get([a.score.remote(part) for a, part in zip(self._actors, parts, strict=False)])
         keys = set(found[0].metrics)
         if any(set(part.metrics) != keys for part in found):
             raise UserError("its copies give different metrics; give the same metrics for every batch")
+        places = [index for share in shares for index in share]
+
+        def joined(columns: Iterable[list[float]]) -> list[float]:
+            return [value for _, value in sorted(zip(places, itertools.chain.from_iterable(columns), strict=True))]
+
         scores = None
         if all(part.scores is not None for part in found):
-            scores = [value for part in found for value in part.scores or ()]
-        metrics = {key: [value for part in found for value in part.metrics[key]] for key in found[0].metrics}
-        return RewardResult([value for part in found for value in part.rewards], metrics, scores)
+            scores = joined(part.scores or [] for part in found)
+        metrics = {key: joined(part.metrics[key] for part in found) for key in found[0].metrics}
+        apart = {key: joined(part.apart[key] for part in found) for key in found[0].apart}
+        return RewardResult(joined(part.rewards for part in found), metrics, scores, apart)
 
     def teardown(self) -> None:
         """Tear the copies down and end their actors."""
@@ -99,6 +106,16 @@ class InActors(Reward):
         _get([holder.teardown.remote() for holder in self._actors])
         for holder in self._actors:
             ray.kill(holder)
+
+
+def cut_at_groups(groups: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+    """Indices of a batch in at most so many shares of about one size: the samples of a prompt stay together."""
+    size, done = sum(map(len, groups)), 0
+    found: list[list[int]] = [[] for _ in range(parts)]
+    for group in groups:
+        found[(2 * done + len(group)) * parts // (2 * size)] += group  # the part that its middle falls into
+        done += len(group)
+    return [share for share in found if share]
 
 
 def in_actors(rewards: Sequence[Reward], args: SimpleNamespace, policy: Any = None) -> list[Reward]:

@@ -329,6 +329,17 @@ def test_models_and_run_must_agree(group_model: Path, reward_model: Path, config
         check(arguments_of(tmp_path, [LABEL], words))
 
 
+def test_gdpo_leaves_no_choice_of_how_groups_count(config: str, tmp_path: Path) -> None:
+    gold = {"kind": "gold", "config": config, "traits": TRAITS}
+    check(arguments_of(tmp_path, [LABEL], gold, ext__reward_combine="gdpo"))
+    with pytest.raises(UserError, match=r"gdpo normalises each group's rewards apart, where --groups.aggregate index"):
+        check(
+            arguments_of(
+                tmp_path, [LABEL], {**gold, "aggregate": "index", "index": "minority"}, ext__reward_combine="gdpo"
+            )
+        )
+
+
 def test_labels_are_read_as_they_are_written() -> None:
     label = Label("hh-ä", "legacy")
     assert read_label(write_label(label), "x") == label
@@ -355,7 +366,7 @@ def test_batch_min_needs_its_reward_and_a_whole_batch(config: str, tmp_path: Pat
         ({"ext__reward": []}, "needs one reward of groups"),
         ({"ext__reward": ["length"], "ext__reward_args": '{"length": {"target": 5}}'}, "needs one reward of groups"),
         ({"groups__aggregate": "min"}, "add --ext.reward groups --groups.aggregate batch-min"),
-        ({"ext__reward_combine": "min"}, "--ext.reward_combine min takes the least reward"),
+        ({"ext__reward_combine": "min"}, "--ext.reward_combine min needs the reward of each response"),
     ):
         with pytest.raises(UserError, match=said):
             made.check(arguments_of(tmp_path, [LABEL], gold, **on, **more))

@@ -15,7 +15,7 @@ from orlhf_ext.rewards import selection
 from orlhf_ext.rewards.base import RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.combine import Combined, RewardSet
 
-GOLDENS = ROOT.parent / "shared" / "spec" / "goldens" / "rewards2.json"
+GOLDENS = ROOT / "tests" / "goldens" / "rewards2.json"
 #: what an unchanged file of a user looks like
 OLD = """
 import torch
