@@ -67,12 +67,13 @@ run_file() {
     [[ $DRY_RUN == 1 ]] || python recipes/stage.py "$1" --base "$OUT" "${@:2}"
 }
 
-# set_logger NAME: sets `logger`, a training's words: TensorBoard files in OUT, and W&B if the environment has a key, which
-# OpenRLHF then reads by itself: "env" only switches the logger on.
+# set_logger NAME: sets `logger`, a training's words: TensorBoard files in OUT, or W&B if the environment has a key, which
+# OpenRLHF then reads by itself ("env" only switches it on): a group for each run of a recipe, a name with the run's.
 set_logger() {
+    local run=${OUT##*/}
     logger=(--logger.tensorboard_dir "$OUT/tb" --logger.wandb.run_name "$1")
-    [[ -z ${WANDB_API_KEY:-} ]] || logger+=(--logger.wandb.key env)
-    [[ -z ${WANDB_API_KEY:-} || -z ${WANDB_PROJECT:-} ]] || logger+=(--logger.wandb.project "$WANDB_PROJECT")
+    [[ -z ${WANDB_API_KEY:-} ]] || logger=(--logger.wandb.key env --logger.wandb.project "${WANDB_PROJECT:-orlhf-ext}"
+        --logger.wandb.group "$run" --logger.wandb.run_name "$run/$1")
 }
 
 # Whether stages will find flash-attn; a dry run looks where it is called.

@@ -110,6 +110,9 @@ def test_the_chat_format_and_wandb_reach_the_trainings():
     for stage in ("sft", "rm", "align/exo-rw"):
         assert "--data.apply_chat_template" in found[stage]
         assert following(found[stage], "--logger.wandb.key") == "env"
+        assert following(found[stage], "--logger.wandb.group") == "hh_exo-smoke"
+        assert following(found[stage], "--logger.wandb.project") == "orlhf-ext"
+    assert following(found["rm"], "--logger.wandb.run_name") == "hh_exo-smoke/rm"
     assert "verysecretkey" not in str(found)
 
 
