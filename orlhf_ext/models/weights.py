@@ -279,13 +279,18 @@ def check_files(folder: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports of weights: what matters in them is refused here."""
-    from transformers.utils import logging
+    """Without transformers' progress bars and reports of weights, and what OpenRLHF tells of a model: what matters in
+    them is refused here."""
+    import logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as of_transformers
+
+    before, disabled = of_transformers.get_verbosity(), logging.root.manager.disable
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    logging.disable(logging.INFO)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        of_transformers.set_verbosity(before)
+        logging.disable(disabled)

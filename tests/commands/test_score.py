@@ -56,6 +56,15 @@ def test_rows_and_rewards_are_those_of_training(reward_model: Path, pairs: Path,
     assert meta["accuracy"] == sum(a > b for a, b in rewards) / 4
 
 
+def test_nothing_is_printed_but_its_own_lines(
+    reward_model: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    run(reward_model, pairs, tmp_path / "out.jsonl")
+    printed = capfd.readouterr()
+    assert all(line.startswith(str(tmp_path)) for line in printed.out.splitlines()), printed.out
+    assert "Loading" not in printed.err and "WARNING" not in printed.err
+
+
 def test_chats_go_through_the_template_as_in_training(reward_model: Path, tmp_path: Path) -> None:
     chats = [
         {
