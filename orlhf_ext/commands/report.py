@@ -17,6 +17,7 @@ from ..files.outputs import add_overwrite, check_file, check_folder
 from ..files.records import atomic_write
 from ..reports.page.page import drawings, render
 from ..reports.page.runs import read_runs
+from ..reports.track import to_trackio
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,6 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUN", help="output folder of a recipe")
     add("--out", required=True, metavar="FILE", help="the page, an .html file")
     add("--title", metavar="TEXT", help="above the page (the names of the runs)")
+    add("--trackio", metavar="PROJECT", help="the trainings' curves, too, in a project of Trackio, if it is there")
     add("--figures", metavar="FOLDER", help="the charts of the results, too, each as an .svg file")
     add_overwrite(parser)
     args = parser.parse_args(argv)
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path, text in ((args.out, page), *((Path(args.figures) / f"{name}.svg", text) for name, text in drawn)):
         with atomic_write(path) as stream:
             stream.write(text)
+    if args.trackio:
+        print(f"{to_trackio(runs, args.trackio)} trainings are in Trackio: trackio show --project {args.trackio}")
     for sentence in (sentence for run in runs for sentence in run.missing):
         print(sentence)
     print(f"{args.out}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser")

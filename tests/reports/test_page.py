@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,27 @@ def test_figures_by_themselves(run: Path, tmp_path: Path) -> None:
         text = drawn[re.sub(r"\W+", "-", title.lower()).strip("-")]
         assert text.startswith("<svg") and "var(--" not in text and "#5c6670" in text
         assert title.split("'")[0][:20] in text
+
+
+def test_curves_in_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The real thing, where it is installed; a second report replaces the first one's runs."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    out = report_runs.exo(tmp_path / "out")
+    for _ in range(2):
+        report.main([str(out), "--out", str(tmp_path / "r.html"), "--overwrite", "--trackio", "mine"])
+    assert "trainings are in Trackio: trackio show --project mine" in capsys.readouterr().out
+    names = [run.name for run in trackio.Api().runs("mine")]
+    assert len(names) == len(set(names)) == len(curves.read_curves(out / "tb")) and "out/rm" in names
+
+
+def test_trackio_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    out = report_runs.exo(tmp_path / "out")
+    said = failing(capsys, report.main, out, "--out", tmp_path / "r.html", "--trackio", "mine")
+    assert "--trackio needs the package trackio; pip install trackio" in said
 
 
 def test_a_run_that_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
