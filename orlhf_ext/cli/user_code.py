@@ -61,7 +61,12 @@ def place(error: BaseException) -> str:
     This is the innermost line that belongs neither to this project nor to Python or OpenRLHF, and not to an installed
     package, unless there are no others.
     """
-    found = frames(error)
+    return shown(frames(error))
+
+
+def shown(found: list[tuple[str, int]]) -> str:
+    """The one of these calls (`frames`) that `place` writes, in its form."""
+    found = [line for line in found if not _passed_over(line[0])]
     own = [line for line in found if not _INSTALLED & set(Path(line[0]).parts)]
     if not found:
         return ""

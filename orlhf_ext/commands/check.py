@@ -1,8 +1,8 @@
 """Try a reward on sample rollouts, without Ray, vLLM or a GPU: ``orlhf-ext check reward SPEC [its flags]``.
 
-SPEC is a ready-made reward, or my_pkg.my_module:MyReward. The sample rollouts are bundled; give records of your own
-with --data (JSON Lines: prompt, completions, label). Without --tokenizer, token ids are the text's bytes, and the
-reward's context has no tokenizer. Ends with exit code 1 if something is wrong.
+SPEC is a ready-made reward, my_pkg.my_module:MyReward, or FILE.py:function. The sample rollouts are bundled; give
+records of your own with --data (JSON Lines: prompt, completions, label). Without --tokenizer, token ids are the text's
+bytes, and the reward's context has no tokenizer. Ends with exit code 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ..models.texts import encode, prompt_text, read_samples, reply_text
 from ..rewards import arguments, selection
 from ..rewards.base import Reward, RewardBatch, RewardContext, Rollout
 from ..rewards.combine import Checked, RewardSet, score_one
+from ..rewards.functions import FunctionReward
+from .watch import watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -219,6 +221,7 @@ def parse(argv: Sequence[str], cls: type[Reward] | None) -> argparse.Namespace:
     add("--tokenizer", metavar="MODEL", help="the policy's folder or hub name, for token ids and chats")
     add("--min_speed", type=NOT_NEGATIVE, default=10.0, metavar="N", help="rollouts a second, at least (%(default)s)")
     add("--random_ok", action="store_true", help="accept that two calls give different rewards")
+    add("--watch", action="store_true", help="check again whenever its file, one beside it, or --data changes")
     add("--ext.reward_args", metavar="JSON", help='the reward\'s arguments, as in a run: \'{"NAME": {"ARG": 1}}\'')
     if cls is not None:
         described = (inspect.getdoc(cls) or "").partition("\n")[0].replace("%", "%%")
@@ -245,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind, *argv = argv
     if kind != "reward":
         raise UserError(f"nothing to check is called {kind!r}{suggest(kind, ['reward'])}")
+    if "--watch" in argv and not {"-h", "--help"} & set(argv):
+        return watch(argv)
     spec = argv[0] if argv and not argv[0].startswith("-") else None
     if spec is None:
         parse(argv, None)  # help, or what is missing
@@ -255,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         show([Finding("class", "wrong", str(error))], RewardBatch([]), None)
         raise SystemExit(1) from error
     args = parse(argv, cls)
-    findings = [Finding("class", "ok", f"{cls.__module__}:{cls.__qualname__}, named {cls.name!r}")]
+    form = f", a function in {cls.form}'s form" if issubclass(cls, FunctionReward) else ""
+    findings = [Finding("class", "ok", f"{cls.__module__}:{cls.__qualname__}, named {cls.name!r}{form}")]
     reward = arguments.make(
         cls, vars(args), arguments.parse_json(vars(args)["ext.reward_args"], [cls]).get(cls.name, {})
     )

@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -205,6 +205,10 @@ class Reward(ABC):
     reads_images: ClassVar[bool] = False
     #: the part of a GPU that one copy of it wants; 0 for a reward without a model
     gpus: float = 0.0
+    #: `score` waits for a network or other processes, and runs in a thread, beside the other rewards
+    waits: ClassVar[bool] = False
+    #: it keeps ``--ext.reward_timeout`` by itself
+    keeps_time: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -223,12 +227,13 @@ class Reward(ABC):
             UserError: one sentence that names the flag, file or record, and the way out.
         """
 
-    def setup(self, context: RewardContext) -> None:  # noqa: B027
-        """Called once before the first batch: load what `score` needs."""
+    def setup(self, context: RewardContext) -> Awaitable[None] | None:  # noqa: B027
+        """Called once before the first batch: load what `score` needs. This, `score` and `teardown` may each be
+        ``async def``; they share an event loop."""
 
     @abstractmethod
-    def score(self, batch: RewardBatch) -> RewardResult | Floats:
+    def score(self, batch: RewardBatch) -> RewardResult | Floats | Awaitable[RewardResult | Floats]:
         """One number for each rollout, in their order: a list, a tensor, or a `RewardResult`."""
 
-    def teardown(self) -> None:  # noqa: B027
+    def teardown(self) -> Awaitable[None] | None:  # noqa: B027
         """Called once at the end."""

@@ -4,19 +4,22 @@ checked, and kept apart for the log."""
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, NoReturn
 
 from ..cli.errors import UserError, suggest
-from ..cli.user_code import describe, place, user_code
+from ..cli.user_code import describe, place, shown, user_code
 from ..extensions.inject import say
 from . import gdpo
 from .base import Reward, RewardBatch, RewardContext, RewardResult
+from .calls import Call, TooLong, call, settle
 
 How = Literal["sum", "min", "gdpo"]
 HOW: tuple[How, ...] = ("sum", "min", "gdpo")
@@ -59,12 +62,19 @@ class RewardSet:
         rewards: with names that differ.
         weights: as many, unless it is ``min``; None weighs each 1. A weight of 0 logs a reward without training on it.
         how: one of `HOW`.
+        seconds: that each may take for a batch, or None.
 
     Raises:
         UserError: no reward, one name twice, a name that is none, weights with ``min`` or of the wrong number.
     """
 
-    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float] | None = None, how: str = "sum") -> None:
+    def __init__(
+        self,
+        rewards: Sequence[Reward],
+        weights: Sequence[float] | None = None,
+        how: str = "sum",
+        seconds: float | None = None,
+    ) -> None:
         if not rewards:
             raise UserError("no reward is given; add --ext.reward NAME or --ext.reward my_pkg.my_module:MyReward")
         if how not in HOW:
@@ -76,7 +86,7 @@ class RewardSet:
         check_names([reward.name for reward in rewards])
         self.rewards = list(rewards)
         self.weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
-        self.how = how
+        self.how, self.seconds = how, seconds
         self._keys: dict[str, set[str]] = {}
         self._faint: set[str] = set()
 
@@ -89,16 +99,16 @@ class RewardSet:
                     "give --algo.kl.init_coef more than 0, and train without --train.async_enable"
                 )
             with user_code(f"reward {reward.name!r} cannot be set up:", refusals=True):
-                reward.setup(replace(context, args=copy.deepcopy(context.args)))
+                settle(reward.setup(replace(context, args=copy.deepcopy(context.args))))
 
     def score(self, batch: RewardBatch) -> Combined:
-        """Score a batch with every reward, one after the other.
+        """Score a batch with every reward: those that wait side by side in threads, the others in this one.
 
         Raises:
             UserError: a reward raised, gave something else than a finite float for each rollout, or other metrics than
                 in the batch before; reward and sample are named, and ``__cause__`` is what it raised.
         """
-        parts = {reward.name: self._score(reward, batch) for reward in self.rewards}
+        parts = self._score_all(batch)
         columns: dict[str, list[float]] = {}
         for name, part in parts.items():
             columns[f"reward/{name}"] = part.rewards
@@ -121,16 +131,40 @@ class RewardSet:
         for reward in self.rewards:
             try:
                 with user_code(f"reward {reward.name!r} cannot be torn down:", refusals=True):
-                    reward.teardown()
+                    settle(reward.teardown())
             except UserError as error:
                 failed.append(error)
         if failed:
             raise failed[0]
 
+    def _score_all(self, batch: RewardBatch) -> dict[str, Checked]:
+        """The result of each. Of several that fail, the first in order is told, whichever fails first."""
+        waiting = [reward for reward in self.rewards if len(self.rewards) > 1 and _waits(reward)]
+        calls = {reward.name: Call(self._score, reward, batch) for reward in waiting}
+        found: dict[str, Checked] = {}
+        failed: dict[str, UserError] = {}
+        try:
+            for reward in self.rewards:
+                if reward.name not in calls and not failed:
+                    try:
+                        found[reward.name] = self._score(reward, batch)
+                    except UserError as error:
+                        failed[reward.name] = error
+            for name in (reward.name for reward in self.rewards):
+                if name in failed:
+                    raise failed[name]
+                if name in calls:
+                    found[name] = calls[name].result()
+        finally:
+            for call in calls.values():
+                call.cancel()
+        return {reward.name: found[reward.name] for reward in self.rewards}
+
     def _score(self, reward: Reward, batch: RewardBatch) -> Checked:
         if not len(batch):
             return Checked([], {key: [] for key in sorted(self._keys.get(reward.name, ()))}, None)
-        result = score_one(reward, batch, holes=self.how == "gdpo")
+        seconds = None if reward.keeps_time else self.seconds
+        result = score_one(reward, batch, self.how == "gdpo", seconds)
         keys = self._keys.setdefault(reward.name, set(result.metrics))
         if keys != set(result.metrics):
             changed = sorted(keys ^ set(result.metrics))
@@ -184,13 +218,14 @@ def check_names(names: Sequence[str]) -> None:
             raise UserError(f"two rewards are named {name!r}; make a subclass of one, which then has a name of its own")
 
 
-def score_one(reward: Reward, batch: RewardBatch, holes: bool = False) -> Checked:
+def score_one(reward: Reward, batch: RewardBatch, holes: bool = False, seconds: float | None = None) -> Checked:
     """Score a batch (of one rollout or more) with one reward, and check what it gives.
 
     Args:
         reward: what scores.
         batch: what it scores.
         holes: whether None or NaN may stand for "does not apply".
+        seconds: that it may take, or None.
 
     Raises:
         UserError: as `RewardSet.score`, without the comparison with other batches.
@@ -203,13 +238,19 @@ def score_one(reward: Reward, batch: RewardBatch, holes: bool = False) -> Checke
                     "set reads_images = True in its class if it may pass over them"
                 )
     try:
-        result = reward.score(batch.copy())
+        result = call(reward.score, batch.copy(), seconds=seconds)
     except UserError as error:
         raise UserError(f"reward {reward.name!r}: {error}") from error
     except (KeyboardInterrupt, GeneratorExit):
         raise
+    except TooLong as error:
+        whom = _culprit(reward, batch, error, seconds)
+        raise UserError(
+            f"reward {reward.name!r} takes more than --ext.reward_timeout {seconds:g} seconds on {whom}"
+            f"{shown(error.frames)}; give it more, or make it faster"
+        ) from error
     except BaseException as error:
-        whom = _culprit(reward, batch, error)
+        whom = _culprit(reward, batch, error, seconds)
         raise UserError(f"reward {reward.name!r} raised {describe(error)} on {whom}{place(error)}") from error
     with user_code(f"reward {reward.name!r} gives what cannot be read:"):
         return check_result(reward.name, result, batch, holes)
@@ -269,19 +310,23 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _culprit(reward: Reward, batch: RewardBatch, error: BaseException) -> str:
-    """The first sample that raises the same alone. The run is lost anyway, so half a minute of search costs nothing."""
+def _culprit(reward: Reward, batch: RewardBatch, error: BaseException, seconds: float | None) -> str:
+    """The first sample that does the same alone. The run is lost anyway, so half a minute of search costs nothing."""
     if len(batch) == 1:
         return f"sample {batch[0].id!r}"
     end = time.monotonic() + _SEARCH_SECONDS
     for rollout in batch:
-        if time.monotonic() > end:
+        if time.monotonic() > end or isinstance(error, CancelledError):
             break
         try:
-            reward.score(RewardBatch([rollout.copy()]))
+            call(reward.score, RewardBatch([rollout.copy()]), seconds=seconds)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as again:
             if (type(again), str(again)) == (type(error), str(error)):
                 return f"sample {rollout.id!r}"
-    return f"a batch of {len(batch)} samples, {batch[0].id!r} to {batch[-1].id!r} (none was found that raises it alone)"
+    return f"a batch of {len(batch)} samples, {batch[0].id!r} to {batch[-1].id!r} (none was found that does so alone)"
+
+
+def _waits(reward: Reward) -> bool:
+    return reward.waits or inspect.iscoroutinefunction(reward.score)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..backends.resources import check_part, cluster_address
 from ..cli.errors import UserError
-from ..cli.flags import COUNT, LENGTH, PART, whole
+from ..cli.flags import COUNT, LENGTH, PART, POSITIVE, whole
 from ..cli.user_code import user_code
 from ..extensions import Extension
 from ..files.outputs import check_folder
@@ -54,6 +54,8 @@ class Rewards(Extension):
         add = parser.add_argument
         words = "sum, min, or gdpo: each is normalised apart, then they are added (%(default)s)"
         add("--ext.reward_combine", choices=HOW, default="sum", help=words)
+        words = "that a reward may take for a batch; it then runs in a thread (no limit)"
+        add("--ext.reward_timeout", type=POSITIVE, metavar="SECONDS", help=words)
         add("--ext.reward_args", metavar="JSON", help='arguments of rewards, {"NAME": {"argument": value}}')
         add(
             "--ext.reward_actors",

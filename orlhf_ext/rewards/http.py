@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
 from ..cli.errors import UserError
@@ -45,6 +45,8 @@ class HTTP(Reward):
     is too slow, or answers 408, 425, 429 or 5xx is tried again after a growing pause, and with several servers the next
     one takes its place; any other answer that is not the contract's, or is larger than 64 MiB, ends the run at once.
     """
+
+    waits: ClassVar[bool] = True
 
     url: Annotated[list[str], "the servers, http://host:port/get_reward"]
     batch_size: Annotated[int, "rollouts in a request", COUNT] = 16

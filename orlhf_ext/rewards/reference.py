@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,7 @@ class GroupScorer:
 
     def __init__(self, group: Any, args: SimpleNamespace, pad_id: int) -> None:
         self._group, self._args, self._pad_id = group, args, pad_id
+        self._lock = threading.Lock()  # two threads' passes would meet in one collective
         self._copies = args.ds.ring_attn_size * args.ds.tensor_parallel_size
         self._ranks = len(group._actor_handlers) // self._copies
         #: where weights or sequences are spread over processes, all of them take part in each of OpenRLHF's passes
@@ -102,9 +104,10 @@ class GroupScorer:
         spans = [to_span(ids, mask) for ids, mask in zip(token_ids, masks, strict=True)]
         if not spans:
             return []
-        found = self._in_step(spans) if self._spread else self._apart(spans)
-        if self._args.train.colocate_all or self._args.train.colocate_actor_ref:
-            ray.get(self._group.async_run_method("empty_cache"))
+        with self._lock:
+            found = self._in_step(spans) if self._spread else self._apart(spans)
+            if self._args.train.colocate_all or self._args.train.colocate_actor_ref:
+                ray.get(self._group.async_run_method("empty_cache"))
         return [
             list(itertools.compress(values, mask[span.start :]))
             for values, span, mask in zip(found, spans, masks, strict=True)

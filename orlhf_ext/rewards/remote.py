@@ -17,6 +17,7 @@ from ..backends.resources import must_share
 from ..cli.errors import UserError
 from ..cli.user_code import user_code
 from .base import Reward, RewardBatch, RewardContext, RewardResult
+from .calls import settle
 from .combine import Checked, score_one
 
 if TYPE_CHECKING:
@@ -26,22 +27,22 @@ if TYPE_CHECKING:
 class Holder:
     """What runs in an actor: one copy of a reward."""
 
-    def __init__(self, reward: Reward) -> None:
-        self._reward = reward
+    def __init__(self, reward: Reward, seconds: float | None = None) -> None:
+        self._reward, self._seconds = reward, seconds
 
     def setup(self, context: RewardContext) -> None:
         """Set the reward up where this runs."""
         with user_code("a copy of it raised"):
-            self._reward.setup(dataclasses.replace(context, device=torch_device()))
+            settle(self._reward.setup(dataclasses.replace(context, device=torch_device())))
 
     def score(self, batch: RewardBatch) -> Checked:
         """Score a part of a batch; where NaN is refused, the controller does so."""
-        return score_one(self._reward, batch, holes=True)
+        return score_one(self._reward, batch, True, self._seconds)
 
     def teardown(self) -> None:
         """Tear the reward down."""
         with user_code("a copy of it raised"):
-            self._reward.teardown()
+            settle(self._reward.teardown())
 
 
 class InActors(Reward):
@@ -51,10 +52,16 @@ class InActors(Reward):
         reward: of which each has a copy.
         copies: how many.
         group: the placement group whose GPUs they share; None: they take their parts of others.
+        seconds: that scoring a part may take, or None.
     """
 
-    def __init__(self, reward: Reward, copies: int, group: PlacementGroup | None = None) -> None:
-        self._reward, self._copies, self._group = reward, copies, group
+    waits = True
+    keeps_time = True
+
+    def __init__(
+        self, reward: Reward, copies: int, group: PlacementGroup | None = None, seconds: float | None = None
+    ) -> None:
+        self._reward, self._copies, self._group, self._seconds = reward, copies, group, seconds
         self.name = reward.name  # type: ignore[misc]
         self.needs_reference = reward.needs_reference  # type: ignore[misc]
         self.reads_images = reward.reads_images  # type: ignore[misc]
@@ -65,7 +72,9 @@ class InActors(Reward):
         import ray
 
         actor: Any = ray.remote(num_cpus=self.gpus, num_gpus=self.gpus)(Holder)
-        self._actors = [actor.options(**self._place(i)).remote(self._reward) for i in range(self._copies)]
+        self._actors = [
+            actor.options(**self._place(i)).remote(self._reward, self._seconds) for i in range(self._copies)
+        ]
         _get([holder.setup.remote(context) for holder in self._actors])
 
     def _place(self, copy: int) -> dict[str, Any]:
@@ -132,7 +141,8 @@ def in_actors(rewards: Sequence[Reward], args: SimpleNamespace, policy: Any = No
     group, parts = None, [reward.gpus for reward in rewards if reward.gpus for _ in range(copies)]
     if policy is not None and parts and must_share(args, parts, ray.cluster_resources().get("GPU", 0)):
         group = ray.get(policy._actor_handlers[0].__ray_call__.remote(_current_group))
-    return [InActors(reward, copies, group) if reward.gpus else reward for reward in rewards]
+    seconds = args.ext.reward_timeout
+    return [InActors(reward, copies, group, seconds) if reward.gpus else reward for reward in rewards]
 
 
 def _current_group(_: Any) -> PlacementGroup | None:

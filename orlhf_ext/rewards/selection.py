@@ -97,7 +97,11 @@ def add_flags(parser: argparse.ArgumentParser, chosen: Sequence[Chosen]) -> None
 
 
 def build(
-    chosen: Sequence[Chosen], flags: Mapping[str, Any], how: str = "sum", reward_args: str | None = None
+    chosen: Sequence[Chosen],
+    flags: Mapping[str, Any],
+    how: str = "sum",
+    reward_args: str | None = None,
+    seconds: float | None = None,
 ) -> RewardSet:
     """Make the rewards and what combines them.
 
@@ -106,6 +110,7 @@ def build(
         flags: the parsed namespace of a parser that `add_flags` was called on, as a dict.
         how: ``--ext.reward_combine``.
         reward_args: ``--ext.reward_args``, JSON text.
+        seconds: ``--ext.reward_timeout``.
 
     Raises:
         UserError: an argument is missing, unknown or of a wrong type; weights with ``min``; names that clash.
@@ -115,7 +120,7 @@ def build(
     if any(item.weight is not None for item in chosen):
         weights = [1.0 if item.weight is None else item.weight for item in chosen]
     made = [arguments.make(item.cls, flags, from_json.get(item.cls.name, {})) for item in chosen]
-    return RewardSet(made, weights, how)
+    return RewardSet(made, weights, how, seconds)
 
 
 def from_args(args: SimpleNamespace) -> RewardSet:
@@ -126,4 +131,4 @@ def from_args(args: SimpleNamespace) -> RewardSet:
     for item in chosen:
         own = vars(getattr(args, item.cls.name, SimpleNamespace()))
         flags |= {f"{item.cls.name}.{name}": value for name, value in own.items()}
-    return build(chosen, flags, args.ext.reward_combine, args.ext.reward_args)
+    return build(chosen, flags, args.ext.reward_combine, args.ext.reward_args, args.ext.reward_timeout)

@@ -49,6 +49,7 @@ def nested(model: Path, **changes: Any) -> SimpleNamespace:
         "ext.reward": ["vrcli"],
         "ext.reward_combine": "sum",
         "ext.reward_args": None,
+        "ext.reward_timeout": None,
         "ext.reward_actors": 1,
         "ext.reference_batch_tokens": 1000,
         "ext.rollouts_dir": None,

@@ -201,6 +201,7 @@ def test_a_run_says_it(fault, planted: Callable, place: str, how: str) -> None:
             flags = {"algo": SimpleNamespace(kl=SimpleNamespace(init_coef=0.1)), "it": SimpleNamespace(a=None)}
             ext = SimpleNamespace(
                 reward=[f"{name}:It"], reward_combine="sum", reward_args=None, reward_actors=1, eval_top_k=-1,
+                reward_timeout=None,
                 reference_batch_tokens=9, rollouts_dir=None, eval_on_start=False, eval_top_p=1.0,
             )  # fmt: skip
             space = SimpleNamespace

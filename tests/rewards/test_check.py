@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, failing
 
 from orlhf_ext.commands import check
 from orlhf_ext.commands.check import bundled, load_rollouts
@@ -227,3 +229,36 @@ def test_the_command_line_loads_nothing_heavy(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.endswith("HEAVY []\n") and "--length.unit" in done.stdout and "rollouts/s" in done.stdout
+
+
+def test_watching_checks_again_after_a_change(tmp_path: Path) -> None:
+    file, log = tmp_path / "mine.py", tmp_path / "log.txt"
+    file.write_text("def f(batch): return [0.5] * len(batch)\n")
+    words = [sys.executable, "-m", "orlhf_ext", "check", "reward", f"{file}:f", "--watch"]
+    with log.open("w") as stream:
+        watching = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT)
+
+    def until(count: int) -> None:
+        end = time.monotonic() + 60
+        while log.read_text().count("Ctrl-C ends it") < count:
+            assert watching.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+
+    try:
+        until(1)
+        assert "wrong" not in log.read_text() and "a function in orlhf-ext's form" in log.read_text()
+        file.write_text("def f(batch) return\n")
+        until(2)
+        assert "cannot be imported: SyntaxError" in log.read_text()
+        file.write_text("def f(batch): return [0.25, 1]\n")
+        until(3)
+        assert "gives 2 rewards for" in log.read_text()
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 0
+    finally:
+        watching.kill()
+        watching.wait()
+
+
+def test_watching_needs_a_file(capsys: pytest.CaptureFixture) -> None:
+    assert "--watch has no file of yours" in failing(capsys, check.main, "reward", "length", "--watch")
