@@ -108,11 +108,13 @@ def strategy(tiny_model: Path) -> Iterator[Any]:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
             patch.setenv(name, value)
         patch.setenv("MASTER_PORT", free_port())
+        kept = dict(vars(deepspeed.utils.groups))
         strategy = DeepspeedStrategy(args=args)
         strategy.setup_distributed()
         yield strategy
         torch.distributed.destroy_process_group()
         deepspeed.comm.comm.cdb = None
+        vars(deepspeed.utils.groups).update(kept)  # it keeps groups of the world that has ended
 
 
 @pytest.fixture
