@@ -249,7 +249,13 @@ def arguments_of(tmp_path: Path, labels: list[Any], reward: dict[str, Any], **mo
         eval=space(dataset=None),
         algo=space(dynamic_filtering_enable=False),
         train=space(async_enable=False),
-        ext=space(use=[], reward=["orlhf_ext.groups.reward:Groups"], reward_combine="sum", reward_args=None),
+        ext=space(
+            use=[],
+            reward=["orlhf_ext.groups.reward:Groups"],
+            reward_combine="sum",
+            reward_args=None,
+            reward_timeout=None,
+        ),
         groups=space(**{name: list(v) if isinstance(v, tuple) else str(v) for name, v in reward.items()}),
     )
     for name, value in more.items():
