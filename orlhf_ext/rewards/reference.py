@@ -84,7 +84,10 @@ class GroupScorer:
         self._copies = args.ds.ring_attn_size * args.ds.tensor_parallel_size
         self._ranks = len(group._actor_handlers) // self._copies
         #: where weights or sequences are spread over processes, all of them take part in each of OpenRLHF's passes
-        self._spread = args.ds.zero_stage == 3 or self._copies > 1 or args.ds.packing_samples
+        self.spread = args.ds.zero_stage == 3 or self._copies > 1 or args.ds.packing_samples
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GroupScorer, (self._group, self._args, self._pad_id)  # a lock cannot be pickled
 
     @functools.cached_property
     def device(self) -> str:
@@ -105,7 +108,7 @@ class GroupScorer:
         if not spans:
             return []
         with self._lock:
-            found = self._in_step(spans) if self._spread else self._apart(spans)
+            found = self._in_step(spans) if self.spread else self._apart(spans)
             if self._args.train.colocate_all or self._args.train.colocate_actor_ref:
                 ray.get(self._group.async_run_method("empty_cache"))
         return [

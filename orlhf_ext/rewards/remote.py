@@ -68,9 +68,17 @@ class InActors(Reward):
         self.gpus = reward.gpus
 
     def setup(self, context: RewardContext) -> None:
-        """Start the actors and set up a copy in each."""
+        """Start the actors and set up a copy in each. Raises UserError if it needs a reference model whose passes all
+        processes must enter in one order, which several callers cannot keep."""
         import ray
 
+        reference = context.score_reference if self.needs_reference else None
+        if getattr(reference, "spread", False):
+            raise UserError(
+                "it holds a model in actors of its own and needs the reference model, which is spread over processes; "
+                "train without --ds.zero_stage 3, --ds.packing_samples, ring attention and tensor parallelism"
+            )
+        context = dataclasses.replace(context, score_reference=reference)
         actor: Any = ray.remote(num_cpus=self.gpus, num_gpus=self.gpus)(Holder)
         self._actors = [
             actor.options(**self._place(i)).remote(self._reward, self._seconds) for i in range(self._copies)

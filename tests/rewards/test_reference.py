@@ -96,3 +96,28 @@ def test_plans_of_a_record_go_to_one_process(actor: Any, monkeypatch: pytest.Mon
     assert sorted(seen, key=len, reverse=True) == wanted
     alone = [reward._nlls([span])[0] for span in spans]
     assert found == pytest.approx(alone, rel=2e-2)  # bf16: other shapes of products
+
+
+def test_a_scorer_reaches_a_reward_in_an_actor_if_its_passes_need_no_order() -> None:
+    """It goes there pickled; where all processes take part in a pass, two callers' passes would meet."""
+    import pickle
+
+    from orlhf_ext.cli.errors import UserError
+    from orlhf_ext.rewards import Reward, RewardContext
+    from orlhf_ext.rewards.reference import GroupScorer
+    from orlhf_ext.rewards.remote import InActors
+
+    def scorer(stage: int) -> GroupScorer:
+        ds = SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1, zero_stage=stage, packing_samples=False)
+        return GroupScorer(SimpleNamespace(_actor_handlers=("first", "second")), SimpleNamespace(ds=ds), 0)
+
+    class Both(Reward):
+        needs_reference, gpus = True, 0.5
+
+        def score(self, batch: Any) -> list[float]:
+            return [0.0] * len(batch)
+
+    found = pickle.loads(pickle.dumps(scorer(2)))
+    assert not found.spread and scorer(3).spread
+    with pytest.raises(UserError, match="the reference model, which is spread over processes; train without"):
+        InActors(Both(), 1).setup(RewardContext(score_reference=scorer(3)))
