@@ -45,7 +45,8 @@ def main():
         actor=group(1), ref=group(1), critic=group(1), reward=space(remote_url=None),
         vllm=space(num_engines=1, tensor_parallel_size=1),
         train=space(colocate_all=shared, colocate_actor_ref=True, async_enable=False, agent_func_path="x.py"),
-        algo=space(kl=space(init_coef=0.1), advantage=space(estimator="group_norm")), ext=space(reward_actors=1, reward_timeout=None),
+        algo=space(kl=space(init_coef=0.1), advantage=space(estimator="group_norm")),
+        ext=space(reward_actors=1, reward_timeout=None),
     )
     hook = ray_setup.runtime_environment(os.environ)
     ray.init(runtime_env=hook, num_gpus=int(sys.argv[3]), num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -100,7 +100,7 @@ def test_plans_of_a_record_go_to_one_process(actor: Any, monkeypatch: pytest.Mon
 
 def test_a_scorer_reaches_a_reward_in_an_actor_if_its_passes_need_no_order() -> None:
     """It goes there pickled; where all processes take part in a pass, two callers' passes would meet."""
-    import pickle
+    from ray import cloudpickle
 
     from orlhf_ext.cli.errors import UserError
     from orlhf_ext.rewards import Reward, RewardContext
@@ -117,7 +117,7 @@ def test_a_scorer_reaches_a_reward_in_an_actor_if_its_passes_need_no_order() -> 
         def score(self, batch: Any) -> list[float]:
             return [0.0] * len(batch)
 
-    found = pickle.loads(pickle.dumps(scorer(2)))
+    found = cloudpickle.loads(cloudpickle.dumps(scorer(2)))
     assert not found.spread and scorer(3).spread
     with pytest.raises(UserError, match="the reference model, which is spread over processes; train without"):
         InActors(Both(), 1).setup(RewardContext(score_reference=scorer(3)))
