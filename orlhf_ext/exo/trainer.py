@@ -86,7 +86,8 @@ class KwiseTrainer(DPOTrainer):
         # Actor divides its float32 logits by this.
         self.model.temperature = self.ref_model.temperature = exo.temperature
         actors = (self.model, self.ref_model)
-        self._once = [PromptOnce(actor, self._share_mode(), self.strategy.print, self._worst) for actor in actors]
+        words = (self._share_mode(), self.strategy.print, self._worst, True)
+        self._once = [PromptOnce(actor, *words) for actor in actors]
         self.tally = Tally(METRICS, "kwise")
         self.loss_fn = KwiseLoss(exo, self.tally)
         self._check_vocabulary()

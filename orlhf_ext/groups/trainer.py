@@ -101,7 +101,7 @@ class GroupTrainer(RewardModelTrainer):
         self.groups = self.args.groups
         self.settings = self.strategy._unwrap_model(self.model).group_settings
         self.loss_fn = GroupLoss(self.settings, self.groups)
-        self.once = PromptOnce(self.model, "auto", self.strategy.print, self._worst)
+        self.once = PromptOnce(self.model, "auto", self.strategy.print, self._worst, True)
         self._scores: list[torch.Tensor] = []
         self.train_dataloader: Any
         self.eval_dataloader: Any

@@ -99,6 +99,7 @@ class PromptOnce:
         mode: ``auto``; ``on``: what does not hold is refused; ``off``.
         say: prints a line; None: only what does not hold is said.
         agree: makes the largest over all ranks of a number, where several train.
+        trained: the model is trained, or compared with one that is: before the first step the two agree to the bit.
     """
 
     def __init__(
@@ -107,7 +108,9 @@ class PromptOnce:
         mode: str = "auto",
         say: Callable[[str], Any] | None = None,
         agree: Callable[[float], float] = float,
+        trained: bool = False,
     ) -> None:
+        self._trained = trained
         self.model, self.mode, self._say, self._agree = model, mode, say, agree
         self._told = False
         self._holds: bool | None = None if mode != "off" else False
@@ -187,7 +190,7 @@ class PromptOnce:
             return contextlib.nullcontext()
         here = {row: number for number, row in enumerate(members)}
         own = [Part([here[row] for row in part.rows], part.length) for part in parts]
-        return computed_once(self.model, Stream(own, mask))
+        return computed_once(self.model, Stream(own, mask, self._trained))
 
     def _pays(self, parts: Sequence[Part], rows: Sequence[Sequence[int]], width: int) -> bool:
         """Whether a batch has fewer tokens as a stream, and none beyond a sliding window."""

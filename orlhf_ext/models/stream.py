@@ -55,9 +55,11 @@ class Stream:
     Args:
         parts: of all rows of the batch.
         mask: ``(rows, L)``, 1 on tokens, padded on any side.
+        trained: computed by the kernels of training, or compared with what is.
     """
 
-    def __init__(self, parts: Sequence[Part], mask: Tensor) -> None:
+    def __init__(self, parts: Sequence[Part], mask: Tensor, trained: bool = False) -> None:
+        self.trained = trained
         columns = [row.nonzero()[:, 0] + number * mask.shape[1] for number, row in enumerate(mask.cpu())]
         self.device = mask.device
         self.longest = max(map(len, columns))
@@ -256,7 +258,7 @@ def _padded(
     """``(1, heads, T, d)`` in, ``(1, T, heads, d)`` out, by functions that take a mask."""
     shared, own = stream.shared_table, stream.own_table
     plain = inner.__name__ == "sdpa_attention_forward" and not _extras(words)
-    if module.training and query.device.type == "cpu" and plain:
+    if stream.trained and query.device.type == "cpu" and plain:
         most = max(shared.longest**2 * shared.count, (shared.longest + own.longest) * own.longest * own.count)
         inner = _products if most * query.shape[1] <= _MOST_SCORES else inner
     split = (stream.begin, stream.tokens - stream.begin)

@@ -269,3 +269,17 @@ def test_bfloat16_differs_by_rounding_alone() -> None:
     kept = mask.bool()
     of_rows, of_stream = ((x - exact)[kept].norm() for x in (wanted, found))
     assert of_stream <= 1.5 * of_rows
+
+
+def test_a_policy_and_its_reference_begin_as_one() -> None:
+    """In bf16 too, kernels of training and of reading would differ; a loss begins at the value that users check."""
+    model = make("LlamaConfig", FAMILIES["LlamaConfig"]).bfloat16()
+    ids, mask = pad_right(MIXED, 2, "cpu")
+    found = []
+    for training in (True, False):
+        with (
+            PromptOnce(model.train(training), "on", str, trained=True).over(ids, mask),
+            torch.set_grad_enabled(training),
+        ):
+            found.append(model(ids, attention_mask=mask).logits.detach()[mask.bool()])
+    assert torch.equal(*found)
