@@ -197,25 +197,13 @@ class Judge(Reward):
     def score(self, batch: RewardBatch) -> RewardResult:
         """Rewards in the batch's order, and what is logged of how the judge judges: see the documentation.
         Raises UserError if the judge cannot answer, or answers alike whatever it is shown."""
-        groups = [self._group(batch, rows) for rows in batch.groups()]
-        games, answers = self._play(groups)
+        groups, games, answers = self.play(batch)
         self._refuse_deaf(games)
         return self._result(batch, groups, games, answers)
 
-    def _group(self, batch: RewardBatch, rows: list[int]) -> Group:
-        rollouts = [batch[row] for row in rows]
-        players = [self._player(rollout.id, behind(rollout.response, self.after)) for rollout in rollouts]
-        if len(rows) == 1 and self.against_label and isinstance(label := rollouts[0].label, str) and label.strip():
-            players.append(self._player("its label", label))
-        pivot = _pivot(self._seed, rollouts, players) if self.pairs == "pivot" and len(players) > 1 else None
-        pairs = tournament.pairs_of(len(players), self.pairs, pivot or 0)
-        return Group(rows, players, self._question(rollouts[0].prompt), pairs, pivot)
-
-    def _player(self, name: str, text: str) -> Player:
-        return Player(name, *self._template.clean(text, self._tokens))
-
-    def _play(self, groups: Sequence[Group]) -> tuple[list[list[Game]], list[list[Answer | None]]]:
-        """The games of each group, all that need the judge in one call of it, and what it answered."""
+    def play(self, batch: RewardBatch) -> tuple[list[Group], list[list[Game]], list[list[Answer | None]]]:
+        """The samples of each prompt, their games, all that need the judge in one call of it, and its answers."""
+        groups = [self._group(batch, rows) for rows in batch.groups()]
         games: list[list[Game]] = []
         shown: list[Two] = []
         for group in groups:
@@ -233,7 +221,19 @@ class Judge(Reward):
             [game if answer is None else game._replace(leans=answer.leans) for game, answer in zip(*both, strict=True)]
             for both in zip(games, answers, strict=True)
         ]
-        return games, answers
+        return groups, games, answers
+
+    def _group(self, batch: RewardBatch, rows: list[int]) -> Group:
+        rollouts = [batch[row] for row in rows]
+        players = [self._player(rollout.id, behind(rollout.response, self.after)) for rollout in rollouts]
+        if len(rows) == 1 and self.against_label and isinstance(label := rollouts[0].label, str) and label.strip():
+            players.append(self._player("its label", label))
+        pivot = _pivot(self._seed, rollouts, players) if self.pairs == "pivot" and len(players) > 1 else None
+        pairs = tournament.pairs_of(len(players), self.pairs, pivot or 0)
+        return Group(rows, players, self._question(rollouts[0].prompt), pairs, pivot)
+
+    def _player(self, name: str, text: str) -> Player:
+        return Player(name, *self._template.clean(text, self._tokens))
 
     def _refuse_deaf(self, games: Sequence[Sequence[Game]]) -> None:
         """Rewards that are all equal teach nothing, and the run would not end."""

@@ -39,7 +39,7 @@ class Server:
                 body = value if isinstance(value, bytes) else json.dumps(value).encode()
                 with lock:
                     self.at_a_time -= 1
-                with contextlib.suppress(BrokenPipeError):  # the client has given up
+                with contextlib.suppress(ConnectionError):  # the client has given up
                     handler.send_response(status)
                     handler.send_header("Content-Length", str(len(body)))
                     for name, text in (more[0] if more else {}).items():
