@@ -64,6 +64,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
     "LitBench": {
         "litbench evaluate": Command("litbench.evaluate", "accuracy of reward models and judges on story pairs"),
     },
+    "judges": {
+        "judge compare": Command("judge.compare", "a judge compares the samples of two policies"),
+    },
 }
 
 

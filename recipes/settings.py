@@ -31,7 +31,7 @@ COMMON = ["DRY_RUN=0", "SEED=1234", "OUT=", "NPROC=", "PUSH_TO_HUB="]
 #: recipe -> its page in docs/methods
 PAGES = {
     "hh_exo": "exo", "hh_dpo": "exo", "hh_groups": "groups", "jigsaw_rectify": "deadend",
-    "ncp_vrcli": "vrcli", "litbench_btrm": "litbench", "litbench_genrm": "litbench",
+    "ncp_vrcli": "vrcli", "litbench_btrm": "litbench", "litbench_genrm": "litbench", "litbench_rl": "judge",
 }  # fmt: skip
 #: flags of LitBench's scripts, which its recipes take, too
 LITBENCH_FLAGS = {
@@ -147,6 +147,28 @@ def litbench(v: Values) -> None:
     v.say(f"{v['NPROC']} processes x {micro} x {batch // (micro * v['NPROC'])} accumulated: {batch} texts a step")
     v["batch"] = batch
     v.sample_on(v["NPROC"])
+    find_tests(v)
+
+
+def litbench_rl(v: Values) -> None:
+    """``litbench_rl.sh``."""
+    fit.check_room(v.number("MAX_LEN"), v.number("MAX_NEW_TOKENS"))
+    fit.check_rollouts(v.number("ROLLOUT_BATCH"), v.number("SAMPLES"), v.number("BATCH_SIZE"))
+    for words, model in (("JUDGE_ARGS", "JUDGE"), ("RM_ARGS", "REWARD_MODEL")):
+        if words in v.given:
+            v.no_effect(words, model, ", which is not trained")
+    v.fit_rl(v["NPROC"], spare=1)
+    find_tests(v)
+    # what the recipes of both reward models are told; without data of the user's own, each has its own of the hub
+    v["shared"] = [f"{name}={v[name]}" for name in ("TEST_FILE", "ALLOW_TRAIN_HOLDOUT") if v[name] not in ("", "0")]
+    if "LITBENCH_DATA" in v.given:
+        v["shared"].append(f"LITBENCH_DATA={v['LITBENCH_DATA']}")
+    if v["RAY_ADDRESS"]:  # a cluster's workers start in folders of their own
+        v["OUT"] = os.path.abspath(v["OUT"])
+
+
+def find_tests(v: Values) -> None:
+    """Sets ``tested``, the words that say where LitBench's test pairs are."""
     test = Path(v["DATA_DIR"]) / "rehydrated_test_data.csv"  # where `litbench rehydrate` writes it
     if not v["TEST_FILE"] and v["LITBENCH_DATA"] != "sample" and test.is_file():
         v["tested"] = ["--test_file", str(test)]
@@ -158,7 +180,7 @@ def litbench(v: Values) -> None:
 
 RECIPES: dict[str, Callable[[Values], None]] = {
     "hh_exo": hh_exo, "hh_dpo": hh_exo, "hh_groups": hh_groups, "jigsaw_rectify": jigsaw_rectify,
-    "ncp_vrcli": ncp_vrcli, "litbench_btrm": litbench, "litbench_genrm": litbench,
+    "ncp_vrcli": ncp_vrcli, "litbench_btrm": litbench, "litbench_genrm": litbench, "litbench_rl": litbench_rl,
 }  # fmt: skip
 
 
@@ -192,8 +214,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def read_words(recipe: str, words: list[str]) -> dict[str, str]:
-    """Variables that a recipe's own arguments stand for; only LitBench's recipes take any."""
-    if not recipe.startswith("litbench"):
+    """Variables that a recipe's own arguments stand for; only LitBench's reward models take any."""
+    if recipe not in ("litbench_btrm", "litbench_genrm"):
         if words:
             fail(
                 f"{words[0]} is not known; a recipe has variables, NAME=VALUE bash recipes/{recipe}.sh (--help lists "

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import fit
 
 #: variables that may name a path, which is the caller's
-PATHS = """ALIGN_DATA CLASSIFIER CLASSIFIER_MODEL DATA_DIR EVAL_PROMPTS GROUPS_FILE HH_DATA JIGSAW_DATA LITBENCH_DATA
-    MODEL PERPLEXITY_MODEL Q_MODEL REWARD_MODEL RM_MODEL SFT_MODEL STORIES TEST_FILE""".split()  # noqa: SIM905
+PATHS = """ALIGN_DATA CLASSIFIER CLASSIFIER_MODEL DATA_DIR EVAL_PROMPTS GROUPS_FILE HH_DATA JIGSAW_DATA JUDGE
+    LITBENCH_DATA MODEL PERPLEXITY_MODEL Q_MODEL REWARD_MODEL RM_MODEL SFT_MODEL STORIES TEST_FILE""".split()  # noqa: SIM905
 #: whole numbers of at least 1
 COUNTS = """BATCH_SIZE CLASSIFIER_BATCH CLASSIFIER_EPOCHS CONTEXT_WORDS ENGINES EPISODES EPOCHS EVAL_STEPS GOLD_WORDS K
     MAX_LEN MAX_NEW_TOKENS MAX_SCORED MICRO_BATCH_SIZE NPROC NUM_CHECKPOINTS NUM_COMPLETIONS NUM_CONTRASTIVE NUM_EVAL
@@ -24,6 +24,7 @@ COUNTS = """BATCH_SIZE CLASSIFIER_BATCH CLASSIFIER_EPOCHS CONTEXT_WORDS ENGINES 
 COUNTS_OR_ALL = {
     "hh_exo": ("TRAIN_PROMPTS", "ALIGN_PROMPTS", "TEST_PROMPTS"),
     "jigsaw_rectify": ("NUM_COMMENTS", "NUM_PROMPTS"),
+    "litbench_rl": ("TRAIN_PROMPTS", "TEST_PROMPTS"),
     "ncp_vrcli": ("TRAIN_PROMPTS", "VAL_PROMPTS", "TEST_PROMPTS"),
 }
 #: 0 or 1
@@ -34,11 +35,12 @@ CHOICES = {
     "LOSS": "exo-rw exo-pref dpo-rw dpo-pref",
     "METHOD": "all gold maxmin sharedrep",
     "MODE": "most sample all",
+    "PAIRS": "round_robin pivot circle",
     "PRESET": "equal paper",
     "PROMPT_FORMAT": "hh chat",
     "SYSTEM": "keep drop merge",
 }
-STYLES = {"hh_groups": "hh chat legacy", "litbench_genrm": "marker chat"}
+STYLES = {"hh_groups": "hh chat legacy", "litbench_genrm": "marker chat", "litbench_rl": "marker chat"}
 #: a number from 0 to 1, as the name of a stage or a folder may have it
 SHARE = r"0|1|0?\.[0-9]+"
 

@@ -24,6 +24,7 @@ ROOMS = [
     "vrcli",
     "deadend",
     "litbench",
+    "judge",
     "launch",
     "commands",
     "build_data",

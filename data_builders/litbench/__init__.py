@@ -1,12 +1,14 @@
-"""LitBench -> pairs for a Bradley-Terry reward model, and rationales for a generative one, in three steps.
+"""LitBench -> pairs for a Bradley-Terry reward model, rationales for a generative one, and prompts, in four steps.
 
 - ``rehydrate``: the published ids of the test set -> ``rehydrated_test_data.csv``, from Reddit or from a dump
 - ``pairs``: ``pairs_train.jsonl``, ``pairs_val.jsonl``, ``pairs_test.jsonl``, rows
   ``{"id", "prompt", "chosen", "rejected", ...}``
 - ``rationales``: ``rationales_train.jsonl``, ``rationales_val.jsonl``, rows
   ``{"id", "prompt", "completion", "label": "A" | "B"}``, and ``rationales_test.jsonl``: the test pairs in both orders
+- ``prompts``: ``prompts_train.jsonl``, ``prompts_val.jsonl``, ``prompts_test.jsonl``, rows
+  ``{"id", "prompt", "label"}``
 
-The last two find their test pairs in the first one's file, by the rules of `data_builders.litbench.sources`.
+The last three find their test pairs in the first one's file, by the rules of `data_builders.litbench.sources`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from orlhf_ext.files.built import Built
 
 from ..common import merge_out
-from . import pairs, rationales, rehydrate
+from . import pairs, prompts, rationales, rehydrate
 from .sources import HUB_TEST
 
 #: the steps: what they do, and what they read by default
@@ -26,6 +28,7 @@ STEPS = {
     "rehydrate": (rehydrate, "the published ids of the test set into texts, from Reddit or from dumps", HUB_TEST),
     "pairs": (pairs, "story pairs for a Bradley-Terry reward model", pairs.DEFAULT),
     "rationales": (rationales, "judging inputs and answers for a generative reward model", rationales.DEFAULT),
+    "prompts": (prompts, "writing prompts for a policy whose stories are judged", prompts.DEFAULT),
 }
 
 

@@ -43,6 +43,7 @@ _READY_MADE = {
         "format": "orlhf_ext.rewards.format:Format",
         "groups": "orlhf_ext.groups.reward:Groups",
         "http": "orlhf_ext.rewards.http:HTTP",
+        "judge": "orlhf_ext.judge.reward:Judge",
         "length": "orlhf_ext.rewards.length:Length",
         "model": "orlhf_ext.rewards.model:Model",
         "vrcli": "orlhf_ext.vrcli.reward:VRCLI",

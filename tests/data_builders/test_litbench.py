@@ -100,6 +100,23 @@ def test_rows_and_sidecars(tmp_path: Path, source: Path, held_out: Path):
     assert meta(tmp_path / "out" / "pairs_val.jsonl")["split"].startswith("by prompt")
 
 
+def test_prompts_of_the_pairs_each_once(tmp_path: Path, held_out: Path):
+    data = [*rows(40), pair(3, chosen_story=story("again")), pair(4, rejected_story=story("another"))]
+    source = write(tmp_path / "train.jsonl", data)
+    build("pairs", source, "--test_file", held_out, "--out", tmp_path / "out")
+    build("prompts", source, "--test_file", held_out, "--out", tmp_path / "out", "--instruction", "Write: ")
+    for split, found in parts(tmp_path / "out").items():
+        prompts = read(tmp_path / "out" / f"prompts_{split}.jsonl")
+        by_prompt: dict[str, dict[str, Any]] = {}
+        for row in found:
+            by_prompt.setdefault(row["prompt"], row)
+        assert prompts == [
+            {"id": row["id"], "prompt": f"Write:\n\n{text}", "label": row["chosen"]} for text, row in by_prompt.items()
+        ], split
+    dropped = [meta(tmp_path / "out" / f"prompts_{split}.jsonl")["counts"]["dropped"] for split in ("train", "val")]
+    assert sum(sum(counts.values()) for counts in dropped) == 2
+
+
 def test_the_same_bytes_again_and_in_any_order(tmp_path: Path, held_out: Path):
     data = rows(40)
     for name in ("a", "b"):

@@ -15,20 +15,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_runs import Call, dry, following, load, refused
 
-RECIPES = ("hh_exo", "hh_dpo", "hh_groups", "jigsaw_rectify", "litbench_btrm", "litbench_genrm", "ncp_vrcli")
+RECIPES = (
+    "hh_exo",
+    "hh_dpo",
+    "hh_groups",
+    "jigsaw_rectify",
+    "litbench_btrm",
+    "litbench_genrm",
+    "litbench_rl",
+    "ncp_vrcli",
+)
 #: settings with which a recipe has other stages
 VARIANTS: dict[str, list[dict[str, str]]] = {
     "hh_exo": [{"LOSS": "exo-pref"}, {"NUM_CHECKPOINTS": "2"}],
     "hh_groups": [{"PRESET": "paper", "PROPORTIONS": "0.1 0.2", "SEEDS": "1 2"}, {"METHOD": "gold"}],
     "jigsaw_rectify": [{"EVAL_PROMPTS": "models/tiny"}],
     "litbench_genrm": [{"USE_COT": "1"}, {"STYLE": "chat"}],
+    "litbench_rl": [{"JUDGE": "org/judge", "REWARD_MODEL": "org/btrm"}],
 }
 #: variables that only these recipes read
 OF_SOME = {
-    "TRAIN_PROMPTS": ("hh_exo", "hh_dpo", "ncp_vrcli"),
+    "TRAIN_PROMPTS": ("hh_exo", "hh_dpo", "litbench_rl", "ncp_vrcli"),
     "PROMPT_FORMAT": ("hh_exo", "hh_dpo"),
     "LONG_ROWS": ("hh_exo", "hh_dpo", "hh_groups"),
-    "ENGINES": ("hh_groups", "ncp_vrcli"),
+    "ENGINES": ("hh_groups", "litbench_rl", "ncp_vrcli"),
 }
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,61 +16,6 @@ from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.rewards import RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.combine import Combined, RewardSet
 from orlhf_ext.rewards.http import HTTP
-
-#: what a server answers: a status and a JSON value (or bytes), from the request and its number, counted from 1
-Answer = Callable[[dict, int], tuple[int, Any]]
-
-
-class Server:
-    """A server on a free port that keeps what it was asked."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.asked: list[dict] = []
-        self.at_a_time = self.most_at_a_time = 0
-        lock = threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:
-                request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-                with lock:
-                    self.asked.append({**request, "path": handler.path})
-                    number = len(self.asked)
-                    self.at_a_time += 1
-                    self.most_at_a_time = max(self.most_at_a_time, self.at_a_time)
-                status, value = answer(request, number)
-                body = value if isinstance(value, bytes) else json.dumps(value).encode()
-                with lock:
-                    self.at_a_time -= 1
-                with contextlib.suppress(BrokenPipeError):  # the client has given up
-                    handler.send_response(status)
-                    handler.send_header("Content-Length", str(len(body)))
-                    handler.end_headers()
-                    handler.wfile.write(body)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/get_reward"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Answer], Server]]:
-    servers: list[Server] = []
-
-    def start(answer: Answer) -> Server:
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def right(request: dict, number: int = 0) -> tuple[int, dict]:

@@ -91,4 +91,11 @@ KINDS = {
         scores=("reward",),
         units=(("reward", "reward of a story"),),
     ),
+    "judge.compare": Kind(
+        "Preferred by a judge",
+        (results.preferences,),
+        before="before",
+        scores=("points",),
+        units=(("points", "share won against the other"),),
+    ),
 }

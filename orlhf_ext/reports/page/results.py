@@ -200,6 +200,22 @@ def plans(results: Results) -> list[Figure]:
     return [charts.intervals("Improvement by plans", rows, palette, "improvement (%)", 0.0, note)] if rows else []
 
 
+def preferences(results: Results) -> list[Figure]:
+    """How often texts after training are preferred to those before, by each judge."""
+    rows = [
+        {"label": f"{judge.replace('_', ' ')}{more}", "series": name, "value": one[key], **_ends(one, key)}
+        for name, metrics in _metrics(results)
+        for judge in ("judge", "rewards", "longer_text")
+        for key, more in (("win_rate", ""), ("length_controlled", ", length-controlled"))
+        if (one := metrics.get(judge)) and one.get(key) is not None
+    ]
+    note = (
+        "After against before; bars are 95 % intervals. Length-controlled: as if half of the winners were the longer."
+    )
+    palette = colours([name for name, _ in results])
+    return [charts.intervals("After preferred to before", rows, palette, "share won", 0.5, note)] if rows else []
+
+
 def accuracy_by_length(results: Results) -> list[Figure]:
     """Accuracy in each class of length ratio, for each judge."""
     series = [
