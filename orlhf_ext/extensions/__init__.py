@@ -65,6 +65,8 @@ class Extension:
     launchers: ClassVar[Sequence[str]]
     #: seam -> replacement, both ``"module:attribute"``
     replacements: ClassVar[Mapping[str, str]]
+    #: seams of `seams.SEAMS` that it uses without replacing them
+    relies_on: ClassVar[Sequence[str]] = ()
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -1,46 +1,10 @@
-"""The one table of seams: what we replace in OpenRLHF and the libraries under it, and what we rely on there.
-
-`problems` compares a contract with what is installed, so that an upgrade fails in seconds and says where.
-"""
+"""The one table of seams: what we replace in OpenRLHF and the libraries under it, and what we rely on there."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import operator
-from dataclasses import dataclass
+from .contracts import Seam
+from .releases import LAUNCHERS, RAY_LAUNCHERS
 
-from .ray_classes import unwrap
-
-OPENRLHF_VERSION = "0.11.2"
-
-LAUNCHERS = {
-    "train_sft": "openrlhf.cli.train_sft",
-    "train_rm": "openrlhf.cli.train_rm",
-    "train_dpo": "openrlhf.cli.train_dpo",
-    "train_ppo_ray": "openrlhf.cli.train_ppo_ray",
-    "serve_rm": "openrlhf.cli.serve_rm",
-    "lora_combiner": "openrlhf.cli.lora_combiner",
-}
-RAY_LAUNCHERS = ("train_ppo_ray",)
-
-
-@dataclass(frozen=True)
-class Seam:
-    """One ``module:attribute`` that is replaced, with the contract that its replacement relies on."""
-
-    target: str
-    launchers: tuple[str, ...]
-    #: names of its parameters, in order, separated by spaces (a class: of ``__init__`` without ``self``)
-    parameters: str
-    why: str
-    #: attributes by name; anything else is text that must be in its source
-    relies_on: tuple[str, ...] = ()
-    #: who replaces it: an extension, a backend, the launcher itself, or a fix (`orlhf_ext.openrlhf_fixes`)
-    by: str = "extension"
-
-
-_RAYS_OWN = "_ray_trace_ctx"  # a parameter that Ray adds to an actor's methods
 _RAY = RAY_LAUNCHERS
 _TRAIN = ("train_sft", "train_rm", "train_dpo", "train_ppo_ray")
 
@@ -117,9 +81,71 @@ SEAMS = (
             "gpt_loss = self.loss_fn(",
             "shifted_loss_mask,\n                        **loss_batch_info",
             "loss = self.loss_fn(per_token_log_probs, loss_mask[:, :-1])",
-            "# Every emitted window is one complete optimizer update.",
-            "self.save_logs_and_checkpoints(args, engine.global_steps, step_bar, logs_dict, client_states)",
+            # how windows become steps, to 0.11.1 and since
+            (
+                "# Every emitted window is one complete optimizer update.",
+                "step % self.strategy.accumulated_gradient == 0",
+            ),
+            (
+                "self.save_logs_and_checkpoints(args, engine.global_steps, step_bar, logs_dict, client_states)",
+                "self.save_logs_and_checkpoints(args, global_step, step_bar, logs_dict, client_states)",
+            ),
         ),
+    ),
+    Seam(
+        "openrlhf.models.utils:log_probs_from_logits",
+        ("train_dpo",),
+        "logits labels temperature",
+        "log-probabilities at a temperature, of the logits that EXO asks for",
+        ("logits.div_(temperature)",),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.models.model:_get_reward_model",
+        ("train_rm", "train_ppo_ray"),
+        "base_pretrained_model base_llm_model value_head_prefix packing_samples",
+        "the class of reward models, of which groups make one with a head for each",
+        ("self.value_head_prefix = value_head_prefix",),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.utils.agent:SingleTurnAgentExecutor",
+        _RAY,
+        "remote_rm_url",
+        "what samples a response; with rewards of ours, none of its own",
+        ("execute", '"truncated"'),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.vllm_engine:batch_vllm_engine_call",
+        _RAY,
+        "engines method_name args rank_0_only kwargs",
+        "engines sleep while rewards with a model are computed",
+        by="import",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.launcher:RayActorGroup",
+        _RAY,
+        "num_nodes num_gpus_per_node ray_actor_type pg num_gpus_per_actor duplicate_actors resources "
+        "num_resources_per_node",
+        "calls of the reference model's processes",
+        ("async_run_method", "async_run_method_batch", "_actor_handlers"),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_utils.experience:Experience",
+        _RAY,
+        "",
+        "samples, which rewards fill in",
+        ("sequences", "action_mask", "rewards", "scores", "info", "prompts", "labels", "images", "truncated"),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.utils.utils:zero_pad_sequences",
+        ("train_sft", "train_rm"),
+        "sequences side value stack",
+        "makes tensors of rows",
+        by="import",
     ),
     Seam(
         "openrlhf.utils.config:hierarchize",
@@ -391,22 +417,3 @@ SEAMS = (
 def find(target: str) -> Seam | None:
     """The seam of that ``module:attribute``, or None."""
     return next((seam for seam in SEAMS if seam.target == target), None)
-
-
-def problems(seam: Seam) -> list[str]:
-    """What of a seam's contract does not hold for what is installed; nothing when all is well."""
-    module_name, _, attribute = seam.target.partition(":")
-    try:
-        found = operator.attrgetter(attribute)(importlib.import_module(module_name))
-    except (ImportError, AttributeError) as error:
-        return [f"{seam.target} is missing: {error}"]
-    found = inspect.unwrap(unwrap(found))
-    parameters = " ".join(name for name in inspect.signature(found).parameters if name != _RAYS_OWN)
-    wrong = []
-    if parameters != seam.parameters:
-        wrong.append(f"{seam.target} takes ({parameters}), not ({seam.parameters})")
-    source = inspect.getsource(found) if seam.relies_on else ""
-    for needed in seam.relies_on:
-        if not (hasattr(found, needed) if needed.isidentifier() else needed in source):
-            wrong.append(f"{seam.target} has no {needed!r}")
-    return wrong

@@ -39,6 +39,12 @@ class Rewards(Extension):
         "openrlhf.trainer.ppo_trainer:compute_eval_metrics": "orlhf_ext.rewards.evaluation:compute_eval_metrics",
         "openrlhf.trainer.ray.launcher:ReferenceModelActor": "orlhf_ext.rewards.reference:ScoringReference",
     }
+    relies_on = (
+        "openrlhf.utils.agent:SingleTurnAgentExecutor",
+        "openrlhf.trainer.ray.vllm_engine:batch_vllm_engine_call",
+        "openrlhf.trainer.ray.launcher:RayActorGroup",
+        "openrlhf.trainer.ppo_utils.experience:Experience",
+    )
 
     def __init__(self, chosen: Sequence[Chosen] = ()) -> None:
         self.chosen = list(chosen)

@@ -14,7 +14,7 @@ import recipe_runs
 from helpers import ROOT, run_python
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
 
-from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+from orlhf_ext.extensions.releases import OPENRLHF_VERSION
 
 finished = functools.partial(recipe_runs.finished, "ncp_vrcli")
 dry = functools.partial(recipe_runs.dry, "ncp_vrcli")
