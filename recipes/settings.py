@@ -52,9 +52,9 @@ def hh_exo(v: Values) -> None:
     v["losses"] = v["LOSSES"].split() or [v["LOSS"]]
     for loss in v["losses"]:
         check_choice("LOSSES", loss, CHOICES["LOSS"])
-    kinds = {loss.endswith("-rw") for loss in v["losses"]}
+    kinds = {not loss.endswith("-pref") for loss in v["losses"]}
     if len(kinds) > 1 or len(set(v["losses"])) < len(v["losses"]):
-        fail(f"LOSSES={v['LOSSES']} share their data, so all of them are *-rw, or all *-pref, each once; change it")
+        fail(f"LOSSES={v['LOSSES']} share their data, so all of them are *-pref, or none is, each once; change it")
     labelled = kinds == {True}
     v["NUM_CONTRASTIVE"] = v["NUM_CONTRASTIVE"] or (v["NUM_COMPLETIONS"] if labelled and not v["ALIGN_DATA"] else "2")
     contrastive, completions = v.number("NUM_CONTRASTIVE"), v.number("NUM_COMPLETIONS")
@@ -62,8 +62,8 @@ def hh_exo(v: Values) -> None:
         fail(f"NUM_CONTRASTIVE={contrastive} leaves nothing to contrast with; give at least 2")
     if not v["ALIGN_DATA"] and not labelled and contrastive > 2:
         fail(
-            f"NUM_CONTRASTIVE={contrastive} is for LOSS=*-rw; the human pairs of LOSS={v['losses'][0]} have two "
-            "completions"
+            f"NUM_CONTRASTIVE={contrastive} is for losses from rewards; the human pairs of LOSS={v['losses'][0]} "
+            "have two completions"
         )
     if not v["ALIGN_DATA"] and labelled and completions % contrastive:
         fail(f"NUM_COMPLETIONS={completions} is not a multiple of NUM_CONTRASTIVE={contrastive}; change one")

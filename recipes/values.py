@@ -32,7 +32,7 @@ SWITCHES = "ALLOW_TRAIN_HOLDOUT NEW SHARE_PROMPTS SHOW SWAP_AUGMENT USE_COT WITH
 CHOICES = {
     "AGGREGATE": "min mean softmin batch-min",
     "LONG_ROWS": "cut drop",
-    "LOSS": "exo-rw exo-pref dpo-rw dpo-pref",
+    "LOSS": "exo-rw exo-pref dpo-rw dpo-pref pl lipo nca",
     "METHOD": "all gold maxmin sharedrep",
     "MODE": "most sample all",
     "PAIRS": "round_robin pivot circle",

@@ -38,7 +38,7 @@ class EXO(Extension):
         add("--exo.loss_type", default="exo-pref", metavar="LOSS", help=f"{', '.join(LOSS_TYPES)} (%(default)s)")
         add("--exo.num_contrastive", type=LENGTH, default=2, metavar="N", help="completions a group; divides K (2)")
         add("--exo.beta_pi", type=POSITIVE, default=0.5, help="multiplies the policy's log ratio (%(default)s)")
-        add("--exo.beta_r", type=POSITIVE, default=0.5, help="divides the reward of *-rw losses (%(default)s)")
+        add("--exo.beta_r", type=POSITIVE, default=0.5, help="divides rewards; not of *-pref and pl (%(default)s)")
         add(
             "--exo.temperature",
             type=POSITIVE,

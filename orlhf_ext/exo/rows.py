@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ..cli.errors import UserError
 from ..models.chats import ChatError, Messages, Render, as_messages, split_chat
+from .settings import for_pairs, from_rewards
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ def _read_pair(record: dict[str, Any], prompt: Any, rules: Rules, bad: Callable[
     for key in (rules.chosen_key, rules.rejected_key):
         if record.get(key) is None:
             bad(f"has neither 'completions' nor {key!r}; give prompt, completions, rewards or prompt, chosen, rejected")
-    if rules.loss_type.endswith("-rw"):
+    if from_rewards(rules.loss_type):
         bad(
             f"is a preference pair without rewards, which {rules.loss_type} cannot learn from; score completions with "
-            f"a reward model first, or use --exo.loss_type {rules.loss_type.replace('-rw', '-pref')}"
+            f"a reward model first, or use --exo.loss_type {for_pairs(rules.loss_type)}"
         )
     return Kwise(prompt, [record[rules.chosen_key], record[rules.rejected_key]], [1.0, 0.0])
 
@@ -162,7 +163,7 @@ def _check_groups(rewards: list[float], rules: Rules, bad: Callable[[str], NoRet
     size = rules.num_contrastive
     if len(rewards) < size or len(rewards) % size:
         bad(f"has {len(rewards)} completions, which do not make groups of --exo.num_contrastive {size}")
-    if rules.loss_type.endswith("-rw"):
+    if from_rewards(rules.loss_type):
         return
     if not set(rewards) <= {0.0, 1.0}:
         rw = rules.loss_type.replace("-pref", "-rw")

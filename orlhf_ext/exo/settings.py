@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from ..cli.errors import suggest
 
-LOSS_TYPES = ("exo-pref", "exo-rw", "dpo-pref", "dpo-rw")
+LOSS_TYPES = ("exo-pref", "exo-rw", "dpo-pref", "dpo-rw", "pl", "lipo", "nca")
 
 SHARING = ("auto", "on", "off")  # of a prompt, by the completions of a record
 
@@ -14,8 +14,18 @@ _EPSILON = {"exo-pref": 1e-3, "dpo-pref": 0.0}
 
 
 def default_epsilon(loss_type: str) -> float:
-    """The paper's 1e-3 for ``exo-pref``; 0, plain DPO, for ``dpo-pref``; the ``*-rw`` losses have none (KeyError)."""
+    """The paper's 1e-3 for ``exo-pref``; 0, plain DPO, for ``dpo-pref``; the others have none (KeyError)."""
     return _EPSILON[loss_type]
+
+
+def from_rewards(loss_type: str) -> bool:
+    """Whether the loss learns from a reward for each completion; else from which one is the best, as people say."""
+    return loss_type not in _EPSILON
+
+
+def for_pairs(loss_type: str) -> str:
+    """The loss that learns from pairs without rewards what this one learns from rewards."""
+    return "exo-pref" if loss_type.startswith("exo") else "dpo-pref"
 
 
 def taking_apart(ds: SimpleNamespace) -> str | None:
@@ -35,7 +45,7 @@ def check_epsilon(loss_type: str, epsilon: float | None) -> None:
     """Raises ValueError for an epsilon that the loss does not allow; None, the default, always is."""
     if epsilon is None:
         return
-    if loss_type not in _EPSILON:
+    if from_rewards(loss_type):
         raise ValueError(f"epsilon smooths preference labels, and {loss_type} learns from rewards; leave it out")
     if loss_type == "exo-pref" and not 0 < epsilon < 1:
         raise ValueError(f"epsilon of exo-pref must lie between 0 and 1, both excluded (log 0), not {epsilon}")

@@ -69,7 +69,7 @@ def test_mixed_devices_are_found() -> None:
         assert one.cpu().device.type == "cpu"
 
 
-@pytest.mark.parametrize("kind", ["exo-rw", "exo-pref", "dpo-rw", "dpo-pref"])
+@pytest.mark.parametrize("kind", ["exo-rw", "exo-pref", "dpo-rw", "dpo-pref", "pl", "lipo", "nca"])
 @pytest.mark.parametrize("k", [2, 4])
 def test_kwise_losses(kind: str, k: int) -> None:
     from orlhf_ext.exo.losses import kwise_loss
