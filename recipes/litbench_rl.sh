@@ -92,10 +92,10 @@ for when in before after; do
     stage "sample/$when" --in "$data/prompts_test.jsonl" --source "$writer" --out "$stories/$when.jsonl" -- \
         python -m orlhf_ext generate --model "$writer" --data "$data/prompts_test.jsonl" --out "$stories/$when.jsonl" \
         --num_completions "$TEST_COMPLETIONS" --temperature 1 --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" \
-        --apply_chat_template --seed "$SEED" "${sample_words[@]}" "${engines[@]}"
+        --apply_chat_template --seed "$SEED" "${sample_words[@]}" "${samplers[@]}"
     stage "score/$when" --in "$stories/$when.jsonl" "$REWARD_MODEL" --out "$stories/${when}_scored.jsonl" -- \
         python -m orlhf_ext score --model "$REWARD_MODEL" --data "$stories/$when.jsonl" \
-        --out "$stories/${when}_scored.jsonl" --max_len "$RM_MAX_LEN" --no_prompt
+        --out "$stories/${when}_scored.jsonl" --max_len "$RM_MAX_LEN" --no_prompt "${workers[@]}"
 done
 
 # 5. Who is preferred, in both orders; by the judge, by the other reward model, and by length alone
