@@ -41,7 +41,7 @@ train_once() {
     local name=$1
     stage "$name" --keeps-outputs --out "$OUT/$name" -- \
         env -u MODEL -u MICRO_BATCH_SIZE -u MAX_LEN -u MAX_NEW_TOKENS -u OUTPUT_DIR -u PUSH_TO_HUB -u RM_ARGS \
-        "OUT=$OUT/$name" "PROFILE=$PROFILE" "SEED=$SEED" "DATA_DIR=$DATA_DIR" "${shared[@]}" "${@:2}" \
+        "OUT=$OUT/$name" "PROFILE=$PROFILE" "SEED=$SEED" "${shared[@]}" "${@:2}" \
         bash "recipes/$name.sh"
     made=model_TIME # a dry run does not know the time
     [[ $DRY_RUN == 1 ]] || made=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["run"])' "$OUT/$name/summary.json")
