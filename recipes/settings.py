@@ -162,6 +162,8 @@ def litbench_rl(v: Values) -> None:
     find_tests(v)
     # what the recipes of both reward models are told; without data of the user's own, each has its own of the hub
     v["shared"] = [f"{name}={v[name]}" for name in ("TEST_FILE", "ALLOW_TRAIN_HOLDOUT") if v[name] not in ("", "0")]
+    if os.path.isdir(v["DATA_DIR"]):
+        v["shared"].append(f"DATA_DIR={v['DATA_DIR']}")
     if "LITBENCH_DATA" in v.given:
         v["shared"].append(f"LITBENCH_DATA={v['LITBENCH_DATA']}")
     if v["RAY_ADDRESS"]:  # a cluster's workers start in folders of their own

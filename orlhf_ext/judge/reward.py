@@ -145,9 +145,9 @@ class Judge(Reward):
 
             length_limit(find_model(self.model, "--judge.model"), self.max_len, "--judge.max_len", "--judge.model")
         if self.against_label:
-            for split, line in run_records(args):
+            for flag, line in run_records(args):
                 label = line.record.get(args.data.label_key or "")
-                if split == "eval" and not (isinstance(label, str) and label.strip()):
+                if flag == "--eval.dataset" and not (isinstance(label, str) and label.strip()):
                     raise UserError(
                         f"{line.where} has no text {args.data.label_key!r} to compare samples with; give "
                         "--data.label_key, or leave --judge.against_label out"
