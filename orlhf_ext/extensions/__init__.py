@@ -44,6 +44,7 @@ _READY_MADE = {
         "groups": "orlhf_ext.groups.reward:Groups",
         "http": "orlhf_ext.rewards.http:HTTP",
         "length": "orlhf_ext.rewards.length:Length",
+        "likelihood": "orlhf_ext.rewards.likelihood:Likelihood",
         "model": "orlhf_ext.rewards.model:Model",
         "vrcli": "orlhf_ext.vrcli.reward:VRCLI",
     },
