@@ -45,6 +45,7 @@ _READY_MADE = {
         "http": "orlhf_ext.rewards.http:HTTP",
         "judge": "orlhf_ext.judge.reward:Judge",
         "length": "orlhf_ext.rewards.length:Length",
+        "likelihood": "orlhf_ext.rewards.likelihood:Likelihood",
         "model": "orlhf_ext.rewards.model:Model",
         "vrcli": "orlhf_ext.vrcli.reward:VRCLI",
     },

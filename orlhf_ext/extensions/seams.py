@@ -239,8 +239,15 @@ SEAMS = (
         "openrlhf.trainer.ray.ppo_actor:PolicyModelActor",
         _RAY,
         "world_size rank master_addr master_port",
-        "the policy's actors; for losses and metrics of one's own",
-        ("init_model_from_pretrained", "fit", "broadcast_to_vllm", "self.trainer = ActorPPOTrainer("),
+        "the policy's actors; rewards may score any tokens with them; for losses and metrics of one's own",
+        (
+            "init_model_from_pretrained",
+            "fit",
+            "forward",
+            "broadcast_to_vllm",
+            "self.actor, self.actor_optim, self.actor_scheduler = strategy.prepare(",
+            "self.trainer = ActorPPOTrainer(",
+        ),
     ),
     Seam(
         "openrlhf.models.model:get_llm_for_sequence_regression",
