@@ -245,11 +245,12 @@ class Judge(Reward):
                 f"none of the judge's {2 * len(called)} answers has a verdict; show it how to answer in "
                 "--judge.template, or give it more room with --judge.max_new_tokens"
             )
-        letter = {0.0: "B", 1.0: "A"}.get(tournament.share_a(called) or 0.0)
-        if self._letters and letter:
+        share = tournament.share_a(called)
+        if self._letters and share in (0.0, 1.0):
             raise UserError(
-                f"the judge says {letter} in each of {2 * len(called)} calls, whatever it is shown, so that all "
-                "rewards are equal; take another judge, or give --judge.verdict logprob, which cancels a leaning"
+                f"the judge says {'A' if share else 'B'} in each of {2 * len(called)} calls, whatever it is shown, so "
+                "that all rewards are equal; take another judge, or give --judge.verdict logprob, which cancels a "
+                "leaning"
             )
 
     def _result(
