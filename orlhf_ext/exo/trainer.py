@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from openrlhf.models.loss import DPOLoss
 from openrlhf.models.utils import log_probs_from_logits
 from openrlhf.trainer.dpo_trainer import DPOTrainer
@@ -17,15 +16,13 @@ from ..reports.tally import Tally, log_evaluation
 from . import reference_cache
 from .dataset import Rows
 from .losses import kwise_loss
+from .metrics import group_metrics
 from .settings import taking_apart
 
 METRICS = ("loss", "ranking_acc", "margin", "log_ratio", "entropy", "response_tokens")
 """What is logged as ``kwise/NAME``: means over all ranks and all micro batches of a step, or of an evaluation.
 
-loss: the K-wise loss. ranking_acc: share of groups in which the best-labelled completion has the highest implicit
-reward ``beta_pi * h``. margin: its implicit reward minus the highest of the others'. log_ratio: ``h`` in nats a
-completion. entropy: that of ``p`` in nats. response_tokens: tokens a completion. Groups whose labels are all equal have
-no best completion and count for neither ranking_acc nor margin.
+loss: the K-wise loss. response_tokens: tokens a completion. The others: see `group_metrics`.
 """
 
 
@@ -54,15 +51,9 @@ class KwiseLoss(DPOLoss):
         loss = kwise_loss(policy, reference, labels, exo.loss_type, exo.beta_pi, exo.beta_r, exo.epsilon)
         ratio = (policy - reference).detach()
         implicit = exo.beta_pi * ratio
-        log_p = F.log_softmax(implicit, dim=-1)
-        is_best = labels == labels.amax(-1, keepdim=True)
-        decided = ~is_best.all(-1)
-        margin = implicit.where(is_best, -torch.inf).amax(-1) - implicit.where(~is_best, -torch.inf).amax(-1)
         self.tally.add("loss", loss.expand(len(labels)))
-        self.tally.add("ranking_acc", margin > 0, decided)
-        self.tally.add("margin", margin, decided)
-        self.tally.add("log_ratio", ratio)
-        self.tally.add("entropy", -(log_p.exp() * log_p).sum(-1))
+        for name, column in group_metrics(ratio, labels, exo.beta_pi).items():
+            self.tally.add(name, *column)
         best, worst = labels.argmax(-1, keepdim=True), labels.argmin(-1, keepdim=True)
         return loss, implicit.gather(-1, best).squeeze(-1), implicit.gather(-1, worst).squeeze(-1)
 

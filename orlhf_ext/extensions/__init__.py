@@ -29,6 +29,7 @@ _READY_MADE = {
         "exo": "orlhf_ext.exo:EXO",
         "group-reward": "orlhf_ext.groups:GroupReward",
         "group-rm": "orlhf_ext.groups:GroupRM",
+        "online-exo": "orlhf_ext.exo.online:OnlineEXO",
     },
     BUILDERS: {
         "hh": "data_builders.hh:Builder",

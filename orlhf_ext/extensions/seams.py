@@ -233,8 +233,16 @@ SEAMS = (
         _RAY,
         "actor_model_group critic_model_group reward_model_group initial_model_group kl_controller strategy tokenizer "
         "kwargs",
-        "from samples to advantages; for rewards that shape a whole batch",
-        ("make_experience_batch", "make_experience", "compute_advantages_and_returns", "split_rollout_samples"),
+        "from samples to advantages; for rewards that shape a whole batch, and for EXO's advantages",
+        (
+            "make_experience_batch",
+            "make_experience",
+            "compute_advantages_and_returns",
+            "split_rollout_samples",
+            'samples.info["logprobs_diff"] = logprobs_diff_mean',
+            "logprobs_diff = action_log_probs.float() - base_action_log_probs.float()",
+            "apply_length_penalties(experiences, args)",
+        ),
     ),
     Seam(
         "openrlhf.trainer.ray.ppo_actor:PolicyModelActor",
