@@ -7,19 +7,23 @@ score (see `tournament`). Two equal responses tie without a call, and an empty o
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from ..cli.errors import UserError
 from ..cli.flags import COUNT, LENGTH, NOT_NEGATIVE, POSITIVE, SHARE, whole
 from ..extensions.inject import say
+from ..files.records import write_jsonl
 from ..files.sources import run_records
 from ..litbench.prompts import PREFERRED
 from ..rewards.base import Reward, RewardBatch, RewardContext, RewardResult, Rollout
 from . import tournament
 from .local import Answer, Backend, Style, Two
+from .prompts import prompt_reader
 from .template import behind, read_template
 from .tournament import Game, Pairs
 
@@ -77,6 +81,7 @@ class Judge(Reward):
     form: Annotated[Form, "win_rate, bradley_terry, or brpo (1, -1; with pivot)"] = "win_rate"
     most_skew: Annotated[float, "brpo: the rewards of a prompt are all 0 if their mean is further from 0", SHARE] = 0.6
     against_label: Annotated[bool, "a sample that is alone, as in evaluation, is compared with its label"] = False
+    keep: Annotated[str, "write each comparison there, as JSON Lines: FOLDER"] = ""
     after: Annotated[str, "only what follows the last TEXT, such as </think>, is judged"] = ""
     reasons: Annotated[bool, "text: it writes its reasons before the verdict"] = False
     opening: Annotated[str, "logprob: what its answer begins with, before the letter"] = PREFERRED
@@ -198,6 +203,8 @@ class Judge(Reward):
         """Rewards in the batch's order, and what is logged of how the judge judges: see the documentation.
         Raises UserError if the judge cannot answer, or answers alike whatever it is shown."""
         groups, games, answers = self.play(batch)
+        if self.keep:
+            self._write(batch, groups, games, answers)
         self._refuse_deaf(games)
         return self._result(batch, groups, games, answers)
 
@@ -234,6 +241,34 @@ class Judge(Reward):
 
     def _player(self, name: str, text: str) -> Player:
         return Player(name, *self._template.clean(text, self._tokens))
+
+    def _write(
+        self,
+        batch: RewardBatch,
+        groups: Sequence[Group],
+        games: Sequence[list[Game]],
+        answers: Sequence[list[Answer | None]],
+    ) -> None:
+        """A file for the batch, whose name tells it from those of other copies and of a run that was resumed."""
+        from ..models.samplers import derive_seed
+
+        number = derive_seed(self._seed, *(text for rollout in batch for text in (rollout.id, rollout.response)))
+        name = re.sub(r"\W+", "-", batch[0].id)
+        folder = Path(self.keep)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(
+            folder / f"{name}-{number:016x}.jsonl",
+            (
+                {
+                    "samples": [group.players[i].id for i in (game.first, game.second)],
+                    "leans": list(game.leans),
+                    "points": tournament.points(game, self._letters),
+                    "answers": list(answer.texts) if answer else [],
+                }
+                for group, row, said in zip(groups, games, answers, strict=True)
+                for game, answer in zip(row, said, strict=True)
+            ),
+        )
 
     def _refuse_deaf(self, games: Sequence[Sequence[Game]]) -> None:
         """Rewards that are all equal teach nothing, and the run would not end."""
@@ -333,36 +368,3 @@ def _filled(values: Sequence[float | None]) -> list[float]:
     known = [value for value in values if value is not None]
     mean = sum(known) / len(known) if known else 0.0
     return [mean if value is None else value for value in values]
-
-
-def prompt_reader(context: RewardContext) -> Callable[[str], str]:
-    """What makes of a prompt, as the policy read it, the text that the judge is shown: without what the policy's chat
-    template or ``--data.input_template`` puts around a question and, of other chats, without special tokens."""
-    tokenizer = context.tokenizer
-    around: list[tuple[str, str]] = []
-    template = getattr(getattr(context.args, "data", None), "input_template", None)
-    if template and "{}" in template:
-        before, _, after = template.partition("{}")
-        around.append((before, after))
-    if tokenizer is not None and tokenizer.chat_template:
-        from ..models.chats import ChatError, render_with
-
-        mark = "orlhf-ext-question"
-        try:
-            before, found, after = render_with(tokenizer)([{"role": "user", "content": mark}], True).partition(mark)
-            around += [(before, after)] if found else []
-        except ChatError:
-            pass  # prompts that it refuses never get here
-    special = [] if tokenizer is None else tokenizer.all_special_tokens
-
-    def read(prompt: str) -> str:
-        for before, after in around:
-            if prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after):
-                inner = prompt[len(before) : len(prompt) - len(after)]
-                if not any(token in inner for token in special):
-                    return inner.strip()
-        for token in special:
-            prompt = prompt.replace(token, "")
-        return prompt.strip()
-
-    return read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from orlhf_ext.extensions import REWARDS, names
 from orlhf_ext.judge import tournament
 from orlhf_ext.judge.local import Answer, Two
 from orlhf_ext.judge.probe import PAIRS, check_judge
-from orlhf_ext.judge.reward import Judge, prompt_reader, walkover
+from orlhf_ext.judge.prompts import prompt_reader
+from orlhf_ext.judge.reward import Judge, walkover
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.rewards import RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.combine import Combined, RewardSet
@@ -155,6 +157,19 @@ def test_a_sample_alone() -> None:
 def test_unreadable_verdicts_count_half_and_are_logged() -> None:
     found, _ = judged(batch_of(["zero", "best"]), lambda a, b: None if a == "zero" else 1.0, verdict="text")
     assert found.rewards == [0.25, 0.75] and found.columns["judge/unreadable"] == [0.5, 0.5]
+
+
+def test_comparisons_are_kept(tmp_path: Path) -> None:
+    for batch in (batch_of([*STRENGTH]), batch_of([*STRENGTH][:2], ["good", ""])):
+        judged(batch, keep=str(tmp_path / "kept"))
+        judged(batch, keep=str(tmp_path / "kept"))  # again: the same file
+    first, second = sorted((tmp_path / "kept").glob("train-1-1-*.jsonl"), key=lambda path: -path.stat().st_size)
+    rows = [json.loads(line) for line in first.read_text().splitlines()]
+    assert len(rows) == 6 and rows[0]["samples"] == ["train 1/1", "train 1/2"]
+    assert rows[0]["leans"] == [-0.25, 1.25] and rows[0]["points"] == pytest.approx(tournament.sigmoid(-0.75))
+    assert json.loads(second.read_text().splitlines()[1]) == {
+        "samples": ["train 2/1", "train 2/2"], "leans": [None, None], "points": 1.0, "answers": [],
+    }  # fmt: skip
 
 
 def test_copies_of_it_see_whole_groups() -> None:
