@@ -10,7 +10,7 @@ RECIPE=${RECIPE:-hh_exo}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 every=(
-    LOSS=exo-rw LOSSES= NUM_CONTRASTIVE= PROMPT_FORMAT=hh LONG_ROWS=drop ALIGN_PROMPTS=all
+    LOSS=exo-rw LOSSES= ROUNDS=1 ROUND_REFERENCE=sft NUM_CONTRASTIVE= PROMPT_FORMAT=hh LONG_ROWS=drop ALIGN_PROMPTS=all
     HH_DATA=sample HH_FOLDER= SFT_MODEL= REWARD_MODEL= ALIGN_DATA= SFT_ARGS= RM_ARGS= ALIGN_ARGS= gpu_words=
 )
 smoke=(
@@ -32,7 +32,9 @@ gpu=( # the paper's: 4 GPUs x 8 prompts x 4 accumulated, 175 steps of 128 prompt
 settings "$@"
 find_hh_data
 
-data=$OUT/data samples=$OUT/samples results=$OUT/align_$(IFS=+ && echo "${losses[*]}")_nc$NUM_CONTRASTIVE
+kind=nc$NUM_CONTRASTIVE # ends the folder of a policy
+((ROUNDS == 1)) || kind+=_rounds${ROUNDS}_$ROUND_REFERENCE
+data=$OUT/data samples=$OUT/samples results=$OUT/align_$(IFS=+ && echo "${losses[*]}")_$kind
 run_file begin "recipe=$RECIPE" "profile=$PROFILE" "loss=${losses[*]}" "num_contrastive=$NUM_CONTRASTIVE" "seed=$SEED" "model=$MODEL"
 echo "# $RECIPE: profile $PROFILE, loss ${losses[*]}, data $HH_DATA, output in $OUT"
 
@@ -84,6 +86,12 @@ sample() {
         --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${samplers[@]}" "${@:6}"
 }
 
+# label NAME SAMPLES OUT: the reward model's scores of samples
+label() {
+    stage "$1" --in "$2" --source "$rm_model" --out "$3" -- \
+        python -m orlhf_ext score --model "$rm_model" --data "$2" --out "$3" --max_len "$MAX_LEN" "${workers[@]}"
+}
+
 # 4. and 5. Samples of the SFT model, labelled by the reward model; or the human pairs; or what is given
 train=${ALIGN_DATA:-$data/train_kwise.jsonl} evaluation=()
 if [[ -z $ALIGN_DATA && ${losses[0]} == *-pref ]]; then
@@ -92,35 +100,57 @@ elif [[ -z $ALIGN_DATA ]]; then
     train=$samples/train_rw.jsonl
     sample sample_train "$sft" "$data/train.jsonl" "$samples/train.jsonl" "$NUM_COMPLETIONS" \
         ${ALIGN_PROMPTS:+--limit "$ALIGN_PROMPTS"}
-    stage label --in "$samples/train.jsonl" --source "$rm_model" --out "$train" -- \
-        python -m orlhf_ext score --model "$rm_model" --data "$samples/train.jsonl" --out "$train" --max_len "$MAX_LEN" \
-        "${workers[@]}"
+    label label "$samples/train.jsonl" "$train"
 fi
 
-# 6. Alignment by each loss, with checkpoints at equal distances (`steps`, `interval` apart); the last one is the final
-# model. DeepSpeed's own checkpoints stay off: they would rotate these folders away. A killed alignment starts again.
-assign checkpoints "$train" "${TRAIN_PROMPTS:-43835}" "$BATCH_SIZE" "$NUM_CHECKPOINTS" $ALIGN_PROMPTS
-aligned=() models=() names=() sampled=() # of each policy: its folder, its name, and the file of its answers, without the ending
-for loss in "${losses[@]}"; do
-    align=$OUT/align_${loss}_nc$NUM_CONTRASTIVE saving=()
-    outputs=("$align/model")
-    if ((${#steps[@]} > 1)); then
-        saving=(--ckpt.path "$align/checkpoints" --ckpt.save_steps "$interval" --ckpt.save_hf --ckpt.disable_ds)
-        outputs+=("$align/checkpoints")
-    fi
-    set_logger "align_${loss}_nc$NUM_CONTRASTIVE"
-    stage "align/$loss" --in "$train" "$data/test_kwise.jsonl" --source "$sft" --out "${outputs[@]}" -- \
+# align NAME RECORDS POLICY REFERENCE OUT... : alignment of POLICY by $loss, which writes the model OUT (`saving`: and more)
+align() {
+    set_logger "${align##*/}${1#"align/$loss"}"
+    stage "$1" --in "$2" "$data/test_kwise.jsonl" --source "$3" "$4" --out "${@:5}" -- \
         "${launch[@]}" train_dpo --ext.use exo --exo.loss_type "$loss" --exo.num_contrastive "$NUM_CONTRASTIVE" \
         --exo.beta_pi "$beta_pi" --exo.beta_r "$beta_r" --exo.temperature 0.8 \
         --exo.max_completion_len "$MAX_NEW_TOKENS" \
-        --model.model_name_or_path "$sft" --ref.model_name_or_path "$sft" --ckpt.output_dir "$align/model" \
-        --data.dataset "$train" ${ALIGN_PROMPTS:+--data.max_samples "$ALIGN_PROMPTS"} "${chat[@]}" "${evaluation[@]}" \
+        --model.model_name_or_path "$3" --ref.model_name_or_path "$4" --ckpt.output_dir "$5" \
+        --data.dataset "$2" ${ALIGN_PROMPTS:+--data.max_samples "$ALIGN_PROMPTS"} "${chat[@]}" "${evaluation[@]}" \
         "${optimizer[@]}" --adam.lr "$align_lr" "${saving[@]}" "${logger[@]}" "${align_args[@]}"
-    aligned+=("$align")
+}
+
+# 6. Alignment by each loss, with checkpoints at equal distances (`steps`, `interval` apart); the last one is the final
+# model. DeepSpeed's own checkpoints stay off: they would rotate these folders away. A killed alignment starts again.
+# With ROUNDS, each but the first one begins with samples of the policy that the last one made, and their labels.
+assign checkpoints "$train" "${TRAIN_PROMPTS:-43835}" "$BATCH_SIZE" "$NUM_CHECKPOINTS" $ALIGN_PROMPTS
+mark=step
+((ROUNDS == 1)) || mapfile -t steps < <(seq "$ROUNDS")
+((ROUNDS == 1)) || mark=round
+aligned=() models=() names=() sampled=() # of each policy: its folder, its name, and the file of its answers, without the ending
+for loss in "${losses[@]}"; do
+    align=$OUT/align_${loss}_$kind saving=() outputs=()
+    if ((ROUNDS == 1 && ${#steps[@]} > 1)); then
+        saving=(--ckpt.path "$align/checkpoints" --ckpt.save_steps "$interval" --ckpt.save_hf --ckpt.disable_ds)
+        outputs=("$align/checkpoints")
+    fi
+    ((ROUNDS > 1)) || align "align/$loss" "$train" "$sft" "$sft" "$align/model" "${outputs[@]}"
+    policy=$sft records=$train
     for step in "${steps[@]}"; do
-        models+=("$align/checkpoints/global_step${step}_hf")
-        names+=("$loss-step$step") sampled+=("$align/samples/step$step")
+        model=$align/checkpoints/global_step${step}_hf
+        if ((ROUNDS > 1)); then
+            model=$align/rounds/model$step
+            ((step < ROUNDS)) || model=$align/model
+            if ((step > 1)); then
+                records=$align/rounds/train${step}_rw.jsonl
+                sample "sample_train/$loss-round$step" "$policy" "$data/train.jsonl" "$align/rounds/train$step.jsonl" \
+                    "$NUM_COMPLETIONS" ${ALIGN_PROMPTS:+--limit "$ALIGN_PROMPTS"}
+                label "label/$loss-round$step" "$align/rounds/train$step.jsonl" "$records"
+            fi
+            reference=$sft
+            [[ $ROUND_REFERENCE == sft ]] || reference=$policy
+            align "align/$loss-round$step" "$records" "$policy" "$reference" "$model"
+            policy=$model
+        fi
+        models+=("$model")
+        names+=("$loss-$mark$step") sampled+=("$align/samples/$mark$step")
     done
+    aligned+=("$align")
     models[-1]=$align/model
 done
 shown=("${names[@]}") # in the table
@@ -138,7 +168,7 @@ stage score/sft --in "$samples/test_sft.jsonl" "$data/test.jsonl" --source "$rm_
     python -m orlhf_ext score --model "$rm_model" --data "$samples/test_sft.jsonl" "$data/test.jsonl" \
     --out "$samples"/test_{sft,chosen}_rw.jsonl --max_len "$MAX_LEN" "${workers[@]}"
 for align in "${aligned[@]}"; do
-    answers=("${steps[@]/#/$align/samples/step}") loss=${align#"$OUT/align_"}
+    answers=("${steps[@]/#/$align/samples/$mark}") loss=${align#"$OUT/align_"}
     stage "score/${loss%_nc*}" --in "${answers[@]/%/.jsonl}" --source "$rm_model" --out "${answers[@]/%/_rw.jsonl}" -- \
         python -m orlhf_ext score --model "$rm_model" --data "${answers[@]/%/.jsonl}" \
         --out "${answers[@]/%/_rw.jsonl}" --max_len "$MAX_LEN" "${workers[@]}"
@@ -146,7 +176,7 @@ done
 
 # 9. How far each policy went: log-probabilities of its answers under the SFT model and under itself
 for align in "${aligned[@]}"; do
-    answers=("${steps[@]/#/$align/samples/step}") loss=${align#"$OUT/align_"}
+    answers=("${steps[@]/#/$align/samples/$mark}") loss=${align#"$OUT/align_"}
     stage "logprobs/${loss%_nc*}-sft" --in "${answers[@]/%/_rw.jsonl}" --source "$sft" \
         --out "${answers[@]/%/_sft.jsonl}" -- \
         python -m orlhf_ext logprobs --model "$sft" --data "${answers[@]/%/_rw.jsonl}" \

@@ -56,6 +56,17 @@ def hh_exo(v: Values) -> None:
     if len(kinds) > 1 or len(set(v["losses"])) < len(v["losses"]):
         fail(f"LOSSES={v['LOSSES']} share their data, so all of them are *-pref, or none is, each once; change it")
     labelled = kinds == {True}
+    if v.number("ROUNDS") > 1 and (v["ALIGN_DATA"] or not labelled):
+        why = (
+            "ALIGN_DATA is sampled already" if v["ALIGN_DATA"] else f"LOSS={v['losses'][0]} learns from the human pairs"
+        )
+        fail(f"ROUNDS={v['ROUNDS']} samples in each round, and {why}; leave one of them out")
+    if v.number("ROUNDS") == 1 and "ROUND_REFERENCE" in v.given:
+        fail("ROUND_REFERENCE has no effect on a single round; give ROUNDS, or leave it out")
+    if v.number("ROUNDS") > 1 and "NUM_CHECKPOINTS" in v.given:
+        fail(
+            f"NUM_CHECKPOINTS has no effect with ROUNDS={v['ROUNDS']}, each of which ends with a policy; leave one out"
+        )
     v["NUM_CONTRASTIVE"] = v["NUM_CONTRASTIVE"] or (v["NUM_COMPLETIONS"] if labelled and not v["ALIGN_DATA"] else "2")
     contrastive, completions = v.number("NUM_CONTRASTIVE"), v.number("NUM_COMPLETIONS")
     if contrastive < 2:

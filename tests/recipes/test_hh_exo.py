@@ -99,6 +99,30 @@ def test_pref_losses_train_on_the_human_pairs():
     assert following(found["align/exo-pref"], "--eval.dataset").endswith("data/test_kwise.jsonl")
 
 
+def test_each_round_begins_with_samples_of_the_last_ones_policy():
+    for reference in ("sft", "last"):
+        found = dry(PROFILE="smoke", ROUNDS="3", ROUND_REFERENCE=reference, OUT="/o")
+        policy, records = "/o/sft", "/o/samples/train_rw.jsonl"
+        for number in (1, 2, 3):
+            align = found[f"align/exo-rw-round{number}"]
+            assert following(align, "--model.model_name_or_path") == policy
+            assert following(align, "--ref.model_name_or_path") == ("/o/sft" if reference == "sft" else policy)
+            assert following(align, "--data.dataset") == records and "--ckpt.save_hf" not in align
+            policy = following(align, "--ckpt.output_dir")
+            assert following(found[f"sample_test/exo-rw-round{number}"], "--model") == policy
+            if number < 3:
+                sample, label = (found[f"{stage}/exo-rw-round{number + 1}"] for stage in ("sample_train", "label"))
+                assert following(sample, "--model") == policy
+                assert following(sample, "--out") == following(label, "--data")
+                records = following(label, "--out")
+        assert policy == f"/o/align_exo-rw_nc2_rounds3_{reference}/model"
+        assert [word.split("=")[0] for word in found["evaluate"] if word.startswith("round")] == [
+            "round1",
+            "round2",
+            "round3",
+        ]
+
+
 def test_extra_words_come_last_and_keep_their_quotes():
     found = dry(PROFILE="smoke", ALIGN_ARGS="--adam.lr 5e-6 --logger.wandb.project 'two words $HOME'", SFT_ARGS="--x 1")
     assert found["align/exo-rw"][-4:] == ["--adam.lr", "5e-6", "--logger.wandb.project", "two words $HOME"]
@@ -123,7 +147,7 @@ def test_hh_dpo_is_dpo_rw_in_a_folder_of_its_own():
 
 
 def test_the_readme_has_every_variable_and_stage():
-    check_pages("hh_exo", dry(PROFILE="smoke"))
+    check_pages("hh_exo", [*dry(PROFILE="smoke"), *dry(PROFILE="smoke", ROUNDS="2")])
 
 
 # --- whole runs

@@ -27,7 +27,7 @@ RECIPES = (
 )
 #: settings with which a recipe has other stages
 VARIANTS: dict[str, list[dict[str, str]]] = {
-    "hh_exo": [{"LOSS": "exo-pref"}, {"NUM_CHECKPOINTS": "2"}],
+    "hh_exo": [{"LOSS": "exo-pref"}, {"NUM_CHECKPOINTS": "2"}, {"ROUNDS": "2"}],
     "hh_groups": [{"PRESET": "paper", "PROPORTIONS": "0.1 0.2", "SEEDS": "1 2"}, {"METHOD": "gold"}],
     "jigsaw_rectify": [{"EVAL_PROMPTS": "models/tiny"}],
     "litbench_genrm": [{"USE_COT": "1"}, {"STYLE": "chat"}],
