@@ -164,6 +164,11 @@ def test_runs_that_a_reward_cannot_be_used_in(tiny_model: Path, folder: Path, ch
     assert said in str(told.value)
 
 
+def test_the_policy_is_not_asked_while_it_is_trained(tiny_model: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"needs the policy as it was when it sampled, .* train without it"):
+        check(tiny_model, "likelihood", likelihood__model="policy", train__async_enable=True)
+
+
 def test_rewards_without_a_model_work_with_asynchronous_training(tiny_model: Path, folder: Path) -> None:
     check(tiny_model, "length", length__target="5", train__async_enable=True)
 

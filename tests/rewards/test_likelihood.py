@@ -18,9 +18,11 @@ from orlhf_ext.cli.errors import UserError
 from orlhf_ext.models.folder import load_tokenizer
 from orlhf_ext.rewards import RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.combine import RewardSet, score_one
+from orlhf_ext.rewards.extension import Rewards
 from orlhf_ext.rewards.gold import GoldEncoder, read_gold
 from orlhf_ext.rewards.likelihood import Likelihood
 from orlhf_ext.rewards.likelihood_forms import jepo, nover, shape, value
+from orlhf_ext.rewards.selection import choose
 
 GOLDENS = json.loads((ROOT / "tests/goldens/rewards2.json").read_text())["likelihood"]
 LOGPROBS = GOLDENS["input"]["gold_logprobs"]
@@ -339,6 +341,17 @@ def test_tiny_probabilities_and_open_thoughts_are_said_once(
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert "all probabilities of a batch are below 1e-08" in said[0] and "prompts open <think>" in said[1]
+
+
+def test_the_policys_actors_are_replaced_if_a_reward_asks_them() -> None:
+    seam = "openrlhf.trainer.ray.ppo_actor:PolicyModelActor"
+    for model in ("reference", "policy"):
+        extension = Rewards(choose(["likelihood"]))
+        extension.needed({"ext.reward_combine": "sum", "ext.reward_args": None, "likelihood.model": model})
+        assert (seam in extension.replacements) == (model == "policy")
+    assert seam not in Rewards.replacements
+    with pytest.raises(UserError, match="reward 'likelihood' needs the policy, and this run has none"):
+        RewardSet([Likelihood(model="policy")]).setup(RewardContext())
 
 
 # what is refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -27,6 +28,8 @@ class Own(Reward):
     def setup(self, context):
         self.logprobs = context.score_policy
     def score(self, batch):
+        with open("engine.txt", "a") as stream:
+            stream.write("score\\n")
         return [sum(found) / len(found) for found in self.logprobs(batch.token_ids, batch.action_masks)]
 
 class First(Own):
@@ -79,6 +82,10 @@ def test_the_policys_scores_are_its_own_old_log_probabilities(
             assert row["reward/own"] == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-5)
         apart = [abs(row["reward/own"] - row["reward/first"]) for row in batch]
         assert (max(apart) < 1e-5) == (number < 2), apart  # the learning rate of the first step is 0
+    events = [event for event, _ in itertools.groupby((folder / "engine.txt").read_text().split())]
+    if "train__colocate_all" in changes:
+        before = [events[i - 1] for i, event in enumerate(events) if event == "score"]
+        assert before == ["sleep"] * 3, events
 
 
 def test_likelihoods_of_gold_texts(tiny_model: Path, folder: Path) -> None:

@@ -1,16 +1,11 @@
-"""The classes of `exact_scores`."""
+"""The experience maker of `exact_scores`."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import torch
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
-
-
-def float32(_: str) -> torch.dtype:
-    return torch.float32
 
 
 class Maker(RemoteExperienceMaker):
