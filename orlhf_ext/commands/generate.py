@@ -12,20 +12,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from ..cli.errors import UserError, command
 from ..cli.flags import COUNT, DTYPES, LENGTH, NOT_NEGATIVE, PART, SEED, add_workers, make_parser, whole
+from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Record
 from ..models.batches import open_journal
 from ..models.folder import check_context, find_model, identity
+from ..models.large import Part, Source, Tally, add_part_records, run_parts
 from ..models.pool import Pool
 from ..models.prompts import encode_prompts, load_sampler, sample_all, tally, units_of
 from ..models.samplers import Completions, Prompt, Sampling
-from ..models.texts import Sample, read_prompts
+from ..models.texts import Sample, as_prompt
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -44,6 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=SEED, default=0, help="seed of sampling (%(default)s)")
     add("--limit", type=COUNT, metavar="N", help="only the first N records")
     add_workers(parser)
+    add_part_records(parser)
     add("--tensor_parallel_size", type=COUNT, default=1, help="GPUs of each worker (%(default)s)")
     add("--gpu_memory_utilization", type=PART, default=0.9, help="for vLLM (%(default)s)")
     add("--backend", choices=["vllm", "hf"], default="vllm", help="what samples (%(default)s)")
@@ -96,30 +100,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sample for every record, in this process or by several workers."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported
     args = parse(sys.argv[1:] if argv is None else argv)
-    samples = read_prompts(args.data, args.limit)
+    source = Source(Path(args.data), as_prompt, args.part_records, args.limit)
     folder = find_model(args.model)
     check_context(folder, args.max_len)
     sampling = sampling_of(args)
     model = {"folder": args.model, "identity": identity(folder)}
     settings = {**asdict(sampling), "backend": args.backend}
     settings |= {"limit": args.limit, "apply_chat_template": args.apply_chat_template}
-    with open_journal("generate", args.data, args.out, model, settings) as (journal, meta):
-        if any(sample.id not in journal.done for sample in samples):
+    requests = -(-min(source.count, source.size) // args.workers) * args.num_completions
+    how = (args.backend, sampling, requests, args.workers, args.tensor_parallel_size, args.gpu_memory_utilization)
+    load = partial(load_sampler, args.model, identity(folder, times=False), *how)
+
+    def work(part: Part, journal: Journal) -> tuple[Iterator[Record], Tally]:
+        if any(sample.id not in journal.done for sample in part.samples):
             room = args.max_len - args.max_new_tokens
-            prompts = encode_prompts(samples, folder, room, args.apply_chat_template)
+            prompts = encode_prompts(part.samples, folder, room, args.apply_chat_template)
             units = units_of(prompts, journal.done, sampling, args.backend)
-            requests = -(-len(units) // args.workers) * args.num_completions
-            how = (args.backend, sampling, requests, args.workers)
-            gpus = (args.tensor_parallel_size, args.gpu_memory_utilization)
-            load = partial(load_sampler, args.model, identity(folder, times=False), *how, *gpus)
-            with Pool(args.workers, args.tensor_parallel_size) as pool:
-                sample_all(units, samples, load, journal, finished, pool)
-        counts = tally(journal.done)
-        records = (output_record(sample, journal.done[sample.id]) for sample in samples)
-        journal.finish(args.out, records, {**meta, "counts": counts})
+            sample_all(units, part.samples, load, journal, finished, pool)
+        return (output_record(sample, journal.done[sample.id]) for sample in part.samples), tally(journal.done)
+
+    with (
+        Pool(args.workers, args.tensor_parallel_size) as pool,
+        open_journal("generate", args.data, args.out, model, settings) as (journal, meta),
+    ):
+        counts = run_parts(source, Path(args.out), journal, meta, work, lambda found: {"counts": dict(found)})
     cut = f"; {counts['prompts_cut']} prompts were cut on the left" if counts["prompts_cut"] else ""
     print(
-        f"{args.out}: {counts['completions']} completions of {len(samples)} prompts, "
+        f"{args.out}: {counts['completions']} completions of {source.count} prompts, "
         f"{counts['tokens'] / counts['completions']:.1f} tokens each, {counts['stop']} ended by themselves{cut}",
         flush=True,
     )

@@ -15,12 +15,15 @@ from functools import partial
 
 from ..cli.errors import UserError, command
 from ..cli.flags import LENGTH, POSITIVE, add_compute, add_workers, make_parser
+from ..files.journal import Journal
 from ..files.outputs import add_overwrite
+from ..files.records import Record
 from ..models.batches import add_files, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, find_model, identity, load_tokenizer, read_config
+from ..models.large import Part, Source, Tally, add_part_records, run_parts
 from ..models.logprobs import encode_rows, load_compute
 from ..models.pool import Pool
-from ..models.texts import cut_key, read_samples
+from ..models.texts import as_sample, cut_key
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,6 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no_eos", action="store_true", help="completions are beginnings, with no EOS behind them")
     add_compute(parser, batch_tokens=8192)
     add_workers(parser)
+    add_part_records(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
     if args.key in ("id", "prompt", "completions", "token_ids", "finish_reasons", "prompt_tokens", "rewards"):
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do each file; the model is loaded once, and only if something is left to do."""
     args = parse(argv)
     pairs = check_files(args.data, args.out, "logprobs", args.__dict__.pop("overwrite"))
-    samples = {data: read_samples(data) for data, _ in pairs}
+    sources = {data: Source(data, as_sample, args.part_records) for data, _ in pairs}
     folder = find_model(args.model)
     check_context(folder, args.max_len)
     tokenizer = load_tokenizer(folder)
@@ -58,34 +62,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = {"folder": args.model, "identity": identity(folder)}
     how = (args.dtype, args.attn_implementation, args.temperature, args.batch_tokens)
     load = partial(load_compute, args.model, identity(folder, times=False), *how)
+
+    def work(part: Part, journal: Journal) -> tuple[list[Record], Tally]:
+        encoded = encode_rows(part.samples, tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos)
+        rows = encoded.rows
+        check_ids(folder, (row.ids for row in rows))
+        values = run_batches(rows, part.samples, load, journal, args.batch_tokens, "log-probability", pool)
+        records = with_column(part.samples, args.key, values)
+        for record, flags in zip(records, encoded.completions_cut, strict=True):
+            record.pop(cut_key(args.key), None)
+            if any(flags):
+                record[cut_key(args.key)] = flags
+        tally = {"records": len(records), "completions": len(rows)}
+        tally["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
+        tally |= {"prompts_cut": encoded.prompts_cut, "completions_cut": sum(map(sum, encoded.completions_cut))}
+        return records, {**tally, "sum": sum(sum(column) / len(column) for column in values)}
+
     with Pool(args.workers) as pool:
         for data, out in pairs:
             with open_journal("logprobs", data, out, model, settings) as (journal, meta):
-                rows, prompts_cut, completions_cut = encode_rows(
-                    samples[data], tokenizer, args.max_len, args.apply_chat_template, vocabulary, args.no_eos
-                )
-                cut = sum(map(sum, completions_cut))
-                check_ids(folder, (row.ids for row in rows))
-                values = run_batches(rows, samples[data], load, journal, args.batch_tokens, "log-probability", pool)
-                counts = {"records": len(samples[data]), "completions": len(rows)}
-                counts["tokens"] = sum(len(row.ids) - row.prompt_length for row in rows)
-                counts |= {"prompts_cut": prompts_cut, "completions_cut": cut}
-                records = with_column(samples[data], args.key, values)
-                for record, flags in zip(records, completions_cut, strict=True):
-                    record.pop(cut_key(args.key), None)
-                    if any(flags):
-                        record[cut_key(args.key)] = flags
-                journal.finish(out, records, {**meta, "counts": counts})
+                tally = run_parts(sources[data], out, journal, meta, work, summary)
+            cut, prompts_cut, rows = (int(tally[key]) for key in ("completions_cut", "prompts_cut", "completions"))
             if prompts_cut or cut:
-                shown = f"{prompts_cut} of {len(rows)} prompts are cut on the left"
+                shown = f"{prompts_cut} of {rows} prompts are cut on the left"
                 if cut:
                     shown = (
-                        f"{cut} of {len(rows)} completions are cut on the right, so that {args.key} are those of their "
+                        f"{cut} of {rows} completions are cut on the right, so that {args.key} are those of their "
                         f"beginnings, and {prompts_cut} prompts on the left"
                     )
                 print(f"{data}: at --max_len {args.max_len}, {shown}; raise it")
-            mean = sum(sum(column) / len(column) for column in values) / len(values)
-            print(f"{out}: mean {args.key} {mean:.3f} nats over {len(values)} prompts", flush=True)
+            mean = tally["sum"] / tally["records"]
+            print(f"{out}: mean {args.key} {mean:.3f} nats over {tally['records']} prompts", flush=True)
+
+
+def summary(tally: Tally) -> Record:
+    """Counts."""
+    return {"counts": {key: value for key, value in tally.items() if key != "sum"}}
 
 
 if __name__ == "__main__":

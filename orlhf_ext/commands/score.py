@@ -22,12 +22,15 @@ from functools import partial
 
 from ..cli.errors import command
 from ..cli.flags import DTYPES, LENGTH, add_compute, add_workers, make_parser
+from ..files.journal import Journal
 from ..files.outputs import add_overwrite
+from ..files.records import Record
 from ..models.batches import add_files, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, identity
+from ..models.large import Part, Source, Tally, add_part_records, run_parts
 from ..models.pool import Pool
 from ..models.reward_models import RewardModel, encode_rows, load_scorer
-from ..models.texts import Sample, read_samples
+from ..models.texts import Sample, as_sample
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no_prompt", action="store_true", help="the model was trained on completions alone")
     add_compute(parser, dtypes=DTYPES[:2])
     add_workers(parser)
+    add_part_records(parser)
     add_overwrite(parser)
     return parser.parse_args(argv)
 
@@ -50,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score each file; the model is loaded once, and only if something is left to do."""
     args = parse(argv)
     pairs = check_files(args.data, args.out, "score", args.__dict__.pop("overwrite"))
-    samples = {data: read_samples(data, args.no_prompt) for data, _ in pairs}
+    make = partial(as_sample, no_prompt=args.no_prompt)
+    sources = {data: Source(data, make, args.part_records) for data, _ in pairs}
     reader = RewardModel(args.model)
     folder, tokenizer = reader.folder, reader.tokenizer
     check_context(folder, args.max_len)
@@ -59,38 +64,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = {"folder": args.model, "identity": identity(folder)}
     copy_of = identity(folder, times=False)
     load = partial(load_scorer, args.model, copy_of, args.dtype, args.attn_implementation, args.batch_tokens)
+
+    def work(part: Part, journal: Journal) -> tuple[list[Record], Tally]:
+        encoded = encode_rows(part.samples, tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)
+        check_ids(folder, (row.ids for row in encoded.rows))
+        if encoded.truncated:
+            of = f"{encoded.truncated} of {len(encoded.rows)}"
+            print(f"{part.name}: {of} completions are cut at {args.max_len} tokens")
+        if encoded.unseen:
+            print(
+                f"{part.name}: {encoded.unseen} of them have a prompt that fills --max_len {args.max_len}, so that "
+                "the reward says nothing about them; raise it, or drop such prompts"
+            )
+        rewards = run_batches(encoded.rows, part.samples, load, journal, args.batch_tokens, "reward", pool)
+        tally = {"completions": len(encoded.rows), "truncated": encoded.truncated, "unseen": encoded.unseen}
+        return with_column(part.samples, "rewards", rewards), {**tally_of(part.samples, rewards), **tally}
+
     with Pool(args.workers) as pool:
         for data, out in pairs:
             with open_journal("score", data, out, model, settings) as (journal, meta):
-                encoded = encode_rows(samples[data], tokenizer, args.max_len, args.apply_chat_template, args.no_prompt)
-                check_ids(folder, (row.ids for row in encoded.rows))
-                if encoded.truncated:
-                    of = f"{encoded.truncated} of {len(encoded.rows)}"
-                    print(f"{data}: {of} completions are cut at {args.max_len} tokens")
-                if encoded.unseen:
-                    print(
-                        f"{data}: {encoded.unseen} of them have a prompt that fills --max_len {args.max_len}, so that "
-                        "the reward says nothing about them; raise it, or drop such prompts"
-                    )
-                rewards = run_batches(encoded.rows, samples[data], load, journal, args.batch_tokens, "reward", pool)
-                counts = {
-                    "records": len(samples[data]),
-                    "completions": len(encoded.rows),
-                    "truncated": encoded.truncated,
-                    "unseen": encoded.unseen,
-                }
-                meta |= {"counts": counts, **summary(samples[data], rewards)}
-                journal.finish(out, with_column(samples[data], "rewards", rewards), meta)
-            ranked = f", chosen above rejected in {meta['accuracy']:.1%} of pairs" if "accuracy" in meta else ""
-            print(f"{out}: mean reward {meta['mean_reward']:.4f} over {len(samples[data])} prompts{ranked}", flush=True)
+                found = summary(run_parts(sources[data], out, journal, meta, work, summary))
+            ranked = f", chosen above rejected in {found['accuracy']:.1%} of pairs" if "accuracy" in found else ""
+            count = found["counts"]["records"]
+            print(f"{out}: mean reward {found['mean_reward']:.4f} over {count} prompts{ranked}", flush=True)
 
 
-def summary(samples: Sequence[Sample], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Mean over prompts of the mean reward; for pairs, also how often chosen is above rejected (a tie is not)."""
-    out = {"mean_reward": sum(sum(values) / len(values) for values in rewards) / len(rewards)}
-    if all("completions" not in sample.record for sample in samples):
-        out["accuracy"] = sum(chosen > rejected for chosen, rejected in rewards) / len(rewards)
-    return out
+def tally_of(samples: Sequence[Sample], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Records, the sum of their mean rewards, how many are pairs, and in how many chosen is above rejected."""
+    pairs = [values for sample, values in zip(samples, rewards, strict=True) if "completions" not in sample.record]
+    return {
+        "records": len(samples),
+        "reward": sum(sum(values) / len(values) for values in rewards),
+        "pairs": len(pairs),
+        "above": sum(chosen > rejected for chosen, rejected in pairs),
+    }
+
+
+def summary(tally: Tally) -> Record:
+    """Counts, and the mean over prompts of the mean reward; for pairs, also how often chosen is above rejected (a tie
+    is not)."""
+    counts = {name: tally[name] for name in ("records", "completions", "truncated", "unseen")}
+    out: Record = {"counts": counts, "mean_reward": tally["reward"] / tally["records"]}
+    return out | ({"accuracy": tally["above"] / tally["pairs"]} if tally["pairs"] == tally["records"] else {})
 
 
 if __name__ == "__main__":

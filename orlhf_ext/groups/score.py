@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, cast
 
 from .. import __version__
@@ -20,11 +19,12 @@ from ..cli.errors import UserError, command
 from ..cli.flags import DTYPES, add_compute, add_workers, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import Record, source_entry
+from ..files.records import Line, Record, source_entry
 from ..models.batches import add_files, check_files, fingerprint, run_batches, with_column
 from ..models.head_settings import EOS
+from ..models.large import Part, Source, Tally, add_part_records, run_parts
 from ..models.pool import Pool
-from ..models.texts import Sample, read_samples
+from ..models.texts import Sample, as_sample
 from .traits import Traits, TraitSpec
 
 
@@ -42,25 +42,24 @@ class TraitJournal:
         self.done[key] = value
 
 
-def read_texts(path: Path) -> list[Sample]:
-    """Samples or pairs in which everything is text.
+def as_text(line: Line) -> Sample:
+    """A sample or pair in which everything is text.
 
     Raises:
-        UserError: as `read_samples`; one has messages, or traits that are not an object of one number for a completion.
+        UserError: as `as_sample`; it has messages, or traits that are not an object of one number for a completion.
     """
-    samples = read_samples(path)
-    for sample in samples:
-        if not all(isinstance(text, str) for text in (sample.prompt, *sample.completions)):
-            raise UserError(
-                f"{sample.name} has messages, and traits are scored on text; build text prompts "
-                "(build_data hh-groups, style hh, chat or legacy)"
-            )
-        traits = sample.record.get("traits") or {}
-        if not isinstance(traits, dict) or any(
-            not isinstance(values, list) or len(values) != len(sample.completions) for values in traits.values()
-        ):
-            raise UserError(f"{sample.name} has traits that are not one number for each completion; remove them")
-    return samples
+    sample = as_sample(line)
+    if not all(isinstance(text, str) for text in (sample.prompt, *sample.completions)):
+        raise UserError(
+            f"{sample.name} has messages, and traits are scored on text; build text prompts "
+            "(build_data hh-groups, style hh, chat or legacy)"
+        )
+    traits = sample.record.get("traits") or {}
+    if not isinstance(traits, dict) or any(
+        not isinstance(values, list) or len(values) != len(sample.completions) for values in traits.values()
+    ):
+        raise UserError(f"{sample.name} has traits that are not one number for each completion; remove them")
+    return sample
 
 
 def score_trait(
@@ -110,6 +109,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Traits]:
     add("--eos", choices=EOS, default="none", help="append: texts end with a space and EOS for a model (%(default)s)")
     add_compute(parser, dtypes=DTYPES[:2])
     add_workers(parser)
+    add_part_records(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
     how = (args.max_len, args.eos, args.batch_tokens, args.dtype, args.attn_implementation)
@@ -121,28 +121,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score each file; models are loaded once, and only if something is left to do."""
     args, traits = parse(argv)
     pairs = check_files(args.data, args.out, "groups.score", args.__dict__.pop("overwrite"))
-    samples = {data: read_texts(data) for data, _ in pairs}
+    sources = {data: Source(data, as_text, args.part_records) for data, _ in pairs}
     traits.check()
     settings = {key: getattr(args, key) for key in ("max_len", "eos", "batch_tokens", "dtype", "attn_implementation")}
     kinds: dict[str, Any] = {spec.name: _kind(traits, spec) for spec in traits.parsed}
+    names = list(kinds)
+
+    def work(part: Part, journal: Journal) -> tuple[list[Record], Tally]:
+        found: dict[str, list[list[float]]] = {}
+        tally: dict[str, float] = {"records": len(part.samples)}
+        tally["completions"] = sum(len(sample.completions) for sample in part.samples)
+        for spec in traits.parsed:
+            found[spec.name], cut = score_trait(traits, spec, part.samples, journal, pool)
+            _report_cut(part.name, spec, cut, args.max_len)
+            tally |= {f"{key} {spec.name}": count for key, count in cut.items()}
+            tally[f"sum {spec.name}"] = sum(sum(row) for row in found[spec.name])
+        return with_traits(part.samples, found), tally
+
+    def summary(tally: Tally) -> Record:
+        cuts = {
+            name: {key: tally[f"{key} {name}"] for key in ("truncated", "prompt_lost") if f"{key} {name}" in tally}
+            for name in names
+        }
+        counts = {"records": tally["records"], "completions": tally["completions"], "cut": cuts}
+        return {"means": {name: tally[f"sum {name}"] / tally["completions"] for name in names}, "counts": counts}
+
     with Pool(args.workers) as pool:
         for data, out in pairs:
             source = source_entry(data)
-            parts = fingerprint(traits=kinds, data=source["sha256"], arguments=settings)
-            with Journal(out, parts) as journal:
-                found, counts = {}, {}
-                for spec in traits.parsed:
-                    found[spec.name], counts[spec.name] = score_trait(traits, spec, samples[data], journal, pool)
-                    _report_cut(data, spec, counts[spec.name], args.max_len)
-                total = sum(len(sample.completions) for sample in samples[data])
-                means = {name: sum(map(sum, values)) / total for name, values in found.items()}
-                meta: dict[str, Any] = {"command": "groups.score", "version": __version__}
-                meta |= {"traits": {spec.name: {"spec": str(spec), **kinds[spec.name]} for spec in traits.parsed}}
-                meta |= {"data": source, "arguments": settings, "means": means}
-                meta["counts"] = {"records": len(samples[data]), "completions": total, "cut": counts}
-                journal.finish(out, with_traits(samples[data], found), meta)
-            shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-            print(f"{out}: mean {shown} over {total} completions", flush=True)
+            meta: dict[str, Any] = {"command": "groups.score", "version": __version__}
+            meta |= {"traits": {spec.name: {"spec": str(spec), **kinds[spec.name]} for spec in traits.parsed}}
+            meta |= {"data": source, "arguments": settings}
+            with Journal(out, fingerprint(traits=kinds, data=source["sha256"], arguments=settings)) as journal:
+                found = summary(run_parts(sources[data], out, journal, meta, work, summary))
+            shown = ", ".join(f"{name} {mean:.4f}" for name, mean in found["means"].items())
+            print(f"{out}: mean {shown} over {found['counts']['completions']} completions", flush=True)
 
 
 def _kind(traits: Traits, spec: TraitSpec) -> dict[str, Any]:
@@ -154,7 +167,7 @@ def _kind(traits: Traits, spec: TraitSpec) -> dict[str, Any]:
     return {"kind": "conciseness", "words": spec.words}
 
 
-def _report_cut(data: Path, spec: TraitSpec, counts: dict[str, int], max_len: int) -> None:
+def _report_cut(data: str, spec: TraitSpec, counts: dict[str, int], max_len: int) -> None:
     if counts.get("truncated"):
         where = f"at {max_len} tokens" if max_len else "at the model's positions"
         print(

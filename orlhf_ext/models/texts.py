@@ -60,7 +60,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Sample]:
     Raises:
         UserError: as `read_records`; no record at all; a prompt is missing or empty; an id is there twice.
     """
-    return collect(path, (_sample(line, []) for line in read_records(path)), limit)
+    return collect(path, map(as_prompt, read_records(path)), limit)
 
 
 def read_samples(path: str | Path, no_prompt: bool = False) -> list[Sample]:
@@ -71,7 +71,7 @@ def read_samples(path: str | Path, no_prompt: bool = False) -> list[Sample]:
     Raises:
         UserError: as `read_prompts`; a record has no completions, or one of a wrong kind.
     """
-    return collect(path, (_sample(line, _completions(line), no_prompt) for line in read_records(path)))
+    return collect(path, (as_sample(line, no_prompt) for line in read_records(path)))
 
 
 def collect(path: str | Path, samples: Iterator[Sample], limit: int | None = None) -> list[Sample]:
@@ -86,6 +86,16 @@ def collect(path: str | Path, samples: Iterator[Sample], limit: int | None = Non
     if not found:
         raise UserError(f"{path} has no record; build the data again")
     return list(found.values())
+
+
+def as_prompt(line: Line) -> Sample:
+    """A record of `read_prompts`."""
+    return _sample(line, [])
+
+
+def as_sample(line: Line, no_prompt: bool = False) -> Sample:
+    """A record of `read_samples`."""
+    return _sample(line, _completions(line), no_prompt)
 
 
 def _sample(line: Line, completions: list[Text], no_prompt: bool = False) -> Sample:
