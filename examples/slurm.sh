@@ -21,7 +21,7 @@ if [[ $SLURM_NNODES == 1 ]]; then
     exec bash recipes/hh_exo.sh
 fi
 
-# Ray's head on the first node, a worker on each other one. Only the RL stage uses them.
+# Ray's head on the first node, a worker on each other one. RL, sampling and scoring use them.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes 1 --ntasks 1 --nodelist "$head" hostname --ip-address | awk '{print $1}'):6379
 srun --nodes 1 --ntasks 1 --nodelist "$head" --overlap ray start --head --port 6379 --block &

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from . import __version__
 from .cli.errors import UserError, command, suggest
-from .extensions.seams import LAUNCHERS
+from .extensions.releases import LAUNCHERS
 
 
 class Command(NamedTuple):

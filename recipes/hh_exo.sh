@@ -83,13 +83,13 @@ set_logger rm
 sample() {
     stage "$1" --in "$3" --source "$2" --out "$4" -- \
         python -m orlhf_ext generate --model "$2" --data "$3" --out "$4" --num_completions "$5" --temperature 0.8 \
-        --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${engines[@]}" "${@:6}"
+        --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${samplers[@]}" "${@:6}"
 }
 
 # label NAME SAMPLES OUT: the reward model's scores of samples
 label() {
     stage "$1" --in "$2" --source "$rm_model" --out "$3" -- \
-        python -m orlhf_ext score --model "$rm_model" --data "$2" --out "$3" --max_len "$MAX_LEN"
+        python -m orlhf_ext score --model "$rm_model" --data "$2" --out "$3" --max_len "$MAX_LEN" "${workers[@]}"
 }
 
 # 4. and 5. Samples of the SFT model, labelled by the reward model; or the human pairs; or what is given
@@ -166,12 +166,12 @@ done
 stage score/sft --in "$samples/test_sft.jsonl" "$data/test.jsonl" --source "$rm_model" \
     --out "$samples"/test_{sft,chosen}_rw.jsonl -- \
     python -m orlhf_ext score --model "$rm_model" --data "$samples/test_sft.jsonl" "$data/test.jsonl" \
-    --out "$samples"/test_{sft,chosen}_rw.jsonl --max_len "$MAX_LEN"
+    --out "$samples"/test_{sft,chosen}_rw.jsonl --max_len "$MAX_LEN" "${workers[@]}"
 for align in "${aligned[@]}"; do
     answers=("${steps[@]/#/$align/samples/$mark}") loss=${align#"$OUT/align_"}
     stage "score/${loss%_nc*}" --in "${answers[@]/%/.jsonl}" --source "$rm_model" --out "${answers[@]/%/_rw.jsonl}" -- \
         python -m orlhf_ext score --model "$rm_model" --data "${answers[@]/%/.jsonl}" \
-        --out "${answers[@]/%/_rw.jsonl}" --max_len "$MAX_LEN"
+        --out "${answers[@]/%/_rw.jsonl}" --max_len "$MAX_LEN" "${workers[@]}"
 done
 
 # 9. How far each policy went: log-probabilities of its answers under the SFT model and under itself
@@ -180,13 +180,13 @@ for align in "${aligned[@]}"; do
     stage "logprobs/${loss%_nc*}-sft" --in "${answers[@]/%/_rw.jsonl}" --source "$sft" \
         --out "${answers[@]/%/_sft.jsonl}" -- \
         python -m orlhf_ext logprobs --model "$sft" --data "${answers[@]/%/_rw.jsonl}" \
-        --out "${answers[@]/%/_sft.jsonl}" --key logprobs_sft --max_len "$MAX_LEN"
+        --out "${answers[@]/%/_sft.jsonl}" --key logprobs_sft --max_len "$MAX_LEN" "${workers[@]}"
 done
 compared=()
 for i in "${!names[@]}"; do
     stage "logprobs/${names[i]}" --in "${sampled[i]}_sft.jsonl" "${models[i]}" --out "${sampled[i]}_eval.jsonl" -- \
         python -m orlhf_ext logprobs --model "${models[i]}" --data "${sampled[i]}_sft.jsonl" \
-        --out "${sampled[i]}_eval.jsonl" --key logprobs_policy --max_len "$MAX_LEN"
+        --out "${sampled[i]}_eval.jsonl" --key logprobs_policy --max_len "$MAX_LEN" "${workers[@]}"
     compared+=(--policy "${shown[i]}=${sampled[i]}_eval.jsonl")
 done
 

@@ -76,18 +76,18 @@ classifier=${CLASSIFIER:-$OUT/classifier}
 
 # score NAME: toxicity of every continuation in the files `inputs`, into the files `scored`
 score() {
-    local model=()
-    [[ $classifier == *:* || $classifier == perspective ]] || model=(--source "$classifier")
+    local model=() share=() # a service is asked by one process
+    [[ $classifier == *:* || $classifier == perspective ]] || model=(--source "$classifier") share=("${workers[@]}")
     stage "score/$1" --in "${inputs[@]}" "${model[@]}" --out "${scored[@]}" -- \
         python -m orlhf_ext deadend score --model_name_or_path "$classifier" --data_file "${inputs[@]}" \
-        --save_file "${scored[@]}" --toxicity_type "$TOXICITY_TYPE" "${score_args[@]}"
+        --save_file "${scored[@]}" --toxicity_type "$TOXICITY_TYPE" "${share[@]}" "${score_args[@]}"
 }
 
 # 3. Value data: continuations of the prompts, -1 for a toxic one, 0 for another
 stage continuations --in "$prompts" --source "$MODEL" --out "$value/prompts_and_gens.jsonl" -- \
     python -m orlhf_ext deadend continuations --model_name_or_path "$MODEL" --data_file "$prompts" \
     --save_file "$value/prompts_and_gens.jsonl" --num_returns "$NUM_RETURNS" --max_new_tokens "$MAX_NEW_TOKENS" \
-    --sample_size -1 --seed "$SEED" "${backend_words[@]}" "${continuation_args[@]}"
+    --sample_size -1 --seed "$SEED" "${samplers[@]}" "${backend_words[@]}" "${continuation_args[@]}"
 inputs=("$value/prompts_and_gens.jsonl") scored=("$value/scored.jsonl")
 score continuations
 stage value --in "$value/scored.jsonl" --out "$value/rows" -- \
@@ -120,7 +120,7 @@ decode() {
     stage "decode/$1" --in "$held_out" "${reads[@]}" --source "$MODEL" --out "$generated/$1.jsonl" -- \
         python -m orlhf_ext deadend decode --model_name_or_path "$MODEL" "${@:2}" --data_file "$held_out" \
         --save_file "$generated/$1.jsonl" --num_returns "$NUM_RETURNS" --max_new_tokens "$MAX_NEW_TOKENS" \
-        --num_samples_for_eval "$NUM_EVAL" --seed "$SEED" "${backend_words[@]}" "${decode_args[@]}"
+        --num_samples_for_eval "$NUM_EVAL" --seed "$SEED" "${samplers[@]}" "${backend_words[@]}" "${decode_args[@]}"
     inputs+=("$generated/$1.jsonl") scored+=("$generated/$1_scored.jsonl") compared+=("$1=$generated/$1_scored.jsonl")
 }
 decode plain --plain

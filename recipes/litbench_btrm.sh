@@ -53,7 +53,7 @@ stage train --in "$data"/pairs_{train,val}.jsonl --source "$MODEL" --out "$model
 # 3. The test pairs
 stage score --in "$data/pairs_test.jsonl" "$model" --out "$results/scored.jsonl" -- \
     python -m orlhf_ext score --model "$model" --data "$data/pairs_test.jsonl" --out "$results/scored.jsonl" \
-    --max_len "$MAX_LEN" "${alone[@]}"
+    --max_len "$MAX_LEN" "${alone[@]}" "${workers[@]}"
 stage evaluate --show --in "$results/scored.jsonl" -- \
     python -m orlhf_ext litbench evaluate --pairs "$results/scored.jsonl" --run "$OUT/run.json" \
     --out "$results/summary.json" --seed "$SEED"

@@ -66,11 +66,11 @@ stage train --in "$data"/rationales_{train,val}.jsonl --source "$MODEL" --out "$
 test=$data/rationales_test.jsonl found=(--verdicts "$results/verdicts.jsonl")
 stage verdicts --in "$test" "$model" --out "$results/verdicts.jsonl" -- \
     python -m orlhf_ext generate --model "$model" --data "$test" --out "$results/verdicts.jsonl" --temperature 0 \
-    --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${chat[@]}" "${sample_words[@]}" "${engines[@]}"
+    --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${chat[@]}" "${sample_words[@]}" "${samplers[@]}"
 if [[ -z $USE_COT ]]; then # with reasoning, the letter depends on what was written before it
     stage logprobs --in "$test" "$model" --out "$results/logprobs.jsonl" -- \
         python -m orlhf_ext logprobs --model "$model" --data "$test" --out "$results/logprobs.jsonl" \
-        --max_len "$MAX_LEN" --no_eos --dtype float32 "${chat[@]}"
+        --max_len "$MAX_LEN" --no_eos --dtype float32 "${chat[@]}" "${workers[@]}"
     found+=(--logprobs "$results/logprobs.jsonl")
 fi
 stage evaluate --show --in "$test" "${found[@]/#--*/$test}" -- \

@@ -22,7 +22,7 @@ smoke=(
 cpu=(
     MODEL=models/smollm2-135m-instruct STYLE=chat TRAIN_PROMPTS=64 TEST_PROMPTS=26 MAX_LEN=192 MAX_NEW_TOKENS=96
     RM_MAX_LEN=256 ROLLOUT_BATCH=8 SAMPLES=4 BATCH_SIZE=32 MICRO_BATCH_SIZE=4 EPISODES=2 EVAL_STEPS=8 lr=5e-5 kl=1e-3
-    TEST_COMPLETIONS=2 JUDGE_ARGS="MAX_LEN=448" sample_words=
+    TEST_COMPLETIONS=2 JUDGE_ARGS="MAX_LEN=320 EPOCHS=2 LEARNING_RATE=1e-4" sample_words=
 )
 gpu=(
     MODEL=meta-llama/Llama-3.2-1B-Instruct STYLE=marker TRAIN_PROMPTS=all TEST_PROMPTS=500 MAX_LEN=2048
@@ -41,7 +41,7 @@ train_once() {
     local name=$1
     stage "$name" --keeps-outputs --out "$OUT/$name" -- \
         env -u MODEL -u MICRO_BATCH_SIZE -u MAX_LEN -u MAX_NEW_TOKENS -u OUTPUT_DIR -u PUSH_TO_HUB -u RM_ARGS \
-        "OUT=$OUT/$name" "PROFILE=$PROFILE" "SEED=$SEED" "DATA_DIR=$DATA_DIR" "${shared[@]}" "${@:2}" \
+        "OUT=$OUT/$name" "PROFILE=$PROFILE" "SEED=$SEED" "${shared[@]}" "${@:2}" \
         bash "recipes/$name.sh"
     made=model_TIME # a dry run does not know the time
     [[ $DRY_RUN == 1 ]] || made=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["run"])' "$OUT/$name/summary.json")
@@ -92,10 +92,10 @@ for when in before after; do
     stage "sample/$when" --in "$data/prompts_test.jsonl" --source "$writer" --out "$stories/$when.jsonl" -- \
         python -m orlhf_ext generate --model "$writer" --data "$data/prompts_test.jsonl" --out "$stories/$when.jsonl" \
         --num_completions "$TEST_COMPLETIONS" --temperature 1 --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" \
-        --apply_chat_template --seed "$SEED" "${sample_words[@]}" "${engines[@]}"
+        --apply_chat_template --seed "$SEED" "${sample_words[@]}" "${samplers[@]}"
     stage "score/$when" --in "$stories/$when.jsonl" "$REWARD_MODEL" --out "$stories/${when}_scored.jsonl" -- \
         python -m orlhf_ext score --model "$REWARD_MODEL" --data "$stories/$when.jsonl" \
-        --out "$stories/${when}_scored.jsonl" --max_len "$RM_MAX_LEN" --no_prompt
+        --out "$stories/${when}_scored.jsonl" --max_len "$RM_MAX_LEN" --no_prompt "${workers[@]}"
 done
 
 # 5. Who is preferred, in both orders; by the judge, by the other reward model, and by length alone

@@ -39,7 +39,7 @@ def describe(command: list[str]) -> str:
     if words[0] == "orlhf_ext":
         with contextlib.suppress(UserError):
             return find(words[1:])[1].help
-    return Path(words[0]).name
+    return Path(words[-1] if words[0] == "env" else words[0]).name  # another recipe
 
 
 def last_words(end: bytes) -> str:

@@ -67,7 +67,7 @@ run_file data "$data"
 # 2. Baselines: how likely each gold text is without a plan
 stage baseline --in "$data"/{train,val,test}.jsonl --source "$MODEL" --out "$base"/{train,val,test}.jsonl -- \
     python -m orlhf_ext vrcli baseline --model "$MODEL" --data "$data"/{train,val,test}.jsonl \
-    --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" "${scoring[@]}"
+    --out "$base"/{train,val,test}.jsonl --plan_tokens "$MAX_NEW_TOKENS" "${scoring[@]}" "${workers[@]}"
 
 # 3. GRPO: OpenRLHF's launcher, with VR-CLI as the reward
 set_logger policy
@@ -103,11 +103,11 @@ for when in before after; do
     stage "sample/$when" --in "$base/test.jsonl" --source "$writer" --out "$plans/$when.jsonl" -- \
         python -m orlhf_ext generate --model "$writer" --data "$base/test.jsonl" --out "$plans/$when.jsonl" \
         --num_completions "$TEST_COMPLETIONS" --temperature 0.7 --top_p 0.8 --top_k 20 \
-        --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${engines[@]}"
+        --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${samplers[@]}"
     stage "score/$when" --in "$base/test.jsonl" "$plans/$when.jsonl" --source "$MODEL" \
         --out "$plans/${when}_scored.jsonl" -- \
         python -m orlhf_ext vrcli score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$when.jsonl" \
-        --out "$plans/${when}_scored.jsonl" "${reward_args[@]}" "${scoring[@]}"
+        --out "$plans/${when}_scored.jsonl" "${reward_args[@]}" "${scoring[@]}" "${workers[@]}"
 done
 
 # 5. The table, three plans before and after, and where everything lies

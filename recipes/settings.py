@@ -27,7 +27,7 @@ import fit
 from values import CHOICES, SHARE, Values, check_choice, fail, split_list
 
 #: the defaults of every recipe
-COMMON = ["DRY_RUN=0", "SEED=1234", "OUT=", "NPROC=", "PUSH_TO_HUB="]
+COMMON = ["DRY_RUN=0", "SEED=1234", "OUT=", "NPROC=", "WORKERS=", "PUSH_TO_HUB="]
 #: recipe -> its page in docs/methods
 PAGES = {
     "hh_exo": "exo", "hh_dpo": "exo", "hh_groups": "groups", "jigsaw_rectify": "deadend",
@@ -46,7 +46,7 @@ LITBENCH_FLAGS = {
 def hh_exo(v: Values) -> None:
     """``hh_exo.sh`` and ``hh_dpo.sh``."""
     v.default("MODEL", "SFT_MODEL")
-    v.sample_on(v.processes())
+    v.share_work(v.gpus)
     (v["micro"],) = v.fit_training(("BATCH_SIZE", v.number("MICRO_BATCH_SIZE")))
     fit.check_room(v.number("MAX_LEN"), v.number("MAX_NEW_TOKENS"))
     v["losses"] = v["LOSSES"].split() or [v["LOSS"]]
@@ -120,6 +120,7 @@ def jigsaw_rectify(v: Values) -> None:
     v.default("Q_MODEL", "MODEL")
     v["PERPLEXITY_MODEL"] = v["PERPLEXITY_MODEL"] or v["MODEL"]
     v["epsilons"] = split_list(v, "EPSILONS", SHARE, "numbers from 0 to 1")
+    v.share_work(v.gpus)
     batches = ("BATCH_SIZE", v.number("MICRO_BATCH_SIZE")), ("CLASSIFIER_BATCH", 1)
     v["micro"], _ = v.fit_training(*batches)
     v["classifier_micro"] = v.number("CLASSIFIER_BATCH") // v.number("NPROC")
@@ -152,12 +153,12 @@ def litbench(v: Values) -> None:
     rate = v["LEARNING_RATE"]
     if not re.fullmatch(r"(?=[0.]*[1-9])([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", rate):
         fail(f"LEARNING_RATE={rate} is not a number such as 1e-5")
+    v.share_work(v.gpus)
     v.use_processes(v.processes())
     micro = v.number("MICRO_BATCH_SIZE")
     batch = fit.next_batch(v.number("TARGET_BATCH_SIZE"), micro, v["NPROC"])
     v.say(f"{v['NPROC']} processes x {micro} x {batch // (micro * v['NPROC'])} accumulated: {batch} texts a step")
     v["batch"] = batch
-    v.sample_on(v["NPROC"])
     find_tests(v)
 
 
@@ -172,6 +173,8 @@ def litbench_rl(v: Values) -> None:
     find_tests(v)
     # what the recipes of both reward models are told; without data of the user's own, each has its own of the hub
     v["shared"] = [f"{name}={v[name]}" for name in ("TEST_FILE", "ALLOW_TRAIN_HOLDOUT") if v[name] not in ("", "0")]
+    if os.path.isdir(v["DATA_DIR"]):
+        v["shared"].append(f"DATA_DIR={v['DATA_DIR']}")
     if "LITBENCH_DATA" in v.given:
         v["shared"].append(f"LITBENCH_DATA={v['LITBENCH_DATA']}")
     if v["RAY_ADDRESS"]:  # a cluster's workers start in folders of their own

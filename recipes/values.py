@@ -19,7 +19,7 @@ PATHS = """ALIGN_DATA CLASSIFIER CLASSIFIER_MODEL DATA_DIR EVAL_PROMPTS GROUPS_F
 COUNTS = """BATCH_SIZE CLASSIFIER_BATCH CLASSIFIER_EPOCHS CONTEXT_WORDS ENGINES EPISODES EPOCHS EVAL_STEPS GOLD_WORDS K
     MAX_LEN MAX_NEW_TOKENS MAX_SCORED MICRO_BATCH_SIZE NPROC NUM_CHECKPOINTS NUM_COMPLETIONS NUM_CONTRASTIVE NUM_EVAL
     NUM_NODES NUM_PROMPTS NUM_RETURNS NUM_RL PROMPT_TOKENS Q_EPOCHS RM_BATCH_SIZE RM_EPOCHS RM_MAX_LEN ROLLOUT_BATCH
-    ROUNDS SAMPLES SAVE_STEPS TARGET_BATCH_SIZE TEST_COMPLETIONS TEST_PROMPTS TP""".split()  # noqa: SIM905
+    ROUNDS SAMPLES SAVE_STEPS TARGET_BATCH_SIZE TEST_COMPLETIONS TEST_PROMPTS TP WORKERS""".split()  # noqa: SIM905
 #: the same, or `all`
 COUNTS_OR_ALL = {
     "hh_exo": ("TRAIN_PROMPTS", "ALIGN_PROMPTS", "TEST_PROMPTS"),
@@ -186,11 +186,17 @@ class Values(dict[str, Any]):
         self["placement"] = memory if self["PROFILE"] == "gpu" else []
         if found.colocate:
             self["placement"] = ["--train.colocate_all", "--vllm.enable_sleep", "--ds.enable_sleep", *memory]
-        self.sample_on(max(1, self.gpus))
+        cluster = found.fit.processes * nodes + found.engines * found.tp
+        self.share_work(cluster if self["RAY_ADDRESS"] else self.gpus, int(self["TP"]) if "TP" in self.given else 1)
 
-    def sample_on(self, gpus: int) -> None:
-        """Sets ``engines``, the words for sampling on all GPUs."""
-        self["engines"] = ["--num_engines", str(gpus)] if self["PROFILE"] == "gpu" else []
+    def share_work(self, gpus: int, tp: int = 1) -> None:
+        """Sets ``workers`` and ``samplers``, the words by which scoring and sampling use all GPUs (``tp`` of them for
+        an engine), or as many as WORKERS says."""
+        count = self.number("WORKERS") if self["WORKERS"] else gpus if self["PROFILE"] == "gpu" else 1
+        engines = max(1, count // tp)
+        self["workers"] = ["--workers", str(count)] if count > 1 else []
+        self["samplers"] = ["--workers", str(engines)] if engines > 1 else []
+        self["samplers"] += ["--tensor_parallel_size", str(tp)] if tp > 1 else []
 
     def say(self, line: str) -> None:
         """Print a line when the values are assigned."""

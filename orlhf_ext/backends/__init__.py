@@ -12,6 +12,12 @@ from .machine import flash_attn_present, gpu_present
 _installed = False
 
 
+def needed() -> list[str]:
+    """The backends that this machine needs, by the names that they have in the table of seams."""
+    lacks = {"cpu": not gpu_present(), "no-flash-attn": not flash_attn_present()}
+    return [name for name, so in lacks.items() if so]
+
+
 def install() -> None:
     """Register the backends that this machine needs; a second call does nothing."""
     global _installed

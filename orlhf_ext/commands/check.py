@@ -56,8 +56,8 @@ def examine(
         random_ok: whether two calls may give different rewards.
     """
     rewards = RewardSet([reward])
-    if reward.needs_reference and context.score_reference is None:
-        yield Finding("set-up", "info", "it needs the reference model of a run, so that nothing more can be tried here")
+    if (reward.needs_reference and context.score_reference is None) or reward.needs_policy:
+        yield Finding("set-up", "info", "it needs a model of a run, so that nothing more can be tried here")
         return
     try:
         rewards.setup(context)

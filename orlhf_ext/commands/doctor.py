@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from .. import backends
 from ..backends import compiler, machine
 from ..cli.errors import UserError, command
 from ..cli.flags import Parser
 from ..extensions import BUILDERS, EXTENSIONS, REWARDS, extension, inject, load, names, seams
+from ..extensions.contracts import Seam, problems
+from ..extensions.releases import TESTED
+from ..extensions.sources import Sources
 from ..launch import ray_setup
 from ..launch.flags import make_parser
 from ..rewards.extension import Rewards
 from ..rewards.selection import choose
+from . import releases
 
 #: the oldest driver for which a major version of CUDA is built (NVIDIA's CUDA compatibility guide)
 _DRIVERS = {12: 525, 13: 580}
-_BY = {"launch": "the launcher joins our flags here", "fix": "OpenRLHF's own, fixed"}
+_BY = {"launch": "the launcher joins our flags here", "fix": "OpenRLHF's own, fixed", "import": "OpenRLHF's own"}
 #: said of `orlhf_ext.models.prompt_once`, which loads torch
 SHARED_WHERE = (
     "with attention eager, sdpa or flash_attention; anew for each with sliding windows that are shorter than a row, "
@@ -114,18 +117,18 @@ def missing() -> list[str]:
     lacks = []
     if "openrlhf" not in found:
         lacks.append("OpenRLHF: nothing can be launched; run `bash recipes/setup.sh`")
-    elif found["openrlhf"] != seams.OPENRLHF_VERSION:
-        lacks.append(f"OpenRLHF {seams.OPENRLHF_VERSION}: {found['openrlhf']} is installed, launching is refused")
+    elif found["openrlhf"] not in TESTED:
+        lacks.append(f"tests: OpenRLHF {found['openrlhf']} is none of those that were tried ({', '.join(TESTED)})")
     lacks += lacks_for_gpus(look())
     if "vllm" not in found:
         lacks.append("vLLM: orlhf-ext generate needs --backend hf, and train_ppo_ray cannot run")
     return lacks
 
 
-def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[str]]]:
+def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[Seam, str, list[str]]]:
     """For every seam: what is there once the swaps are installed, and which parts of its contract are broken."""
-    backends.install()
-    broken = {seam.target: seams.problems(seam) for seam in seams.SEAMS}
+    sources = Sources()
+    broken = {seam.target: problems(seam, sources) for seam in seams.SEAMS}
     planned = {swap.seam: swap for swap in swaps}
     rows = []
     for seam in seams.SEAMS:
@@ -140,13 +143,13 @@ def inspect_seams(swaps: list[inject.Swap]) -> list[tuple[seams.Seam, str, list[
             current = f"{swap.by} (extension {swap.owner})"
         rows.append((seam, current, broken[seam.target]))
     for target, swap in planned.items():  # a seam of the user's own
-        problems = []
+        wrong = []
         try:
             load(target)
         except UserError as error:
-            problems.append(str(error))
-        own = seams.Seam(target, (), "", "not in our table: without a contract")
-        rows.append((own, f"{swap.by} (extension {swap.owner})", problems))
+            wrong.append(str(error))
+        own = Seam(target, (), "", "not in our table: without a contract")
+        rows.append((own, f"{swap.by} (extension {swap.owner})", wrong))
     return rows
 
 
@@ -170,18 +173,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="orlhf-ext doctor", description=__doc__)
     parser.add_argument("--ext.use", dest="use", action="append", default=[], metavar="NAME")
     parser.add_argument("--ext.reward", dest="reward", action="append", default=[], metavar="SPEC")
+    words = "a version (downloaded), a wheel or a folder: whether it fits, without installing it; nothing else is done"
+    parser.add_argument("--openrlhf", metavar="RELEASE", help=words)
     parser.add_argument("--ray", action="store_true", help="start a local Ray, and look into one of its workers, too")
     args = parser.parse_args(argv)
+    from rich.console import Console
+
+    console = Console(width=max(140, shutil.get_terminal_size().columns))
+    if args.openrlhf:
+        if not releases.report(args.openrlhf, console):
+            raise SystemExit(1)
+        return
     extensions = [extension(name) for name in args.use]
     if args.reward:
         extensions.append(Rewards(choose(args.reward)))
     swaps = inject.plan(extensions)
     make_parser(extensions)
 
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=max(140, shutil.get_terminal_size().columns))
     console.print("  ".join(f"{name} {version}" for name, version in versions().items()))
     for lack in missing():
         console.print(f"missing here: {lack}")
@@ -200,10 +210,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for title in ("seam", "launchers", *titles, "contract"):
         table.add_column(title, overflow="fold")
     broken = 0
-    for seam, current, problems in rows:
-        broken += len(problems)
+    for seam, current, wrong in rows:
+        broken += len(wrong)
         there = [worker[seam.target]] if args.ray else []
-        table.add_row(seam.target, " ".join(seam.launchers), current, *there, "; ".join(problems) or "holds")
+        table.add_row(seam.target, " ".join(seam.launchers), current, *there, "; ".join(wrong) or "holds")
     console.print(table)
     if broken:
         print(f"{broken} contract(s) broken: this OpenRLHF is not the one that the seams were written for")

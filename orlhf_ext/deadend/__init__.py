@@ -39,6 +39,7 @@ class DeadEnd(Extension):
         "openrlhf.datasets.sft_dataset:SFTDataset": "orlhf_ext.deadend.dataset:QDataset",
         "openrlhf.trainer.sft_trainer:SFTTrainer": "orlhf_ext.deadend.trainer:QTrainer",
     }
+    relies_on = ("openrlhf.utils.utils:zero_pad_sequences",)
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cli.errors import UserError, command
 from ..cli.flags import DTYPES, SHARE, make_parser, whole
-from ..models.folder import check_context, find_model, identity, read_config
+from ..models.folder import check_context, find_model, find_same, identity, read_config
 from .sampling import Plain, add_flags, check_flags, print_counts, sample_file
 from .settings import read_settings
 
@@ -33,11 +33,12 @@ class Rectified(Plain):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.name = args.q_model
-        self.folder = find_model(self.name, Q_FLAG)
-        self.known = read_settings(self.folder, Q_FLAG).vocab_size
+        folder = find_model(self.name, Q_FLAG)
+        self.copy_of = identity(folder, times=False)
+        self.known = read_settings(folder, Q_FLAG).vocab_size
         self.options = {"epsilon": args.epsilon, "passes": args.passes or None, "infeasible": args.infeasible}
         self.dtype, self.backend = args.q_dtype, args.backend
-        self.arguments = {"q_model": identity(self.folder), "q_dtype": self.dtype, **self.options}
+        self.arguments = {"q_model": identity(folder), "q_dtype": self.dtype, **self.options}
         self._processor: Any = None
 
     def check(self, folder: Path, max_len: int) -> None:
@@ -45,7 +46,12 @@ class Rectified(Plain):
 
         size = read_config(folder).get("vocab_size", self.known)
         check_vocabulary(self.known, f"{Q_FLAG} {self.name}", size, f"--model {folder}", str(folder))
-        check_context(self.folder, max_len, "the longest prompt with --max_new_tokens, at")
+        check_context(find_model(self.name, Q_FLAG), max_len, "the longest prompt with --max_new_tokens, at")
+
+    @property
+    def folder(self) -> Path:
+        """That of Q_D, in a worker."""
+        return find_same(self.name, self.copy_of, Q_FLAG)
 
     def engine(self) -> dict[str, Any]:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, infeasible steps are counted

@@ -12,29 +12,22 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli.errors import UserError
-from ..cli.flags import COUNT, DTYPES, NOT_NEGATIVE, PART, SEED, whole
-from ..files.journal import Journal
+from ..cli.flags import COUNT, DTYPES, NOT_NEGATIVE, PART, SEED, add_workers, whole
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Line, Record, read_records
 from ..models.batches import open_journal
-from ..models.folder import check_context, context_length, find_model, identity, load_tokenizer
-from ..models.prompts import encode_prompts, tally
-from ..models.samplers import (
-    Completions,
-    Prompt,
-    Sampling,
-    derive_seed,
-    device_memory,
-    load_vllm,
-    sample_hf,
-    sample_vllm,
-)
+from ..models.engines import device_memory, load_vllm
+from ..models.folder import check_context, context_length, find_model, find_same, identity, load_tokenizer
+from ..models.pool import Calls, Pool, Unit, Work
+from ..models.prompts import encode_prompts, sample_all, tally, units_of
+from ..models.samplers import Completions, HfSampler, Prompt, Sampling, VllmSampler, derive_seed
 from ..models.texts import Sample, collect, id_of
 from .generations import prompt_of
 
@@ -43,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """Decoding that leaves the language model's logits alone; `decode_prompts` has another."""
+    """Decoding that leaves the language model's logits alone; `decode_prompts` has another. It is sent to workers."""
 
     #: what the output depends on, as JSON values
     arguments: Record = {}  # noqa: RUF012
@@ -64,7 +57,7 @@ class Plain:
         return None
 
     def counts(self) -> Counter[str]:
-        """What was counted so far, in this process."""
+        """What was counted so far, in this worker."""
         return Counter()
 
 
@@ -85,6 +78,7 @@ def add_flags(parser: argparse.ArgumentParser, num_returns: int, batch_size: int
     add("--seed", type=SEED, default=0, help="(%(default)s)")
     add("--backend", choices=["vllm", "hf"], default="vllm", help="(%(default)s)")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="type of the language model (%(default)s)")
+    add_workers(parser)
     add("--gpu_memory_utilization", type=PART, default=0.8, help="for vLLM (%(default)s)")
     add_overwrite(parser)
 
@@ -153,67 +147,96 @@ def sample_file(args: argparse.Namespace, name: str, size: int, decoding: Plain)
     settings: Record = {**asdict(sampling), "min_new_tokens": args.min_new_tokens, "backend": args.backend}
     settings |= {"batch_size": args.batch_size, "prompts": size, **decoding.arguments}
     with open_journal(name, args.data, args.out, model, settings) as (journal, meta):
-        left = [prompt for prompt in prompts if prompt.id not in journal.done]
-        if left:
-            if args.backend == "hf":
-                stream = _with_hf(args, folder, prompts, sampling, set(journal.done), decoding)
-            else:
-                stream = _with_vllm(args, folder, left, sampling, decoding)
-            _keep(stream, journal, {prompt.id: prompt for prompt in prompts}, decoding)
+        if units := units_of(prompts, journal.done, sampling, args.backend, args.batch_size):
+            job = Job(
+                args.model,
+                identity(folder, times=False),
+                args.backend,
+                sampling,
+                args.min_new_tokens,
+                -(-len(units) // args.workers) * args.num_returns,
+                args.workers,
+                args.gpu_memory_utilization,
+            )
+            with Pool(args.workers) as pool:
+                sample_all(units, samples, partial(load_work, job, decoding), journal, _piece, pool)
         counts = _tally(journal.done)
         records = (_output(sample, journal.done[sample.id]) for sample in samples)
         journal.finish(args.out, records, {**meta, "counts": counts})
     return counts
 
 
-Stream = Iterator[tuple[str, Completions]]
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know; as in `load_sampler`."""
+
+    model: str
+    copy_of: str
+    backend: str
+    sampling: Sampling
+    min_new_tokens: int
+    requests: int
+    workers: int
+    memory: float
 
 
-def _with_vllm(
-    args: argparse.Namespace, folder: Path, prompts: Sequence[Prompt], sampling: Sampling, decoding: Plain
-) -> Stream:
+def load_work(job: Job, decoding: Plain) -> Work:
+    """What samples, in a worker."""
+    folder = find_same(job.model, job.copy_of)
+    work = Calls(_hf(job, folder, decoding)) if job.backend == "hf" else _vllm(job, folder, decoding)
+    return Counting(work, decoding)
+
+
+def _vllm(job: Job, folder: Path, decoding: Plain) -> VllmSampler:
     from .memory import SEQUENCES, leave_room, say_room
 
-    memory, more = args.gpu_memory_utilization, decoding.engine()
-    requests = len(prompts) * args.num_returns
-    rows = min(requests, SEQUENCES)
-    if (total := device_memory()) and (needed := decoding.beside(rows, sampling.max_len)):
+    memory, more = job.memory, decoding.engine()
+    rows = min(job.requests, SEQUENCES)
+    if (total := device_memory()) and (needed := decoding.beside(rows, job.sampling.max_len)):
         memory, more = leave_room(memory, needed, total), {**more, "max_num_seqs": rows}
-        print(say_room(args.gpu_memory_utilization, memory, needed, total, rows), flush=True)
-    llm = load_vllm(folder, sampling, requests, gpu_memory_utilization=memory, more=more)
-    return sample_vllm(llm, prompts, sampling, {"min_tokens": args.min_new_tokens})
+        print(say_room(job.memory, memory, needed, total, rows), flush=True)
+    how: Record = {"gpu_memory_utilization": memory, "engines": job.workers, "more": more}
+    llm = load_vllm(folder, job.sampling, job.requests, **how)
+    return VllmSampler(llm, job.sampling, job.requests, {"min_tokens": job.min_new_tokens})
 
 
-def _with_hf(
-    args: argparse.Namespace,
-    folder: Path,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    done: set[str],
-    decoding: Plain,
-) -> Stream:
+def _hf(job: Job, folder: Path, decoding: Plain) -> HfSampler:
     from ..models.logprobs import load_model
 
-    model, tokenizer = load_model(folder, args.dtype, "sdpa"), load_tokenizer(folder)
-    processors = decoding.processors(model, tokenizer)
-    more = {"min_new_tokens": args.min_new_tokens} if args.min_new_tokens else None
-    for start in range(0, len(prompts), args.batch_size):
-        yield from sample_hf(
-            model, prompts[start : start + args.batch_size], sampling, tokenizer, done, processors, more
-        )
+    model, tokenizer = load_model(folder, job.sampling.dtype, "sdpa"), load_tokenizer(folder)
+    more = {"min_new_tokens": job.min_new_tokens} if job.min_new_tokens else None
+    return HfSampler(model, tokenizer, job.sampling, decoding.processors(model, tokenizer), more)
 
 
-def _keep(stream: Stream, journal: Journal, prompts: dict[str, Prompt], decoding: Plain) -> None:
-    from tqdm import tqdm
+class Counting:
+    """`Work` that tells with what is finished what the decoding has counted since the last time."""
 
-    before = decoding.counts()
-    with tqdm(total=len(prompts), initial=len(journal.done), desc="sampling", unit="prompt") as bar:
-        for identifier, found in stream:
-            now = decoding.counts()
-            piece = {**found._asdict(), "prompt_cut": prompts[identifier].cut, "counted": dict(now - before)}
-            journal.add(identifier, piece)
-            before = now
-            bar.update()
+    def __init__(self, work: Work, decoding: Plain) -> None:
+        self._work, self._decoding = work, decoding
+        self._told = decoding.counts()
+
+    @property
+    def room(self) -> int:
+        """As `Work.room`."""
+        return self._work.room
+
+    def add(self, key: str, payload: Sequence[Prompt]) -> None:
+        """As `Work.add`."""
+        self._work.add(key, payload)
+
+    def step(self) -> list[Unit]:
+        """As `Work.step`."""
+        found = self._work.step()
+        if found:
+            now = self._decoding.counts()
+            first: list[Completions] = found[0][1]
+            first[0] = first[0]._replace(counted=dict(now - self._told))
+            self._told = now
+        return found
+
+
+def _piece(prompt: Prompt, found: Completions) -> Record:
+    return {**found._asdict(), "prompt_cut": prompt.cut}
 
 
 def _output(sample: Sample, done: Record) -> Record:

@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
 from ..cli.errors import UserError, command
-from ..cli.flags import COUNT, DTYPES, add_compute, make_parser, whole
+from ..cli.flags import COUNT, DTYPES, add_compute, add_workers, make_parser, whole
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite, check_file
 from ..files.records import Line, Record, is_number, object_or_empty, read_records, source_entry
 from ..files.sidecars import sidecar_path
 from ..models.batches import fingerprint
+from ..models.folder import identity
+from ..models.pool import Pool, Unit
 from .generations import TOXICITY_THRESHOLD, generations_of, prompt_of
 
 if TYPE_CHECKING:
-    from .toxicity import NoScore, Scorer
+    from .toxicity import Scorer
 
 _AT_ONCE = 8192  # texts that are sorted by length together, and lost at most when the process is killed
 _OWN = ("text", "token_ids")
@@ -62,18 +65,12 @@ def chunks(path: Path, wanted: Wanted, at_once: int) -> Iterator[list[str]]:
         yield texts
 
 
-def score_chunk(scorer: Scorer, texts: Sequence[str], batch_size: int) -> list[float | NoScore]:
-    """Scores of texts; equal texts are scored once. Raises UserError if a score is not finite."""
-    unique = list(dict.fromkeys(texts))
-    found: dict[str, float | NoScore] = {}
-    for batch in scorer.batches(unique, batch_size):
-        for index, value in zip(batch, scorer([unique[i] for i in batch]), strict=True):
-            if not isinstance(value, str) and not 0 <= value <= 1:
-                raise UserError(
-                    f"the scorer gave {value} for a text; its weights contain NaN or overflow: use another dtype"
-                )
-            found[unique[index]] = value
-    return [found[text] for text in texts]
+def kept(journal: Journal) -> dict[int, dict[int, Any]]:
+    """Of each chunk: index among its different texts -> score, or reason why there is none."""
+    found: dict[int, dict[int, Any]] = {}
+    for key, piece in journal.done.items():
+        found.setdefault(int(key.partition(".")[0]), {}).update(zip(piece["texts"], piece["scores"], strict=True))
+    return found
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,7 +94,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rescore", action="store_true", help="replace scores of the same name that another scorer gave")
     add_overwrite(parser)
     add_compute(parser, dtypes=(DTYPES[2], *DTYPES[:2]))
+    add_workers(parser)
     args = parser.parse_args(argv)
+    if args.workers > 1 and args.model == "perspective":
+        raise UserError("--workers is for models; Perspective is asked by one process alone, so leave it out")
     if args.toxicity_type in _OWN or not args.toxicity_type:
         raise UserError(f"--toxicity_type {args.toxicity_type} is a key of another kind; choose one like toxicity")
     args.out = args.out or args.data
@@ -114,23 +114,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Score each file; a model is loaded once, and only if something is left to do."""
-    from .toxicity import load_scorer
+    from .toxicity import Classifier, load_scorer, load_worker
 
     args = parse(argv)
     have = [look(Path(data), args.toxicity_type) for data in args.data]
-    scorer = load_scorer(
-        args.model, args.label, args.max_length, args.batch_tokens, args.dtype, args.attn_implementation
-    )
+    how = (args.label, args.max_length, args.batch_tokens, args.dtype, args.attn_implementation)
+    scorer = load_scorer(args.model, *how)
     by = fingerprint(scorer={**scorer.identity, "score_input": args.score_input})["scorer"]
-    for data, out, (present, total) in zip(args.data, args.out, have, strict=True):
-        one_file(args, scorer, by, Path(data), Path(out), present, total)
+    copy_of = identity(scorer.folder, times=False) if isinstance(scorer, Classifier) else ""
+    load = partial(load_worker, args.model, copy_of, *how) if args.workers > 1 else lambda: scorer
+    with Pool(args.workers) as pool:
+        for data, out, (present, total) in zip(args.data, args.out, have, strict=True):
+            one_file(args, scorer, by, Path(data), Path(out), present, total, partial(pool.run, load))
 
 
 def one_file(
-    args: argparse.Namespace, scorer: Scorer, by: dict[str, Any], data: Path, out: Path, present: int, total: int
+    args: argparse.Namespace,
+    scorer: Scorer,
+    by: dict[str, Any],
+    data: Path,
+    out: Path,
+    present: int,
+    total: int,
+    run: Callable[..., Iterator[Unit]],
 ) -> None:
-    """Score a file of which ``present`` of ``total`` generations have a score, and print how toxic it is.
-    Raises UserError if these scores are not known to be this scorer's."""
+    """Score a file of which ``present`` of ``total`` generations have a score, and print how toxic it is. ``run`` is
+    that of the pool. Raises UserError if these scores are not known to be this scorer's."""
     from .toxicity import Classifier
 
     key = args.toxicity_type
@@ -145,9 +154,10 @@ def one_file(
     wanted = Wanted(key, args.score_input == "full", known)
     at_once = scorer.at_once or _AT_ONCE
     how = {**wanted._asdict(), "batch_size": args.batch_size, "batch_tokens": args.batch_tokens, "at_once": at_once}
+    how["kept"] = "batches"
     left = total - present if known else total
     with Journal(out, fingerprint(scorer=by, data=source["sha256"], arguments=how)) as journal:
-        score_file(journal, scorer, data, wanted, args.batch_size, at_once)
+        score_file(journal, scorer, data, wanted, args.batch_size, at_once, left, run)
         tally: dict[str, Any] = {"prompts": 0, "generations": 0, "new": left, "toxic": 0, "empty": 0, "sum": 0.0}
         if isinstance(scorer, Classifier) and (cut := sum(map(scorer.cut, chunks(data, wanted, at_once)))):
             tally["cut"] = cut
@@ -156,7 +166,7 @@ def one_file(
         scores = {**meta.get("scores", {}), key: entry}
         made = {"command": "deadend.score", "version": __version__}
         meta = {**made, **meta, **({} if out == data else made), "scored": source, "scores": scores}
-        journal.finish(out, with_scores(journal, data, wanted, tally), meta)
+        journal.finish(out, with_scores(journal, data, wanted, at_once, tally), meta)
     share = f"{tally['toxic'] / max(1, total):.1%} at {TOXICITY_THRESHOLD} or above"
     print(
         f"{out}: {total} generations of {tally['prompts']} prompts, mean {key} {tally['mean']:.4f}, {share}, {left} new"
@@ -185,20 +195,61 @@ def look(data: Path, key: str) -> tuple[int, int]:
     return present, total
 
 
-def score_file(journal: Journal, scorer: Scorer, data: Path, wanted: Wanted, batch_size: int, at_once: int) -> None:
-    """Fill the journal: a list of scores, or of reasons why there is none, for each chunk of the file."""
+def score_file(
+    journal: Journal,
+    scorer: Scorer,
+    data: Path,
+    wanted: Wanted,
+    batch_size: int,
+    at_once: int,
+    total: int,
+    run: Callable[..., Iterator[Unit]],
+) -> None:
+    """Fill the journal, batch by batch: which of a chunk's different texts, and a score, or a reason, for each.
+    Raises UserError if a score is not finite."""
     from tqdm import tqdm
 
-    with tqdm(desc=wanted.key, unit="text") as bar:
+    held: dict[str, tuple[list[int], int]] = {}  # batches in hand, and how many of the file's texts they are
+
+    def units() -> Iterator[Unit]:
+        done = kept(journal)
         for number, texts in enumerate(chunks(data, wanted, at_once)):
-            if str(number) not in journal.done:
-                journal.add(str(number), score_chunk(scorer, texts, batch_size))
-            bar.update(len(texts))
+            counts = Counter(texts)
+            unique = list(counts)
+            if len(done.get(number, ())) == len(unique):
+                bar.update(len(texts))
+                continue
+            for place, batch in enumerate(scorer.batches(unique, batch_size)):
+                own, key = [unique[i] for i in batch], f"{number}.{place}"
+                held[key] = (batch, sum(counts[text] for text in own))
+                if key in journal.done:
+                    bar.update(held.pop(key)[1])
+                else:
+                    yield key, own
+
+    with tqdm(total=total, desc=wanted.key, unit="text") as bar:
+        for key, found in run(units(), lambda key: f"one of {len(held[key][0])} texts of {data}"):
+            for value in found:
+                if not isinstance(value, str) and not 0 <= value <= 1:
+                    raise UserError(
+                        f"the scorer gave {value} for a text; its weights contain NaN or overflow: use another dtype"
+                    )
+            batch, count = held.pop(key)
+            journal.add(key, {"texts": batch, "scores": found})
+            bar.update(count)
 
 
-def with_scores(journal: Journal, data: Path, wanted: Wanted, tally: dict[str, Any]) -> Iterator[Record]:
+def scores_of(journal: Journal, data: Path, wanted: Wanted, at_once: int) -> Iterator[Any]:
+    """The journal's scores, or reasons, in the order of the file's texts."""
+    found = kept(journal)
+    for number, texts in enumerate(chunks(data, wanted, at_once)):
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        yield from (found[number][place[text]] for text in texts)
+
+
+def with_scores(journal: Journal, data: Path, wanted: Wanted, at_once: int, tally: dict[str, Any]) -> Iterator[Record]:
     """The records with the journal's scores, in the file's order; ``tally`` is full at the end."""
-    scores = (value for number in range(len(journal.done)) for value in journal.done[str(number)])
+    scores = scores_of(journal, data, wanted, at_once)
     without: Counter[str] = Counter()
     for line in read_records(data):
         for one, _ in wanted.of(line):

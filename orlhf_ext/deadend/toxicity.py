@@ -26,7 +26,7 @@ from ..cli.errors import UserError
 from ..cli.user_code import user_code
 from ..extensions import load
 from ..models.batches import cut_batches, pad_right
-from ..models.folder import check_ids, context_length, find_model, identity, read_config, read_tokenizer
+from ..models.folder import check_ids, context_length, find_model, find_same, identity, read_config, read_tokenizer
 from ..models.reward_models import is_classifier
 from ..models.texts import count_cut
 
@@ -90,6 +90,15 @@ def load_scorer(
             raise UserError(f"--model {spec} is a function, which has no --label and no --max_length; leave them out")
         return Function(spec)
     return Classifier(find_model(spec), label, max_length, batch_tokens, dtype, attention)
+
+
+def load_worker(
+    spec: str, copy_of: str, label: str | None, max_length: int, batch_tokens: int, dtype: str, attention: str
+) -> Scorer:
+    """`load_scorer` in a worker; ``copy_of`` of a model as in `find_same`, else empty."""
+    if copy_of:
+        find_same(spec, copy_of)
+    return load_scorer(spec, label, max_length, batch_tokens, dtype, attention)
 
 
 class Function:

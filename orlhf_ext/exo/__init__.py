@@ -30,6 +30,7 @@ class EXO(Extension):
         "openrlhf.datasets.reward_dataset:RewardDataset": "orlhf_ext.exo.dataset:KwiseDataset",
         "openrlhf.trainer.dpo_trainer:DPOTrainer": "orlhf_ext.exo.trainer:KwiseTrainer",
     }
+    relies_on = ("openrlhf.models.utils:log_probs_from_logits",)
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """The ``--exo.*`` flags; defaults are those of the paper's HH experiment."""

@@ -74,7 +74,6 @@ class KwiseTrainer(DPOTrainer):
         super().__init__(*args, **kwargs)
         exo = self.args.exo
         self.exo = exo
-        # Actor divides its float32 logits by this.
         self.model.temperature = self.ref_model.temperature = exo.temperature
         actors = (self.model, self.ref_model)
         words = (self._share_mode(), self.strategy.print, self._worst, True)
@@ -145,9 +144,16 @@ class KwiseTrainer(DPOTrainer):
         place = torch.arange(ids.shape[1], device=ids.device)
         targets = (place >= mask.new_tensor(prompt_lengths)[:, None]) & mask.bool()
         predicts = targets.roll(-1, dims=1)  # nothing wraps: the first column is prompt in every row
-        with scored_positions(head, predicts):
-            output = model(ids, attention_mask=mask, return_output=True)
-        logps = log_probs_from_logits(output["logits"], ids[targets][None])[0]
+        kept, model.temperature = (
+            model.temperature,
+            1.0,
+        )  # some releases divide the logits in the pass, others behind it
+        try:
+            with scored_positions(head, predicts):
+                output = model(ids, attention_mask=mask, return_output=True)
+        finally:
+            model.temperature = kept
+        logps = log_probs_from_logits(output["logits"], ids[targets][None], kept)[0]
         # Summed from a table: index_add would add in another order at every call on a GPU.
         return logps.new_zeros(ids.shape).masked_scatter(targets, logps).sum(-1), output
 

@@ -46,6 +46,7 @@ _READY_MADE = {
         "http": "orlhf_ext.rewards.http:HTTP",
         "judge": "orlhf_ext.judge.reward:Judge",
         "length": "orlhf_ext.rewards.length:Length",
+        "likelihood": "orlhf_ext.rewards.likelihood:Likelihood",
         "model": "orlhf_ext.rewards.model:Model",
         "vrcli": "orlhf_ext.vrcli.reward:VRCLI",
     },
@@ -66,6 +67,8 @@ class Extension:
     launchers: ClassVar[Sequence[str]]
     #: seam -> replacement, both ``"module:attribute"``
     replacements: ClassVar[Mapping[str, str]]
+    #: seams of `seams.SEAMS` that it uses without replacing them
+    relies_on: ClassVar[Sequence[str]] = ()
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -1,46 +1,11 @@
-"""The one table of seams: what we replace in OpenRLHF and the libraries under it, and what we rely on there.
-
-`problems` compares a contract with what is installed, so that an upgrade fails in seconds and says where.
-"""
+"""The one table of seams: what we replace in OpenRLHF and the libraries under it, and what we rely on there."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import operator
-from dataclasses import dataclass
+from .contracts import Seam
+from .fixed_seams import FIXED
+from .releases import LAUNCHERS, RAY_LAUNCHERS
 
-from .ray_classes import unwrap
-
-OPENRLHF_VERSION = "0.11.2"
-
-LAUNCHERS = {
-    "train_sft": "openrlhf.cli.train_sft",
-    "train_rm": "openrlhf.cli.train_rm",
-    "train_dpo": "openrlhf.cli.train_dpo",
-    "train_ppo_ray": "openrlhf.cli.train_ppo_ray",
-    "serve_rm": "openrlhf.cli.serve_rm",
-    "lora_combiner": "openrlhf.cli.lora_combiner",
-}
-RAY_LAUNCHERS = ("train_ppo_ray",)
-
-
-@dataclass(frozen=True)
-class Seam:
-    """One ``module:attribute`` that is replaced, with the contract that its replacement relies on."""
-
-    target: str
-    launchers: tuple[str, ...]
-    #: names of its parameters, in order, separated by spaces (a class: of ``__init__`` without ``self``)
-    parameters: str
-    why: str
-    #: attributes by name; anything else is text that must be in its source
-    relies_on: tuple[str, ...] = ()
-    #: who replaces it: an extension, a backend, the launcher itself, or a fix (`orlhf_ext.openrlhf_fixes`)
-    by: str = "extension"
-
-
-_RAYS_OWN = "_ray_trace_ctx"  # a parameter that Ray adds to an actor's methods
 _RAY = RAY_LAUNCHERS
 _TRAIN = ("train_sft", "train_rm", "train_dpo", "train_ppo_ray")
 
@@ -117,9 +82,71 @@ SEAMS = (
             "gpt_loss = self.loss_fn(",
             "shifted_loss_mask,\n                        **loss_batch_info",
             "loss = self.loss_fn(per_token_log_probs, loss_mask[:, :-1])",
-            "# Every emitted window is one complete optimizer update.",
-            "self.save_logs_and_checkpoints(args, engine.global_steps, step_bar, logs_dict, client_states)",
+            # how windows become steps, to 0.11.1 and since
+            (
+                "# Every emitted window is one complete optimizer update.",
+                "step % self.strategy.accumulated_gradient == 0",
+            ),
+            (
+                "self.save_logs_and_checkpoints(args, engine.global_steps, step_bar, logs_dict, client_states)",
+                "self.save_logs_and_checkpoints(args, global_step, step_bar, logs_dict, client_states)",
+            ),
         ),
+    ),
+    Seam(
+        "openrlhf.models.utils:log_probs_from_logits",
+        ("train_dpo",),
+        "logits labels temperature",
+        "log-probabilities at a temperature, of the logits that EXO asks for",
+        ("logits.div_(temperature)",),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.models.model:_get_reward_model",
+        ("train_rm", "train_ppo_ray"),
+        "base_pretrained_model base_llm_model value_head_prefix packing_samples",
+        "the class of reward models, of which groups make one with a head for each",
+        ("self.value_head_prefix = value_head_prefix",),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.utils.agent:SingleTurnAgentExecutor",
+        _RAY,
+        "remote_rm_url",
+        "what samples a response; with rewards of ours, none of its own",
+        ("execute", '"truncated"'),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.vllm_engine:batch_vllm_engine_call",
+        _RAY,
+        "engines method_name args rank_0_only kwargs",
+        "engines sleep while rewards with a model are computed",
+        by="import",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.launcher:RayActorGroup",
+        _RAY,
+        "num_nodes num_gpus_per_node ray_actor_type pg num_gpus_per_actor duplicate_actors resources "
+        "num_resources_per_node",
+        "calls of the reference model's processes",
+        ("async_run_method", "async_run_method_batch", "_actor_handlers"),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_utils.experience:Experience",
+        _RAY,
+        "",
+        "samples, which rewards fill in",
+        ("sequences", "action_mask", "rewards", "scores", "info", "prompts", "labels", "images", "truncated"),
+        by="import",
+    ),
+    Seam(
+        "openrlhf.utils.utils:zero_pad_sequences",
+        ("train_sft", "train_rm"),
+        "sequences side value stack",
+        "makes tensors of rows",
+        by="import",
     ),
     Seam(
         "openrlhf.utils.config:hierarchize",
@@ -221,149 +248,17 @@ SEAMS = (
         "openrlhf.trainer.ray.ppo_actor:PolicyModelActor",
         _RAY,
         "world_size rank master_addr master_port",
-        "the policy's actors; for losses and metrics of one's own",
-        ("init_model_from_pretrained", "fit", "broadcast_to_vllm", "self.trainer = ActorPPOTrainer("),
-    ),
-    Seam(
-        "openrlhf.models.model:get_llm_for_sequence_regression",
-        tuple(LAUNCHERS),
-        "model_name_or_path model_type param_dtype load_in_4bit lora_rank lora_alpha target_modules lora_dropout "
-        "normalize_reward attn_implementation ds_config init_value_head value_head_prefix device_map packing_samples "
-        "experts_implementation kwargs",
-        "the buffers mean and std of a reward model come up uninitialised with transformers 5",
-        by="fix",
-    ),
-    *(
-        Seam(
-            f"openrlhf.datasets.{function}",
-            launchers,
-            parameters,
-            "cuts a chat at the length of its prompt, or does not name the record that a chat template refuses",
-            by="fix",
-        )
-        for function, launchers, parameters in (
-            (
-                "reward_dataset:preprocess_data",
-                ("train_rm", "train_dpo"),
-                "data input_template prompt_key chosen_key rejected_key apply_chat_template is_dpo",
-            ),
-            (
-                "sft_dataset:preprocess_data",
-                ("train_sft",),
-                "data input_template input_key output_key apply_chat_template",
-            ),
-            ("sft_dataset:SFTDataset.process_data", ("train_sft",), "self data"),
-            ("prompts_dataset:preprocess_data", _RAY, "data input_template input_key label_key apply_chat_template"),
-        )
-    ),
-    *(
-        Seam(
-            f"openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.{method}",
-            _TRAIN,
-            parameters,
-            "a training whose loss, gradients or weights are not finite goes on to its end, and saves",
-            by="fix",
-        )
-        for method, parameters in (
-            ("backward", "self loss model _optimizer kwargs"),
-            ("optimizer_step", "self _optimizer model _scheduler name kwargs"),
-            ("save_model", "self model tokenizer output_dir kwargs"),
-            ("save_ckpt", "self model save_dir tag max_num max_mem client_state save_latest metric_value metric_key"),
-        )
-    ),
-    Seam(
-        "openrlhf.trainer.ppo_utils.experience_maker:apply_length_penalties",
-        _RAY,
-        "experiences args",
-        "the step before group normalisation, which turns the rounding error of equal rewards into advantages",
-        by="fix",
-    ),
-    Seam(
-        "deepspeed.runtime.zero.partition_parameters:InsertPostInitMethodToModuleSubClasses._add_tensor_creation_wrappers",
-        _TRAIN,
-        "self",
-        "ZeRO-3 rounds what a model is made from, and with it the frequencies of transformers 5's rotary embeddings",
+        "the policy's actors; rewards may score any tokens with them; for losses and metrics of one's own",
         (
-            "torch.arange = zero_wrapper_for_fp_tensor_constructor(_orig_torch_arange",
-            "DeepSpeedTensorOverride.device in self.",
+            "init_model_from_pretrained",
+            "fit",
+            "forward",
+            "broadcast_to_vllm",
+            "self.actor, self.actor_optim, self.actor_scheduler = strategy.prepare(",
+            "self.trainer = ActorPPOTrainer(",
         ),
-        by="fix",
     ),
-    *(
-        Seam(
-            f"openrlhf.trainer.{module}",
-            (launcher,),
-            "self args consumed_samples num_update_steps_per_epoch",
-            "counts an epoch as whole steps when it goes on from a checkpoint",
-            (
-                "start_epoch = consumed_samples // args.train.batch_size // num_update_steps_per_epoch",
-                "consumed_samples = consumed_samples % (num_update_steps_per_epoch * args.train.batch_size)",
-            ),
-            by="fix",
-        )
-        for module, launcher in (
-            ("dpo_trainer:DPOTrainer.fit", "train_dpo"),
-            ("rm_trainer:RewardModelTrainer.fit", "train_rm"),
-        )
-    ),
-    *(
-        Seam(f"openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.{name}", _TRAIN, parameters, why, needed, "fix")
-        for name, parameters, why, needed in (
-            (
-                "setup_dataloader",
-                "self replay_buffer batch_size pin_memory shuffle collate_fn drop_last sampler consumed_samples "
-                "num_workers",
-                "counts the batches of an epoch, for the schedule of the learning rate",
-                (),
-            ),
-            (
-                "_ds_init_train_model",
-                "self model cfg",
-                "its schedule may be shorter than training, and dropout depends on what was drawn before",
-                ('scheduler_steps = cfg["scheduler_steps"]', "return model, optim, scheduler"),
-            ),
-            (
-                "save_ckpt",
-                "self model save_dir tag max_num max_mem client_state save_latest metric_value metric_key",
-                "leaves out what evaluations write into a model's config",
-                (),
-            ),
-            (
-                "load_ckpt",
-                "self model load_dir tag load_module_strict load_optimizer_states load_lr_scheduler_states "
-                "load_module_only",
-                "as save_ckpt",
-                ("return load_path, states",),
-            ),
-            ("backward", "self loss model _optimizer kwargs", "the next step begins where the data say so", ()),
-        )
-    ),
-    Seam(
-        "openrlhf.utils.loss_utils:iter_grad_accum_global_norm",
-        ("train_sft", *_RAY),
-        "data_iter strategy accumulated_gradient mask_fn",
-        "rollouts that do not fill a batch are a step of their own, which DeepSpeed does not take",
-        by="fix",
-    ),
-    *(
-        Seam(f"openrlhf.trainer.ray.{name}.ppo_train", _RAY, parameters, "shuffles by what was drawn before", by="fix")
-        for name, parameters in (("ppo_actor:ActorPPOTrainer", "self kl_ctl"), ("ppo_critic:CriticPPOTrainer", "self"))
-    ),
-    Seam(
-        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.init_checkpoint_states",
-        _RAY,
-        "self",
-        "an episode whose last batch was not full is done again when the run goes on",
-        ('"data_loader_state_dict"', '"episode"'),
-        by="fix",
-    ),
-    Seam(
-        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.save_logs_and_checkpoints",
-        _RAY,
-        "self global_step logs_dict client_states",
-        "leaves out an adaptive KL coefficient",
-        by="fix",
-    ),
+    *FIXED,
     Seam(
         "openrlhf.utils.distributed_util:stateless_init_process_group",
         _RAY,
@@ -399,22 +294,3 @@ SEAMS = (
 def find(target: str) -> Seam | None:
     """The seam of that ``module:attribute``, or None."""
     return next((seam for seam in SEAMS if seam.target == target), None)
-
-
-def problems(seam: Seam) -> list[str]:
-    """What of a seam's contract does not hold for what is installed; nothing when all is well."""
-    module_name, _, attribute = seam.target.partition(":")
-    try:
-        found = operator.attrgetter(attribute)(importlib.import_module(module_name))
-    except (ImportError, AttributeError) as error:
-        return [f"{seam.target} is missing: {error}"]
-    found = inspect.unwrap(unwrap(found))
-    parameters = " ".join(name for name in inspect.signature(found).parameters if name != _RAYS_OWN)
-    wrong = []
-    if parameters != seam.parameters:
-        wrong.append(f"{seam.target} takes ({parameters}), not ({seam.parameters})")
-    source = inspect.getsource(found) if seam.relies_on else ""
-    for needed in seam.relies_on:
-        if not (hasattr(found, needed) if needed.isidentifier() else needed in source):
-            wrong.append(f"{seam.target} has no {needed!r}")
-    return wrong

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -26,14 +25,13 @@ class Journal:
     Args:
         out: the output file.
         fingerprint: everything that the pieces depend on, as JSON values.
-        part: for one of several processes that share an output.
 
     Raises:
         UserError: another process is writing the same output, or the file is damaged (see `scan`).
     """
 
-    def __init__(self, out: str | os.PathLike, fingerprint: Mapping[str, Any], part: str = "") -> None:
-        self.path = journal_path(out, part)
+    def __init__(self, out: str | os.PathLike, fingerprint: Mapping[str, Any]) -> None:
+        self.path = journal_path(out)
         self.fingerprint = dict(fingerprint)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 (closed by close)
@@ -57,22 +55,14 @@ class Journal:
         append(self._stream, [{"key": key, "value": value}])
         self.done[key] = value
 
-    def absorb(self, parts: Iterable[Path]) -> None:
-        """Take over the finished pieces of other journals of the same run, and remove these files.
-        Raises UserError if a process is still writing one of them, or one is damaged."""
-        for path in parts:
-            with open(path, "rb") as stream:
-                lock(stream, path)
-                found, done, _ = _read(path)
-                if found == self.fingerprint:
-                    for key in done.keys() - self.done.keys():
-                        self.add(key, done[key])
-                path.unlink()
-
     def finish(self, out: str | os.PathLike, records: Iterable[Record], meta: Mapping[str, Any]) -> None:
         """Write the output and its sidecar, each under a temporary name first, and remove the journal."""
         write_jsonl(out, records)
         write_json(sidecar_path(out), dict(meta))
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the file: its pieces are elsewhere."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -118,22 +108,10 @@ def append(stream: IO[bytes], lines: Iterable[Record]) -> None:
         raise
 
 
-def journal_path(out: str | os.PathLike, part: str = "") -> Path:
-    """``.x.jsonl.part`` for ``x.jsonl``, ``.x.jsonl.part.3`` for part 3."""
+def journal_path(out: str | os.PathLike) -> Path:
+    """``.x.jsonl.part`` for ``x.jsonl``."""
     out = Path(out)
-    return out.with_name(f".{out.name}.part" + (f".{part}" if part else ""))
-
-
-def part_paths(out: str | os.PathLike) -> list[Path]:
-    """The journals that processes which share an output have left."""
-    out = Path(out)
-    return sorted(out.parent.glob(f".{glob.escape(out.name)}.part.*[0-9]"))
-
-
-def read_done(out: str | os.PathLike, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The finished pieces of a run whose journal another process has open."""
-    found, done, _ = _read(journal_path(out))
-    return done if found == dict(fingerprint) else {}
+    return out.with_name(f".{out.name}.part")
 
 
 def scan(stream: IO[bytes], path: Path, take: Callable[[Any], None], head: bool = False) -> int:

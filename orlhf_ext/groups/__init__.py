@@ -49,6 +49,7 @@ class GroupRM(Extension):
         "openrlhf.datasets.reward_dataset:RewardDataset": "orlhf_ext.groups.dataset:GroupDataset",
         "openrlhf.trainer.rm_trainer:RewardModelTrainer": "orlhf_ext.groups.trainer:GroupTrainer",
     }
+    relies_on = ("openrlhf.models.model:_get_reward_model", "openrlhf.utils.utils:zero_pad_sequences")
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -130,6 +131,7 @@ class GroupReward(Extension):
     name = "group-reward"
     launchers = ("train_ppo_ray",)
     replacements = {_BUILDER: _GROUP_BUILDER}  # noqa: RUF012
+    relies_on = ("openrlhf.models.model:_get_reward_model",)
 
     def check(self, args: SimpleNamespace) -> None:
         """The reward model is one of groups, and reads the policy's token ids.

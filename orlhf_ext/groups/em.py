@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..cli.errors import UserError, command
-from ..cli.flags import COUNT, DTYPES, LENGTH, POSITIVE, SEED, add_compute, make_parser, whole
+from ..cli.flags import COUNT, DTYPES, LENGTH, POSITIVE, SEED, add_compute, add_workers, make_parser, whole
 from ..files.outputs import add_overwrite, check_file, check_folder
 from ..files.records import Line, read_records, source_entry, write_json, write_jsonl
 from ..files.sidecars import sidecar_path
@@ -250,6 +250,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--cache", metavar="DIR", help="keep hidden states, as --groups.cache_features does")
     add_compute(parser, batch_tokens=8192, dtypes=DTYPES[:2])
+    add_workers(parser)
     add_overwrite(parser)
     args = parser.parse_args(argv)
     if args.k is not None and args.head == "independent":
@@ -265,6 +266,7 @@ def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> tuple[to
     """``(pairs, 2, d)`` float32, and how many texts are cut."""
     from .. import backends
     from ..models.folder import check_ids, find_model, length_limit, load_tokenizer
+    from ..models.pool import Pool
 
     folder = find_model(args.model)
     max_len = length_limit(folder, args.max_len, "--max_len")
@@ -282,7 +284,9 @@ def hidden_of_pairs(args: argparse.Namespace, lines: Sequence[Line]) -> tuple[to
 
     ids = [one.ids for one in encoded]
     how = (args.cache, args.dtype, args.attn_implementation, args.batch_tokens)
-    hidden = features.of_texts(folder, ids, int(tokenizer.pad_token_id), *how)  # type: ignore[arg-type]
+    pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    with Pool(args.workers) as pool:
+        hidden = features.of_texts(args.model, ids, pad_id, *how, pool)
     bad = (~hidden.isfinite()).any(1).nonzero()
     if len(bad):
         raise UserError(f"{lines[int(bad[0]) // 2].where}: the model gives hidden states that are not finite")
@@ -329,7 +333,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "version": __version__,
         "data": source_entry(args.data),
         "model": {"folder": args.model, "identity": identity(find_model(args.model))},
-        "arguments": {key: value for key, value in vars(args).items() if key not in ("data", "out", "model")},
+        "arguments": {
+            key: value for key, value in vars(args).items() if key not in ("data", "out", "model", "workers")
+        },
         "counts": {"pairs": len(lines), "texts_cut": cut, "annotators": len(names), "groups": counts},
         "settled": fit.settled,
         "log_likelihood": fit.rounds,

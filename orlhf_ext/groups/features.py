@@ -8,7 +8,8 @@ it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
+from .. import backends
 from ..files.records import atomic_write
 from ..models import row_cache
-from ..models.batches import pad_left
-from ..models.folder import find_model, identity
+from ..models.batches import cut_rows, pad_left
+from ..models.folder import find_model, find_same, identity
+from ..models.pool import Pool
 from ..models.prompt_once import for_model
 from ..models.weights import PRECISIONS, load_reward
 from .dataset import GroupDataset
@@ -138,45 +141,60 @@ def _compute(trainer: Any, table: torch.Tensor, texts: list[list[int]], places: 
 
 
 def of_texts(
-    folder: Path,
+    model: str,
     texts: Sequence[list[int]],
     pad_id: int,
     cache: str | None = None,
     dtype: str = "bfloat16",
     attention: str = "sdpa",
     budget: int = BATCH_TOKENS,
+    pool: Pool | None = None,
 ) -> torch.Tensor:
     """Hidden states ``(texts, d)`` without a trainer; equal texts are computed once.
 
     Args:
-        folder: of the backbone, or of a reward model.
+        model: a backbone, or a reward model; as in `find_model`.
         texts: token ids.
         pad_id: of the padding, which nothing depends on.
         cache: where hidden states are kept, shared with trainings of the same numeric type and attention.
         dtype: ``bfloat16`` or ``float16``.
         attention: as in transformers.
         budget: tokens to compute in a batch.
+        pool: who computes; the numbers do not depend on it.
     """
-    from . import model as models  # it loads DeepSpeed
-
+    folder = find_model(model)
     keys = [key_of(ids) for ids in texts]
     path = cache_file(cache, folder, PRECISIONS[dtype], attention) if cache else None
     known, hidden = read(path) if path else ([], torch.empty(0))
     states = dict(zip(known, hidden, strict=True)) if known else {}
     missing = {key: list(ids) for key, ids in zip(keys, texts, strict=True) if key not in states}
     if missing:
-        make = models.get_llm_for_sequence_regression
-        # the head, which may be new, is not used
-        backbone = load_reward(make, folder, "--model", dtype, attention, fresh=True)
         order, wanted = list(missing), list(missing.values())
+        batches = cut_rows(wanted, budget)
+        load = partial(load_states, model, identity(folder, times=False), pad_id, dtype, attention, budget)
+        units = ((str(number), [wanted[row] for row in batch]) for number, batch in enumerate(batches))
         with tqdm(total=len(wanted), desc=_WHAT.capitalize(), unit="text") as bar:
-
-            def forward(ids: torch.Tensor, mask: torch.Tensor, members: list[int]) -> torch.Tensor:
-                bar.update(len(members))
-                return backbone.last_hidden(ids, mask)[0].float().cpu()
-
-            found = for_model(backbone).each(wanted, budget, forward, pad_left, pad_id)
-            states.update((order[number], hidden) for number, hidden in found)
+            for key, found in (pool or Pool()).run(load, units, lambda key: f"batch {key} of the texts"):
+                batch = batches[int(key)]
+                states.update(zip((order[row] for row in batch), torch.tensor(found), strict=True))
+                bar.update(len(batch))
         if path:
             store(path, order, torch.stack([states[key] for key in order]))
     return torch.stack([states[key] for key in keys])
+
+
+def load_states(
+    name: str, copy_of: str, pad_id: int, dtype: str, attention: str, budget: int
+) -> Callable[[list[list[int]]], np.ndarray]:
+    """In a worker, what maps token ids to hidden states ``(texts, d)``; the model as in `find_same`."""
+    backends.install()
+    from . import model as models  # it loads DeepSpeed
+
+    # the head, which may be new, is not used
+    make = models.get_llm_for_sequence_regression
+    backbone = load_reward(make, find_same(name, copy_of), "--model", dtype, attention, fresh=True)
+
+    def forward(ids: torch.Tensor, mask: torch.Tensor, _: list[int]) -> torch.Tensor:
+        return backbone.last_hidden(ids, mask)[0].float().cpu()
+
+    return lambda texts: torch.stack(for_model(backbone).map(texts, budget, forward, pad_left, pad_id)).numpy()

@@ -47,6 +47,7 @@ def percent(value: float) -> str:
 JUDGES = {"judge": "judge", "rewards": "reward model", "longer_text": "longer text wins"}
 COLUMNS = [
     Column("win_rate", "after wins", percent),
+    Column("mean_points", "its points", percent),
     Column("length_controlled", "length-controlled", percent),
     Column("picks_longer", "picks the longer", percent),
     Column("length_correlation", "length correlation", "{:z.2f}"),
@@ -101,14 +102,14 @@ def prompt_of(sample: Sample) -> str:
 
 
 def measure(rates: Sequence[Sequence[float]], words: Array, seed: int) -> dict[str, Any]:
-    """How often the completions after training win, and what of it is their length.
+    """How often the completions after training win (a tie counts 1/2), and what of it is their length.
 
     Args:
         rates: for each record, the points of each completion after training against its counterpart, in [0, 1].
         words: ``(comparisons, 2)``, after and before.
         seed: of the bootstrap over records.
     """
-    means = np.array([np.mean(row) for row in rates], dtype=np.float64)
+    means = np.array([np.mean([_above(value, 0.5) for value in row]) for row in rates], dtype=np.float64)
     margins = np.array([value - 0.5 for row in rates for value in row], dtype=np.float64)
     ratios = length_ratio(words)
     leaning = np.sign(margins) * np.sign(ratios)
@@ -141,6 +142,7 @@ def compare(
     metrics["judge"] = measure(rates, words, seed) | {
         name: getattr(tournament, name)(every) for name in ("consistency", "share_a", "unreadable", "skipped")
     }
+    metrics["judge"]["mean_points"] = float(np.mean([np.mean(row) for row in rates]))
     if not letters:
         metrics["judge"] |= {name: getattr(tournament, name)(every) for name in ("bias", "margin")}
     scores = [[numbers(sample, "rewards") for sample in both] for both in pairs]

@@ -260,20 +260,27 @@ class ByText:
 
     def _write(self, questions: dict[int, list[int]], temperature: float) -> dict[int, str]:
         """Answers to questions, by their numbers."""
-        from ..models.samplers import Prompt, Sampling, load_vllm, sample_hf, sample_vllm
+        from ..models.engines import load_vllm
+        from ..models.pool import Calls, Pool, Work
+        from ..models.prompts import units_of
+        from ..models.samplers import HfSampler, Prompt, Sampling, VllmSampler
 
         self._asked += 1
         room, max_len = self.reader.room, self.reader.max_len
         # retries of other batches have other seeds
         sampling = Sampling(1, temperature, 1.0, 0, room, max_len, self.seed + self._asked, self.dtype)
         prompts = [Prompt(str(i), ids) for i, ids in questions.items()]
-        if not self._vllm:
-            found = dict(sample_hf(self._engine, prompts, sampling, self.reader.tokenizer))
+        if self._vllm and self._engine is None:
+            self._engine = load_vllm(
+                self.folder, sampling, 256, tensor_parallel_size=self.gpus, gpu_memory_utilization=self.memory,
+                flags="--judge.",
+            )  # fmt: skip
+        if self._vllm:
+            work: Work = VllmSampler(self._engine, sampling, len(prompts))
         else:
-            if self._engine is None:
-                self._engine = load_vllm(
-                    self.folder, sampling, 256, tensor_parallel_size=self.gpus, gpu_memory_utilization=self.memory,
-                    flags="--judge.",
-                )  # fmt: skip
-            found = dict(sample_vllm(self._engine, prompts, sampling))
-        return {i: found[str(i)].texts[0] for i in questions}
+            work = Calls(HfSampler(self._engine, self.reader.tokenizer, sampling))
+        units = {str(n): unit for n, unit in enumerate(units_of(prompts, (), sampling, "vllm" if self._vllm else "hf"))}
+        found: dict[str, str] = {}
+        for key, answers in Pool().run(lambda: work, units.items()):
+            found |= {prompt.id: one.texts[0] for prompt, one in zip(units[key], answers, strict=True)}
+        return {i: found[str(i)] for i in questions}

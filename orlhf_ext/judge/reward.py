@@ -145,9 +145,9 @@ class Judge(Reward):
 
             length_limit(find_model(self.model, "--judge.model"), self.max_len, "--judge.max_len", "--judge.model")
         if self.against_label:
-            for split, line in run_records(args):
+            for flag, line in run_records(args):
                 label = line.record.get(args.data.label_key or "")
-                if split == "eval" and not (isinstance(label, str) and label.strip()):
+                if flag == "--eval.dataset" and not (isinstance(label, str) and label.strip()):
                     raise UserError(
                         f"{line.where} has no text {args.data.label_key!r} to compare samples with; give "
                         "--data.label_key, or leave --judge.against_label out"
@@ -245,11 +245,12 @@ class Judge(Reward):
                 f"none of the judge's {2 * len(called)} answers has a verdict; show it how to answer in "
                 "--judge.template, or give it more room with --judge.max_new_tokens"
             )
-        letter = {0.0: "B", 1.0: "A"}.get(tournament.share_a(called) or 0.0)
-        if self._letters and letter:
+        share = tournament.share_a(called)
+        if self._letters and share in (0.0, 1.0):
             raise UserError(
-                f"the judge says {letter} in each of {2 * len(called)} calls, whatever it is shown, so that all "
-                "rewards are equal; take another judge, or give --judge.verdict logprob, which cancels a leaning"
+                f"the judge says {'A' if share else 'B'} in each of {2 * len(called)} calls, whatever it is shown, so "
+                "that all rewards are equal; take another judge, or give --judge.verdict logprob, which cancels a "
+                "leaning"
             )
 
     def _result(

@@ -43,7 +43,7 @@ class Template:
                 how = "no place" if place not in found else f"{found.count(place)} places"
                 raise UserError(
                     f"{where} has {how} {{{place}}} for a response; write {{a}} and {{b}} once each, where the two "
-                    "responses go, and {prompt} for the prompt"
+                    "responses go (and {prompt}, if the prompt is to be shown)"
                 )
         self.shows_prompt = "prompt" in found
         lines = [line.strip() for line in self.text.splitlines()]

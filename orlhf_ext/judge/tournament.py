@@ -48,11 +48,11 @@ def sigmoid(x: float) -> float:
 
 
 def difference(game: Game) -> float:
-    """How far ``first`` is ahead, in nats: half the difference of the two leans."""
+    """How far ``first`` is ahead, in nats: half the difference of the two leans, of which one that cannot be read is
+    0."""
     if game.points is not None:
         return WALKOVER * (2 * game.points - 1)
-    one, other = game.leans
-    assert one is not None and other is not None, "a log-probability is never unreadable"
+    one, other = (lean or 0.0 for lean in game.leans)
     return (one - other) / 2
 
 

@@ -11,7 +11,6 @@ import runpy
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,8 +18,9 @@ from .. import backends, openrlhf_fixes
 from ..backends import machine, resources
 from ..cli.errors import UserError, command, suggest
 from ..cli.user_code import describe, frames, place, user_code
-from ..extensions import Extension, inject, run
-from ..extensions.seams import LAUNCHERS, OPENRLHF_VERSION, RAY_LAUNCHERS, find
+from ..extensions import Extension, fit, inject, run
+from ..extensions.releases import LAUNCHERS, RAY_LAUNCHERS
+from ..extensions.seams import find
 from ..openrlhf_fixes.chat_data import check_chats
 from . import ray_setup
 from .config import Config, given, write
@@ -42,18 +42,6 @@ def _split(argv: list[str]) -> tuple[str | None, list[str]]:
     if not argv or argv[0] in ("-h", "--help"):
         return None, []
     return argv[0], argv[1:] + leading
-
-
-def _check_openrlhf() -> None:
-    try:
-        version = metadata.version("openrlhf")
-    except metadata.PackageNotFoundError:
-        raise UserError("OpenRLHF is not installed; run `bash recipes/setup.sh`, or pip install openrlhf") from None
-    if version != OPENRLHF_VERSION:
-        raise UserError(
-            f"OpenRLHF {version} is installed, and the seams fit {OPENRLHF_VERSION} only; "
-            f"pip install openrlhf=={OPENRLHF_VERSION}"
-        )
 
 
 def _check_launcher(launcher: str, extensions: list[Extension]) -> None:
@@ -186,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     if launcher is None:
         _help()
         return
-    _check_openrlhf()
+    fit.installed()
     config = Config(rest)
     extensions = switched_on(config.words(choices()))
     _check_launcher(launcher, extensions)
@@ -203,6 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         extensions = with_needed(extensions, own)
         _check_launcher(launcher, extensions)
     swaps = inject.plan(extensions)
+    fit.check(launcher, extensions, backends.needed(), inject.say)
     _machine_defaults(launcher, config)
     backends.install()
     openrlhf_fixes.install()

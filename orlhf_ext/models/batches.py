@@ -20,7 +20,7 @@ from ..files.journal import Journal
 from ..files.outputs import check_file
 from ..files.records import Record, source_entry
 from .parts import cut_parts, find_parts
-from .pool import Pool
+from .pool import Pool, some_of
 from .texts import Sample
 
 FORMAT = 2
@@ -104,18 +104,17 @@ def run_batches(
     """
     from tqdm import tqdm
 
-    batches = _whole_records(rows, budget)
+    batches = cut_rows([row.ids for row in rows], budget)
     values: list[list[float]] = [[math.nan] * len(sample.completions) for sample in samples]
     left = [str(number) for number in range(len(batches)) if str(number) not in journal.done]
 
     def name(key: str) -> str:
-        names = list(dict.fromkeys(samples[rows[i].sample].name for i in batches[int(key)]))
-        return names[0] + (f" or one of {len(names) - 1} others" if len(names) > 1 else "")
+        return some_of([samples[rows[i].sample].name for i in batches[int(key)]])
 
     kept = len(rows) - sum(len(batches[int(key)]) for key in left)
     with tqdm(total=len(rows), initial=kept, desc=what, unit="row") as bar:
         units = ((key, [rows[i] for i in batches[int(key)]]) for key in left)
-        for key, done in pool.run(load, units, name):
+        for key, done in pool.run(load, units, name, len(left)):
             batch = batches[int(key)]
             for i, value in zip(batch, done, strict=True):
                 if not math.isfinite(value):
@@ -132,10 +131,10 @@ def run_batches(
     return values
 
 
-def _whole_records(rows: Sequence[Row], budget: int) -> list[list[int]]:
-    """Batches of rows in which the completions of a record stay together where they share a prompt."""
-    lengths = [len(row.ids) for row in rows]
-    parts = find_parts([row.ids for row in rows])
+def cut_rows(ids: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """`cut_batches` of token rows; those that begin alike, such as the completions of a record, stay together."""
+    lengths = [len(row) for row in ids]
+    parts = find_parts(ids)
     if not any(part.length for part in parts):
         return cut_batches(lengths, budget)
     return [[row for part in batch for row in part.rows] for batch in cut_parts(parts, lengths, budget)]

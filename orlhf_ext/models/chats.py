@@ -102,6 +102,26 @@ def split_chat(render: Render, before: Messages, reply: Messages, sampled: bool)
     return prompt, answer + end
 
 
+def behind(render: Render, before: Messages, answer: str) -> str | None:
+    """What a template puts behind an assistant's message; None where it does not render the text as it stands there
+    (with a part for thoughts before it, for one).
+
+    Args:
+        render: the chat template.
+        before: the messages before it.
+        answer: its text.
+
+    Raises:
+        ChatError: the template refuses the messages.
+    """
+    prompt = render(before, True)
+    whole = render([*before, {"role": "assistant", "content": answer}], False)
+    for text in (answer, answer.strip()):  # some templates strip what they are given
+        if whole.startswith(prompt + text):
+            return whole[len(prompt + text) :]
+    return None
+
+
 def opening(render: Render) -> str:
     """What the generation prompt opens that conversations lack, such as ``<think>``; empty for most templates.
 

@@ -110,7 +110,13 @@ class Pool:
                     self._ray.kill(place.actor)
             self._ray.shutdown()
 
-    def run(self, load: Callable[[], Any], units: Iterable[Unit], name: Callable[[str], str] = str) -> Iterator[Unit]:
+    def run(
+        self,
+        load: Callable[[], Any],
+        units: Iterable[Unit],
+        name: Callable[[str], str] = str,
+        total: int | None = None,
+    ) -> Iterator[Unit]:
         """Do every unit; results come in the order in which they are finished.
 
         Args:
@@ -118,6 +124,7 @@ class Pool:
                 function of a module, or a `partial` of one, with arguments that can be sent.
             units: that are left to do, taken from when workers have room.
             name: what a unit is called in messages.
+            total: how many units there are, so that none of the workers takes more of the last ones than its share.
 
         Raises:
             UserError: as ``load`` and the work; a unit fails, or takes workers down; no worker is left; Ray cannot be
@@ -136,7 +143,7 @@ class Pool:
             import ray  # it is there
 
             self._ray, self._places = ray, [_Place(number, make) for number in range(self.workers)]
-        yield from _Run(self._ray, self._places, number, load, name).results(first, units)
+        yield from _Run(self._ray, self._places, number, load, name, total).results(first, units)
 
 
 class _Worker:
@@ -237,10 +244,17 @@ class _Run:
     """One `Pool.run` with several workers."""
 
     def __init__(
-        self, ray: Any, places: Sequence[_Place], number: int, load: Callable[[], Any], name: Callable[[str], str]
+        self,
+        ray: Any,
+        places: Sequence[_Place],
+        number: int,
+        load: Callable[[], Any],
+        name: Callable[[str], str],
+        total: int | None,
     ) -> None:
         self._ray, self._places, self._name = ray, places, name
         self._load = (number, load)
+        self._left = sys.maxsize if total is None else total
         self._back: deque[Unit] = deque()  # of lost workers
         self._suspects: deque[Unit] = deque()  # the same, twice
         self._deaths: Counter[str] = Counter()
@@ -293,7 +307,8 @@ class _Run:
         if self._suspects and not place.held:
             units, place.alone = [self._suspects.popleft()], True
         elif not place.alone:
-            while len(units) < place.wants and (unit := self._next()) is not None:
+            share = max(1, -(-self._left // len(self._places))) - len(place.held)
+            while len(units) < min(place.wants, share) and (unit := self._next()) is not None:
                 units.append(unit)
         place.held |= dict(units)
         if place.held:
@@ -326,6 +341,7 @@ class _Run:
             self._proved, place.deaths = True, 0
         for key, value in found:
             del place.held[key]
+            self._left -= 1
             yield key, value
         place.alone = place.alone and bool(place.held)
 
@@ -350,6 +366,12 @@ class _Run:
         place.held, place.loading = {}, False
         if place.deaths < _LIVES:
             self._begin(place)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The records of a unit in a message: ``x.jsonl line 1 or one of 2 others``."""
+    first, *others = dict.fromkeys(names)
+    return first + (f" or one of {len(others)} others" if others else "")
 
 
 def _failed(name: Callable[[str], str], key: str, reason: str) -> str:

@@ -217,6 +217,29 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids of special tokens, those that were added to the tokenizer among them."""
+    return {*tokenizer.all_special_ids, *(i for i, one in tokenizer.added_tokens_decoder.items() if one.special)}
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, behind: str | None, whole: bool) -> list[int]:
+    """Token ids that end an answer: of all that the chat template puts behind it, or up to the first special token.
+
+    Args:
+        tokenizer: the model's.
+        behind: what the template puts there; None, or nothing that ends a turn: EOS.
+        whole: all of it.
+    """
+    if behind is None:
+        return [int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
+    ids = encode(tokenizer, [behind])[0]
+    if whole:
+        return ids
+    special = special_ids(tokenizer)
+    end = next((place for place, i in enumerate(ids, 1) if i in special), None)
+    return ids[:end] if end else [int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
+
+
 class Whole(NamedTuple):
     """The token ids of a text, and how many the length limit took away."""
 

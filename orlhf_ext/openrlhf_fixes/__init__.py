@@ -1,8 +1,8 @@
 """Fixes of bugs in OpenRLHF and in libraries under it that would spoil a run without a word.
 
-`install` registers all of them, for every launcher; each takes effect when the module that it fixes is imported, and
-changes nothing for runs that do not meet the bug. ``patches/`` has those of OpenRLHF as diffs. In `chat_data` are the
-fixes of its data sets, in `resuming` those of its checkpoints.
+`install` registers all of them, for every launcher; each takes effect when the module that it fixes is imported, where
+the bug is there (see `where`), and changes nothing for runs that do not meet it. ``patches/`` has those of OpenRLHF as
+diffs. In `chat_data` are the fixes of its data sets, in `resuming` those of its checkpoints.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import itertools
 from typing import Any
 
 from ..cli.errors import UserError
-from ..extensions.inject import on_import
 from ..files import columns
 from . import chat_data, resuming
+from .where import when_there
 
 
 def _reward_statistics(module: Any) -> None:
@@ -161,12 +161,12 @@ def _check_weights(model: Any) -> None:
 
 def install() -> None:
     """Register all; each is done when its module is imported."""
-    on_import("deepspeed.runtime.zero.partition_parameters", _rotary_frequencies)
-    on_import("openrlhf.datasets.prompts_dataset", chat_data.read_prompts)
-    on_import("openrlhf.datasets.reward_dataset", chat_data.read_pairs)
-    on_import("openrlhf.datasets.sft_dataset", chat_data.read_conversations)
-    on_import("openrlhf.models.model", _reward_statistics)
-    on_import("openrlhf.utils.deepspeed.deepspeed", _finite_training)
-    on_import("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)
-    on_import("openrlhf.datasets.utils", columns.use)
+    when_there("deepspeed.runtime.zero.partition_parameters", _rotary_frequencies)
+    when_there("openrlhf.datasets.prompts_dataset", chat_data.read_prompts)
+    when_there("openrlhf.datasets.reward_dataset", chat_data.read_pairs)
+    when_there("openrlhf.datasets.sft_dataset", chat_data.read_conversations)
+    when_there("openrlhf.models.model", _reward_statistics)
+    when_there("openrlhf.utils.deepspeed.deepspeed", _finite_training)
+    when_there("openrlhf.trainer.ppo_utils.experience_maker", _constant_groups)
+    when_there("openrlhf.datasets.utils", columns.use)
     resuming.install()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
-from ..extensions.inject import on_import
+from .where import when_there
 
 _FINISHED = "_iterator_finished"  # torchdata's, in the state of a data loader
 _SAMPLES = "orlhf_ext_samples"
@@ -326,10 +326,10 @@ def install() -> None:
         ("rm_trainer", "RewardModelTrainer"),
         ("sft_trainer", "SFTTrainer"),
     ):
-        on_import(f"openrlhf.trainer.{module}", _position(trainer))
-    on_import("openrlhf.utils.deepspeed.deepspeed", _strategy)
-    on_import("openrlhf.utils.loss_utils", _windows)
-    on_import("openrlhf.trainer.ray.ppo_actor", _order("ActorPPOTrainer", "actor"))
-    on_import("openrlhf.trainer.ray.ppo_critic", _order("CriticPPOTrainer", "critic"))
-    on_import("openrlhf.trainer.ppo_utils.samples_generator", _samples)
-    on_import("openrlhf.trainer.ppo_trainer", _episode)
+        when_there(f"openrlhf.trainer.{module}", _position(trainer))
+    when_there("openrlhf.utils.deepspeed.deepspeed", _strategy)
+    when_there("openrlhf.utils.loss_utils", _windows)
+    when_there("openrlhf.trainer.ray.ppo_actor", _order("ActorPPOTrainer", "actor"))
+    when_there("openrlhf.trainer.ray.ppo_critic", _order("CriticPPOTrainer", "critic"))
+    when_there("openrlhf.trainer.ppo_utils.samples_generator", _samples)
+    when_there("openrlhf.trainer.ppo_trainer", _episode)

@@ -158,8 +158,8 @@ class RewardResult:
     apart: Mapping[str, Floats] = field(default_factory=dict)
 
 
-class ScoreReference(Protocol):
-    """Log-probabilities under the frozen reference model, at temperature 1."""
+class ScoreTokens(Protocol):
+    """Log-probabilities under a model of the run, at temperature 1."""
 
     @property
     def device(self) -> str:
@@ -185,8 +185,10 @@ class RewardContext:
     args: SimpleNamespace = field(default_factory=SimpleNamespace)
     #: where a reward puts its model: "cpu" or "cuda"
     device: str = "cpu"
-    #: a scorer on the reference model; None where there is none
-    score_reference: ScoreReference | None = None
+    #: a scorer on the frozen reference model; None where there is none
+    score_reference: ScoreTokens | None = None
+    #: a scorer on the policy, as it was when it sampled the batch; None where no reward needs it
+    score_policy: ScoreTokens | None = None
 
 
 class Reward(ABC):
@@ -200,7 +202,9 @@ class Reward(ABC):
     #: the name in logs, and the prefix of its flags; if not set, the class's name in small letters: ``my_reward``
     name: ClassVar[str]
     #: it cannot do without `RewardContext.score_reference`
-    needs_reference: ClassVar[bool] = False
+    needs_reference: bool = False
+    #: it cannot do without `RewardContext.score_policy`
+    needs_policy: bool = False
     #: it looks at `Rollout.images`; otherwise a prompt with images is an error
     reads_images: ClassVar[bool] = False
     #: the part of a GPU that one copy of it wants; 0 for a reward without a model

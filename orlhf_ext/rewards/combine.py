@@ -98,6 +98,11 @@ class RewardSet:
                     f"reward {reward.name!r} needs the reference model, and this run has none that it may use; "
                     "give --algo.kl.init_coef more than 0, and train without --train.async_enable"
                 )
+            if reward.needs_policy and context.score_policy is None:
+                raise UserError(
+                    f"reward {reward.name!r} needs the policy, and this run has none that it may use; train without "
+                    "--train.async_enable"
+                )
             with user_code(f"reward {reward.name!r} cannot be set up:", refusals=True):
                 settle(reward.setup(replace(context, args=copy.deepcopy(context.args))))
 

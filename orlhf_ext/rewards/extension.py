@@ -21,6 +21,8 @@ from . import gdpo
 from .combine import HOW, RewardSet
 from .selection import Chosen, add_flags, build, from_args
 
+#: where a reward needs the policy; an extension of the user's may have its place otherwise
+_POLICY = {"openrlhf.trainer.ray.ppo_actor:PolicyModelActor": "orlhf_ext.rewards.policy:ScoringPolicy"}
 _AGENT = Path(__file__).with_name("agent.py")
 
 
@@ -39,6 +41,12 @@ class Rewards(Extension):
         "openrlhf.trainer.ppo_trainer:compute_eval_metrics": "orlhf_ext.rewards.evaluation:compute_eval_metrics",
         "openrlhf.trainer.ray.launcher:ReferenceModelActor": "orlhf_ext.rewards.reference:ScoringReference",
     }
+    relies_on = (
+        "openrlhf.utils.agent:SingleTurnAgentExecutor",
+        "openrlhf.trainer.ray.vllm_engine:batch_vllm_engine_call",
+        "openrlhf.trainer.ray.launcher:RayActorGroup",
+        "openrlhf.trainer.ppo_utils.experience:Experience",
+    )
 
     def __init__(self, chosen: Sequence[Chosen] = ()) -> None:
         self.chosen = list(chosen)
@@ -87,6 +95,8 @@ class Rewards(Extension):
             UserError: as `selection.build`.
         """
         self._rewards = build(self.chosen, flags, flags["ext.reward_combine"], flags["ext.reward_args"])
+        if any(reward.needs_policy for reward in self._rewards.rewards):
+            self.replacements = {**self.replacements, **_POLICY}  # type: ignore[misc]
         found: list[str] = []
         for reward in self._rewards.rewards:
             with user_code(f"reward {reward.name!r} cannot say which extensions it needs:"):
@@ -126,6 +136,11 @@ class Rewards(Extension):
                 raise UserError(
                     f"reward {reward.name!r} needs the reference model, which the trainer uses while "
                     "--train.async_enable samples; train without it"
+                )
+            if reward.needs_policy and args.train.async_enable:
+                raise UserError(
+                    f"reward {reward.name!r} needs the policy as it was when it sampled, and with "
+                    "--train.async_enable it is trained meanwhile; train without it"
                 )
             if reward.needs_reference and not args.algo.kl.init_coef > 0:
                 raise UserError(

@@ -19,9 +19,10 @@ from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
 from ..backends.machine import torch_device
 from ..files.records import write_jsonl
 from . import gdpo
-from .base import RewardBatch, RewardContext, Rollout, ScoreReference
+from .base import RewardBatch, RewardContext, Rollout, ScoreTokens
 from .combine import Combined, RewardSet
 from .remote import in_actors
+from .scorers import GroupScorer
 from .selection import from_args
 
 if TYPE_CHECKING:
@@ -38,19 +39,23 @@ class RewardedSamples(SamplesGenerator):
     _rewards: RewardSet | None = None
     _asleep = False
 
-    def setup_rewards(self, score_reference: ScoreReference | None, policy: Any = None) -> None:
+    def setup_rewards(self, score_reference: ScoreTokens | None, policy: Any = None) -> None:
         """Make the rewards that the run's arguments name, and set them up.
 
         Args:
             score_reference: a scorer on the frozen reference model, where rewards may use it.
-            policy: OpenRLHF's group of actors of the policy; its GPUs are shared where there are no others.
+            policy: OpenRLHF's group of actors of the policy, which scores for rewards that need it; its GPUs are
+                shared where there are no others.
 
         Raises:
             UserError: as `RewardSet.setup`.
         """
         rewards = from_args(self.args)
+        score_policy = None
+        if policy is not None and any(reward.needs_policy for reward in rewards.rewards):
+            score_policy = GroupScorer(policy, self.args, int(self.tokenizer.pad_token_id))
         rewards.rewards = in_actors(rewards.rewards, self.args, policy)
-        rewards.setup(RewardContext(self.tokenizer, self.args, torch_device(), score_reference))
+        rewards.setup(RewardContext(self.tokenizer, self.args, torch_device(), score_reference, score_policy))
         self._rewards = rewards
         self._numbers = {"train": itertools.count(1), "eval": itertools.count(1)}
         self._batches = {what: itertools.count(self._kept(what) + 1) for what in ("train", "eval")}
@@ -170,7 +175,8 @@ class RewardedSamples(SamplesGenerator):
     def _sleep(self) -> None:
         """With vLLM's sleep mode, its memory is free while rewards are computed."""
         assert self._rewards is not None
-        holds_a_model = any(reward.needs_reference or reward.gpus for reward in self._rewards.rewards)
+        rewards = self._rewards.rewards
+        holds_a_model = any(reward.needs_reference or reward.needs_policy or reward.gpus for reward in rewards)
         if self.args.vllm.enable_sleep and holds_a_model:
             batch_vllm_engine_call(self.vllm_engines, "sleep")
             self._asleep = True

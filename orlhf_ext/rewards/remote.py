@@ -63,22 +63,24 @@ class InActors(Reward):
     ) -> None:
         self._reward, self._copies, self._group, self._seconds = reward, copies, group, seconds
         self.name = reward.name  # type: ignore[misc]
-        self.needs_reference = reward.needs_reference  # type: ignore[misc]
+        self.needs_reference, self.needs_policy = reward.needs_reference, reward.needs_policy
         self.reads_images = reward.reads_images  # type: ignore[misc]
         self.gpus = reward.gpus
 
     def setup(self, context: RewardContext) -> None:
-        """Start the actors and set up a copy in each. Raises UserError if it needs a reference model whose passes all
+        """Start the actors and set up a copy in each. Raises UserError if it needs a model of the run whose passes all
         processes must enter in one order, which several callers cannot keep."""
         import ray
 
         reference = context.score_reference if self.needs_reference else None
-        if getattr(reference, "spread", False):
-            raise UserError(
-                "it holds a model in actors of its own and needs the reference model, which is spread over processes; "
-                "train without --ds.zero_stage 3, --ds.packing_samples, ring attention and tensor parallelism"
-            )
-        context = dataclasses.replace(context, score_reference=reference)
+        policy = context.score_policy if self.needs_policy else None
+        for scorer, what in ((reference, "the reference model"), (policy, "the policy")):
+            if getattr(scorer, "spread", False):
+                raise UserError(
+                    f"it holds a model in actors of its own and needs {what}, which is spread over processes; train "
+                    "without --ds.zero_stage 3, --ds.packing_samples, ring attention and tensor parallelism"
+                )
+        context = dataclasses.replace(context, score_reference=reference, score_policy=policy)
         actor: Any = ray.remote(num_cpus=self.gpus, num_gpus=self.gpus)(Holder)
         self._actors = [
             actor.options(**self._place(i)).remote(self._reward, self._seconds) for i in range(self._copies)

@@ -9,7 +9,7 @@ from openrlhf.trainer.ppo_trainer import PPOTrainer
 from ..cli.errors import UserError
 from ..extensions.ray_classes import unwrap
 from .evaluation import eval_arguments
-from .reference import GroupScorer
+from .scorers import GroupScorer
 
 
 class RewardedTrainer(unwrap(PPOTrainer)):  # type: ignore[misc]

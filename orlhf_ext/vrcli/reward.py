@@ -30,7 +30,7 @@ class VRCLI(Settings, Reward):
     """How much a plan lowers the perplexity of the gold text (Gurung & Lapata, 2025)."""
 
     name: ClassVar[str] = "vrcli"
-    needs_reference: ClassVar[bool] = True
+    needs_reference = True
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse labels and baselines that this run cannot use, before a model is loaded.

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from ..cli.errors import UserError
-from ..models.chats import ChatError, Messages, render_with
+from ..models.chats import ChatError, Messages, behind, render_with
 from ..models.spans import Span
-from ..models.texts import encode
+from ..models.texts import encode, end_of_turn
 from .labels import Label, with_system
 from .settings import System, Tail
 
@@ -59,9 +60,8 @@ class Encoder:
         self.system = system
         self.tail = tail
         self.context = context
-        special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special_ids = {*tokenizer.all_special_ids, *special}
-        texts = sorted({*tokenizer.all_special_tokens, *special.values()} - {""}, key=len, reverse=True)
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        texts = sorted({*tokenizer.all_special_tokens, *special} - {""}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
     def clean(self, text: str) -> str:
@@ -145,25 +145,8 @@ class Encoder:
         how = _AUTO[label.adapter] if self.tail == "auto" else self.tail
         if how == "none":
             return []
-        rest = self._after_gold(label)
-        if rest is None:
-            return [int(self.tokenizer.eos_token_id)]
-        ids = encode(self.tokenizer, [rest])[0]
-        if how == "template":
-            return ids
-        end = next((place for place, i in enumerate(ids, 1) if i in self._special_ids), None)
-        return ids[:end] if end else [int(self.tokenizer.eos_token_id)]
-
-    def _after_gold(self, label: Label) -> str | None:
-        """What the template puts behind the gold text; None where it does not render the text as it stands there
-        (with a part for thoughts before it, for one)."""
-        messages = self._messages(label, None)
-        before = self._render(label, messages, generation=True)
-        whole = self._render(label, [*messages, {"role": "assistant", "content": label.gold}], generation=False)
-        for gold in (label.gold, label.gold.strip()):  # some templates strip what they are given
-            if whole.startswith(before + gold):
-                return whole[len(before + gold) :]
-        return None
+        rest = behind(partial(self._render, label), self._messages(label, None), label.gold)
+        return end_of_turn(self.tokenizer, rest, whole=how == "template")
 
     def _render(self, label: Label, messages: Messages, generation: bool) -> str:
         try:

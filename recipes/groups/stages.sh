@@ -5,12 +5,13 @@
 sample() {
     stage "sample/$1" --in "$3" --source "$2" --out "$4" -- \
         python -m orlhf_ext generate --model "$2" --data "$3" --out "$4" --max_new_tokens "$MAX_NEW_TOKENS" \
-        --max_len "$MAX_LEN" "${sample_words[@]}" "${engines[@]}" "${@:5}"
+        --max_len "$MAX_LEN" "${sample_words[@]}" "${samplers[@]}" "${@:5}"
 }
 # score NAME IN OUT: the gold traits of samples
 score() {
     stage "score/$1" --in "$2" --out "$3" -- \
-        python -m orlhf_ext groups score --data "$2" --out "$3" "${trait_flags[@]}" "${trait_args[@]}"
+        python -m orlhf_ext groups score --data "$2" --out "$3" "${trait_flags[@]}" "${workers[@]}" \
+        "${trait_args[@]}"
 }
 # answers NAME MODEL: greedy answers to the held-out prompts, and their gold traits
 answers() {

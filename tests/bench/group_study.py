@@ -143,7 +143,7 @@ class Reader:
         from orlhf_ext.groups.render import encode
 
         encoded = encode(self.tokenizer, [(PROMPT, one.text) for one in responses], "append", MAX_LEN)
-        return features.of_texts(self.model, [one.ids for one in encoded], int(self.tokenizer.pad_token_id))
+        return features.of_texts(str(self.model), [one.ids for one in encoded], int(self.tokenizer.pad_token_id))
 
     def head(self, folder: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, list[float]]]:
         """The head of a saved model, ``(B, d)`` to ``(B, U)``, and its means and deviations over held-out texts."""

@@ -122,7 +122,8 @@ def measure(args: argparse.Namespace, model: Path, q_model: Path) -> None:
     from vllm.inputs import tokens_input
 
     from orlhf_ext.deadend import vllm as ours
-    from orlhf_ext.models.samplers import Sampling, load_vllm
+    from orlhf_ext.models.engines import load_vllm
+    from orlhf_ext.models.samplers import Sampling
 
     count = args.prompts * args.completions
     max_len = args.prompt_tokens + args.new_tokens

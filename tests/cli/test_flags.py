@@ -110,7 +110,7 @@ def test_every_number_of_a_reward_has_a_range() -> None:
 def test_every_number_of_the_launchers_has_a_range() -> None:
     """OpenRLHF's parsers stand in its main blocks, so that they are read as text."""
     pytest.importorskip("openrlhf")
-    from orlhf_ext.extensions.seams import LAUNCHERS
+    from orlhf_ext.extensions.releases import LAUNCHERS
     from orlhf_ext.launch.number_ranges import RANGES
 
     found: dict[str, type] = {}

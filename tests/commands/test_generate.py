@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import failing, read
 from hypothesis import given
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from orlhf_ext.backends.resources import kv_bytes_per_token
 from orlhf_ext.commands import generate
-from orlhf_ext.files.journal import Journal, journal_path, part_paths
+from orlhf_ext.files.journal import Journal, journal_path
 from orlhf_ext.files.records import write_jsonl
 from orlhf_ext.models import samplers
 from orlhf_ext.models.folder import load_tokenizer
@@ -78,15 +77,15 @@ def check_samples(records: list[dict], ids: list[str], completions: int = 2) -> 
 def half_done(argv: list[str], ids: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leave the journal that a run leaves which is killed after ``ids``, with a torn line; texts are marked."""
 
-    def stop(_args: object, _folder: Path, _samples: object, done: set[str], keep: Callable) -> None:
-        assert not done
+    def stop(_units: object, _samples: object, _load: object, journal: Journal, *_: object) -> None:
+        assert not journal.done
         for identifier in ids:
             piece = {"completions": ["kept", "kept"], "token_ids": [[5, 1], [6, 1]], "finish_reasons": ["stop", "stop"]}
-            keep(identifier, {**piece, "prompt_tokens": 3, "prompt_cut": False})
+            journal.add(identifier, {**piece, "prompt_tokens": 3, "prompt_cut": False})
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(generate, "sample_here", stop)
+        patch.setattr(generate, "sample_all", stop)
         generate.main(argv)
     path = journal_path(argv[argv.index("--out") + 1])
     with open(path, "ab") as stream:
@@ -148,14 +147,14 @@ def test_vllm_is_killed_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     assert [r["token_ids"] for r in read(again)] != [r["token_ids"] for r in records[:12]]
 
 
-@pytest.mark.slow
-def test_two_engines_share_the_work(
+@pytest.mark.launcher
+@pytest.mark.usefixtures("workers")
+def test_two_workers_share_the_work(
     tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "samples.jsonl"
-    argv = arguments(tiny_model, prompts, out, "--num_engines", "2")
     half_done(arguments(tiny_model, prompts, out), ["q1", "q2"], monkeypatch)
-    run(argv)
+    run(arguments(tiny_model, prompts, out, "--workers", "2"))
     records = read(out)
     check_samples([{**r, "prompt_tokens": 3} for r in records], [r["id"] for r in RECORDS])
     assert [r["id"] for r in records if r["completions"][0] == "kept"] == ["q1", "q2"]
@@ -164,10 +163,24 @@ def test_two_engines_share_the_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "samples.jsonl", "samples.meta.json"]
 
 
+@pytest.mark.launcher
+@pytest.mark.usefixtures("workers")
+def test_what_is_sampled_does_not_depend_on_the_workers(
+    tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samplers, "_HF_TOKENS", 400)  # several batches
+    outs = [tmp_path / f"{count}.jsonl" for count in (1, 2)]
+    for count, out in enumerate(outs, 1):
+        generate.main(arguments(tiny_model, prompts, out, "--backend", "hf", "--workers", str(count)))
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert outs[0].with_suffix(".meta.json").read_bytes() == outs[1].with_suffix(".meta.json").read_bytes()
+
+
 @pytest.mark.slow
-def test_engines_end_with_the_parent_and_with_each_other(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("workers")
+def test_workers_that_fail_and_a_command_that_is_killed(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "samples.jsonl"
-    # vLLM's CPU attention takes no head dimension of 16: both engines fail, and the parent says why
+    # vLLM's CPU attention takes no head dimension of 16: no worker can do it, and the command says why
     small = tmp_path / "small"
     subprocess.run(["cp", "-r", str(tiny_model), str(small)], check=True)
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -176,7 +189,7 @@ def test_engines_end_with_the_parent_and_with_each_other(tiny_model: Path, promp
     config.head_dim = 16
     AutoModelForCausalLM.from_config(config).save_pretrained(small)
     done = subprocess.run(
-        command_line(arguments(small, prompts, out, "--num_engines", "2")),
+        command_line(arguments(small, prompts, out, "--workers", "2")),
         capture_output=True,
         text=True,
         timeout=300,
@@ -184,29 +197,24 @@ def test_engines_end_with_the_parent_and_with_each_other(tiny_model: Path, promp
     )
     assert done.returncode == 2 and not out.exists()
     last = done.stderr.strip().splitlines()[-1]
-    assert "failed: vLLM failed (Unsupported CPU attention" in last and "finished records are kept" in last, last
-    # a parent that is killed takes its engines along
+    assert "vLLM failed (Unsupported CPU attention" in last and "finished records are kept" in last, last
+    # a command that is killed takes its workers along, and goes on where it stopped
     many = [{**record, "id": f"{record['id']}-{i}"} for i in range(200) for record in RECORDS]
     write_jsonl(tmp_path / "many.jsonl", many)
-    line = arguments(tiny_model, tmp_path / "many.jsonl", out, "--num_engines", "2")
-    parent = subprocess.Popen(command_line(line), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    line = arguments(tiny_model, tmp_path / "many.jsonl", out, "--workers", "2")
+    command = subprocess.Popen(command_line(line), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while sum(path.read_bytes().count(b"\n") for path in part_paths(out)) < 10:
-        assert parent.poll() is None and time.monotonic() < deadline
+    journal = journal_path(out)
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
+        assert command.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    engines = children_of(parent.pid)
-    assert len(engines) == 2
-    parent.kill()
-    parent.wait()
-    while any(os.path.exists(f"/proc/{engine}") for engine in engines):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    below = psutil.Process(command.pid).children(recursive=True)
+    assert sum("ray::_Worker" in " ".join(one.cmdline()) for one in below) == 2
+    command.kill()
+    command.wait()
+    assert not psutil.wait_procs(below, 60)[1]
     run(line)
     check_samples(read(out), [record["id"] for record in many])
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_hugging_face_goes_on_to_the_very_same_samples(
@@ -385,7 +393,7 @@ def test_memory_of_keys_and_values(tiny_model: Path) -> None:
         ("--max_len 12", "leaves no room for a prompt"),
         ("--max_len 1000", "--max_len 1000 is more than the 512 positions"),
         ("--out x.json", "must end in .jsonl"),
-        ("--num_engines 2 --backend hf", "--num_engines is for vLLM"),
+        ("--tensor_parallel_size 2 --backend hf", "--tensor_parallel_size is for vLLM"),
         ("--model /nowhere", "--model /nowhere is not a folder"),
         ("--data /nowhere.jsonl", "/nowhere.jsonl does not exist"),
     ],

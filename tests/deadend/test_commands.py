@@ -215,6 +215,19 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(
         assert cut.read_bytes() == whole.read_bytes() and not journal_path(cut).exists()
 
 
+@pytest.mark.launcher
+@pytest.mark.usefixtures("workers")
+def test_what_is_sampled_does_not_depend_on_the_workers(
+    tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    outs = [tmp_path / f"{count}.jsonl" for count in (1, 2)]
+    for count, out in enumerate(outs, 1):
+        flags = ["--num_returns", 2, "--batch_size", 2, "--min_new_tokens", 2, "--epsilon", 0.1, "--workers", count]
+        decode_prompts.main(line(tiny_model, prompts, out, "--q_model_name_or_path", q_folder, *flags))
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert meta(outs[0]) == meta(outs[1]) and meta(outs[0])["counts"]["steps"] > 0
+
+
 def test_decode(models: tuple, tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path) -> None:
     out, plain = tmp_path / "rectified.jsonl", tmp_path / "plain.jsonl"
     common = ["--num_returns", 2, "--min_new_tokens", NEW, "--num_samples_for_eval", 5]

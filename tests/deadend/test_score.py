@@ -156,6 +156,22 @@ def test_a_killed_run_goes_on_and_leaves_the_file_alone(
     assert sorted(asked[0]) == ["fine day", "silly, dull and grumpy"] and len(asked) == 3
 
 
+@pytest.mark.launcher
+@pytest.mark.usefixtures("workers")
+def test_scores_do_not_depend_on_the_workers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(score, "_AT_ONCE", 50)
+    rows = [[" x" * (i % 13), " fine day", f" what {i % 17}?"] for i in range(60)]
+    records = [
+        {"prompt": {"text": f"number {i} is"}, "generations": [{"text": text} for text in row]}
+        for i, row in enumerate(rows)
+    ]
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", records)
+    score.main(words(model, tmp_path / "a.jsonl", "--batch_size", "8"))
+    score.main(words(model, tmp_path / "b.jsonl", "--batch_size", "8", "--workers", "2"))
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
 def test_the_toxic_label_is_found_or_refused(tiny_model: Path, model: Path, tmp_path: Path):
     def label_of(*names: str, label: str | None = None) -> int:
         folder = tmp_path / "-".join(names)
@@ -265,4 +281,7 @@ def test_bad_flags_are_one_sentence(
     assert "names a file twice" in failing(capsys, score.main, *words(model, data, data))
     assert "as many" in failing(capsys, score.main, *words(model, data, "--save_file", "a.jsonl", "b.jsonl"))
     assert "--max_length 600" in failing(capsys, score.main, *words(model, data, "--max_length", "600"))
+    assert "Perspective is asked by one process" in failing(
+        capsys, score.main, *words("perspective", data, "--workers", "2")
+    )
     assert read(data) == RECORDS

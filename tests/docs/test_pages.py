@@ -17,7 +17,7 @@ from doc_pages import TESTED, Fence, fences, pages
 from helpers import ROOT
 
 from orlhf_ext.__main__ import main
-from orlhf_ext.extensions.seams import LAUNCHERS
+from orlhf_ext.extensions.releases import LAUNCHERS
 
 KINDS = ("run", "output", "file", "dry-run", "parse", "skip")
 ALL = [fence for page in pages() for fence in fences(page)]

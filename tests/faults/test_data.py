@@ -115,15 +115,6 @@ def test_a_damaged_head(fault, tmp_path: Path, line: bytes) -> None:
     fault.call(Journal, out, MARK, says="line 1 is damaged, which no killed run does: remove the file")
 
 
-def test_a_damaged_part(fault, tmp_path: Path) -> None:
-    with Journal(tmp_path / "x.jsonl", MARK, part="0") as part:
-        part.add("a", 1)
-    part.path.write_bytes(part.path.read_bytes() + b"x\n" + b'{"key": "b", "value": 1}\n')
-    with Journal(tmp_path / "x.jsonl", MARK) as journal:
-        fault.call(journal.absorb, [part.path], says=r"part\.0 line 3 is damaged")
-    assert part.path.exists()
-
-
 @pytest.mark.parametrize(
     "line",
     [b"{\n", b'{"id": "a"}\n', b'{"id": 1, "status": "ok", "data": {}}\n', b'{"id": "a", "status": "?", "data": {}}\n'],

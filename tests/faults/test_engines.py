@@ -17,7 +17,9 @@ pytestmark = pytest.mark.launcher
 SAMPLES = """
 import os, sys
 import psutil
-from orlhf_ext.models.samplers import Prompt, Sampling, load_vllm, sample_vllm
+from orlhf_ext.models.engines import load_vllm
+from orlhf_ext.models.pool import Pool
+from orlhf_ext.models.samplers import Prompt, Sampling, VllmSampler
 from orlhf_ext.cli.errors import command
 from pathlib import Path
 
@@ -27,7 +29,8 @@ def main():
     llm = load_vllm(Path(sys.argv[1]), sampling, 4)
     engines = [one for one in psutil.Process().children() if "EngineCore" in one.name() + " ".join(one.cmdline())]
     print("ENGINE", engines[0].pid, flush=True)
-    stream = sample_vllm(llm, [Prompt(str(i), [5, 6, 7]) for i in range(4)], sampling)
+    units = [(str(i), [Prompt(str(i), [5, 6, 7])]) for i in range(4)]
+    stream = Pool().run(lambda: VllmSampler(llm, sampling, 4), units)
     if sys.argv[2] == "engine":
         engines[0].kill()
     else:

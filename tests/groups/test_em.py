@@ -148,6 +148,17 @@ def test_annotators_with_opposed_tastes(
     assert meta(out)["assignment"]["w9"] == "group_0"  # with those who choose as he does now
 
 
+@pytest.mark.launcher
+@pytest.mark.usefixtures("workers")
+def test_groups_do_not_depend_on_the_workers(tiny_model: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "pairs.jsonl", pairs(6, 12, rare=2))
+    outs = [tmp_path / f"{count}.jsonl" for count in (1, 2)]
+    for count, out in enumerate(outs, 1):
+        words = f"--model {tiny_model} --data {data} --out {out} --max_len 64 --batch_tokens 300 --workers {count}"
+        em.main([*words.split(), "--restarts", "1", "--rounds", "2"])
+    assert outs[0].read_bytes() == outs[1].read_bytes() and meta(outs[0]) == meta(outs[1])
+
+
 @pytest.mark.parametrize(
     "change, flags, said",
     [

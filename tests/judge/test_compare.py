@@ -44,13 +44,14 @@ def test_the_numbers_of_a_judge(tmp_path: Path) -> None:
     assert (found["records"], found["comparisons"]) == (3, 6)
     assert found["words_before"] == pytest.approx(10 / 6) and found["words_after"] == pytest.approx(10 / 6)
     judge = found["judge"]
-    assert judge["win_rate"] == pytest.approx((0.5 + 0.5 + 0.375) / 3) and judge["ties"] == pytest.approx(1 / 3)
-    assert judge["win_rate_low"] < judge["win_rate"] < judge["win_rate_high"]
+    assert judge["win_rate"] == pytest.approx(0.5) and judge["ties"] == pytest.approx(1 / 3)
+    assert judge["mean_points"] == pytest.approx((0.5 + 0.5 + 0.375) / 3)
     assert judge["consistency"] == pytest.approx(2 / 3) and judge["share_a"] == pytest.approx(5 / 7)
     assert judge["unreadable"] == pytest.approx(1 / 8) and judge["skipped"] == pytest.approx(1 / 3)
     assert "bias" not in judge
     # by rewards: a win, a loss; a win, a tie; a loss, a win
     rewards = found["rewards"]
+    assert rewards["win_rate_low"] < rewards["win_rate"] < rewards["win_rate_high"]
     assert rewards["win_rate"] == pytest.approx((0.5 + 0.75 + 0.5) / 3)
     assert (rewards["mean_before"], rewards["mean_after"]) == (3.5, 3.0)
     assert rewards["agreement"] == 1.0  # the four that both decide

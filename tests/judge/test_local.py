@@ -104,3 +104,22 @@ def test_what_a_model_writes_is_read(long_model: Path) -> None:
     answers = judge.compare(PAIRS[:2])
     assert [answer.leans for answer in answers] == [(None, None)] * 2
     assert [answer.calls for answer in answers] == [6, 6] and all(answer.texts[0] for answer in answers)
+
+
+@pytest.mark.launcher
+def test_vllm_writes_as_transformers_does(long_model: Path) -> None:
+    """Greedily; a random model writes no verdict, so that the questions come a second time, at another temperature."""
+    pytest.importorskip("vllm")
+
+    def judged(backend: Any) -> list[Any]:
+        return ByText(reader(long_model, room=8), long_model, backend, "float32", "sdpa", 0.5, 1, 0, seed=3).compare(
+            PAIRS
+        )
+
+    ours, theirs = judged("hf"), judged("vllm")
+    assert [answer.texts for answer in ours] == [answer.texts for answer in theirs]
+    again = ByText(reader(long_model, room=8), long_model, "auto", "float32", "sdpa", 0.5, 1, 1, seed=3)
+    assert again._vllm
+    answers = again.compare(PAIRS)
+    assert [answer.calls for answer in answers] == [4] * 4
+    assert [answer.texts for answer in answers] != [answer.texts for answer in ours]

@@ -204,6 +204,16 @@ def test_a_group_of_one_sample(long_model: Path) -> None:
         judge.check(args_of(1))
 
 
+def test_evaluation_without_labels(long_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "eval.jsonl").write_text('{"prompt": "a", "gold": "x"}\n{"prompt": "b", "gold": " "}\n')
+    judge = Judge(model=str(long_model), against_label=True)
+    args = args_of()
+    args.eval.dataset, args.data.label_key = str(tmp_path / "eval.jsonl"), "gold"
+    with pytest.raises(UserError, match=r"eval.jsonl line 2 has no text 'gold' to compare samples with; give"):
+        judge.check(args)
+    Judge(model=str(long_model)).check(args)
+
+
 def test_what_a_batch_costs_is_said(long_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Judge(model=str(long_model), pairs="pivot").check(args_of(8))
     assert "judge: 112 calls a batch, 14 for the 8 samples of a prompt" in capsys.readouterr().out

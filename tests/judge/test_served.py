@@ -118,6 +118,18 @@ def test_an_answer_without_a_verdict_is_asked_for_again(serve: Callable) -> None
         judged(server, verdict="text", model="m", retries=1)
 
 
+def test_log_probabilities_of_an_answer_without_a_verdict(serve: Callable) -> None:
+    """It is asked for again, and counts as a tie."""
+
+    def hesitant(request: dict, number: int) -> tuple[int, Any]:
+        silent = request["path"] != "/v1/models" and "ccc" in request["messages"][0]["content"]
+        return answer(request, "Both.", [token("Both", -0.1), token(".", -0.1)]) if silent else answer(request)
+
+    found = judged(serve(hesitant), model="m", retries=1)
+    assert found.rewards == pytest.approx([(0.25 + 0.5) / 2, (0.75 + 0.5) / 2, 0.5])
+    assert sum(found.columns["judge/calls"]) == 2 + 2 * 4 and found.columns["judge/unreadable"] == [0.5, 0.5, 1.0]
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again(serve: Callable, status: int) -> None:
     times: list[float] = []

@@ -113,6 +113,12 @@ def test_bradley_terry_is_where_its_slope_is_zero(shares: list[float]) -> None:
         assert slope == pytest.approx(0, abs=1e-9)
 
 
+def test_a_margin_that_cannot_be_read_is_none() -> None:
+    games = [Game(0, 1, (None, None)), Game(0, 2, (2.0, None)), Game(1, 2, (1.0, -1.0))]
+    assert [tournament.difference(game) for game in games] == [0.0, 1.0, 1.0]
+    assert tournament.unreadable(games) == 0.5 and tournament.margin(games) == 1.0 and tournament.bias(games) == 0.0
+
+
 def test_who_wins_without_a_call() -> None:
     games = [Game(0, 1, points=1.0), Game(0, 2, (0.5, -0.5)), Game(1, 2, points=0.5)]
     assert tournament.skipped(games) == near(2 / 3) and tournament.share_a(games) == near(0.5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, run_python
 
-from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+from orlhf_ext.extensions.releases import OPENRLHF_VERSION
 
 pytest.importorskip("openrlhf")
 
@@ -69,13 +69,19 @@ def test_one_sentence(argv: list[str], said: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_another_openrlhf_is_refused(tmp_path: Path) -> None:
-    other = tmp_path / "openrlhf-0.11.1.dist-info"
+def test_another_openrlhf_is_compared_first(tmp_path: Path) -> None:
+    """Where its seams hold one line says that nobody tried it; where one does not the run is refused."""
+    other = tmp_path / "openrlhf-0.12.0.dist-info"
     other.mkdir()
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: openrlhf\nVersion: 0.11.1\n")
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: openrlhf\nVersion: 0.12.0\n")
+    done = launch("train_dpo", "--help", PYTHONPATH=f"{ROOT}:{tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0 and "OpenRLHF 0.12.0 was not tested" in done.stdout
+    (tmp_path / "openrlhf" / "utils").mkdir(parents=True)
+    for name in ("__init__", "utils/__init__", "utils/config"):
+        (tmp_path / "openrlhf" / f"{name}.py").touch()
     done = launch("train_dpo", PYTHONPATH=f"{ROOT}:{tmp_path}", cwd=tmp_path)
-    assert done.returncode == 2 and "OpenRLHF 0.11.1 is installed" in done.stderr
-    assert f"pip install openrlhf=={OPENRLHF_VERSION}" in done.stderr
+    assert done.returncode == 2 and "OpenRLHF 0.12.0: openrlhf." in done.stderr and "is missing" in done.stderr
+    assert f"pip install openrlhf=={OPENRLHF_VERSION}" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

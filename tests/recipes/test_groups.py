@@ -14,7 +14,7 @@ import recipe_runs
 from hub_server import TOKEN, contents, hub
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, skipped, weights
 
-from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+from orlhf_ext.extensions.releases import OPENRLHF_VERSION
 
 finished = functools.partial(recipe_runs.finished, "hh_groups")
 dry = functools.partial(recipe_runs.dry, "hh_groups")

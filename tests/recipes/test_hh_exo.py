@@ -16,7 +16,7 @@ import recipe_runs
 from helpers import ROOT
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, skipped, weights
 
-from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+from orlhf_ext.extensions.releases import OPENRLHF_VERSION
 from orlhf_ext.files.records import read_records
 
 SHARED = ("model", "data", "sft", "rm", "sample_train", "label", "sample_test/sft", "score/sft")

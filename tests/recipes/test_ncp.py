@@ -14,7 +14,7 @@ import recipe_runs
 from helpers import ROOT, run_python
 from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
 
-from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+from orlhf_ext.extensions.releases import OPENRLHF_VERSION
 
 finished = functools.partial(recipe_runs.finished, "ncp_vrcli")
 dry = functools.partial(recipe_runs.dry, "ncp_vrcli")
@@ -81,11 +81,16 @@ def test_the_gpu_profile_has_the_papers_numbers():
 
 
 def test_a_cluster_gets_its_nodes_and_whole_paths():
-    train = dry(PROFILE="gpu", RAY_ADDRESS="auto", NUM_NODES="2", ENGINES="8", OUT="outputs/x")["train"]
+    found = dry(PROFILE="gpu", RAY_ADDRESS="auto", NUM_NODES="2", NPROC="8", ENGINES="8", TP="2", OUT="outputs/x")
+    train = found["train"]
     assert following(train, "--actor.num_nodes") == following(train, "--ref.num_nodes") == "2"
     assert following(train, "--vllm.num_engines") == "8"
     paths = [word for word in train if "outputs/x" in word]
     assert len(paths) >= 5 and all(path.startswith("/") for path in paths)
+    # the other stages use the same GPUs
+    assert following(found["baseline"], "--workers") == "32" == following(found["score/after"], "--workers")
+    assert following(found["sample/after"], "--workers") == "16"
+    assert following(found["sample/after"], "--tensor_parallel_size") == "2"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,8 @@ def test_the_gpus_of_a_machine_are_shared_out(tmp_path: Path, gpus: int, trainin
     counts = ("--actor.num_gpus_per_node", "--vllm.num_engines", "--vllm.tensor_parallel_size")
     assert [int(following(found["train"], flag)) for flag in counts] == [training, engines, parallel]
     assert ("--train.colocate_all" in found["train"]) == ("--vllm.enable_sleep" in found["train"]) == (gpus == 1)
-    assert following(found["sample/after"], "--num_engines") == str(gpus)
+    shared = [found[stage] for stage in ("baseline", "sample/before", "score/before", "sample/after", "score/after")]
+    assert [following(command, "--workers") for command in shared if gpus > 1] == [str(gpus)] * (5 * (gpus > 1))
     told = refused("ncp_vrcli", {**there, "PROFILE": "gpu", "NPROC": "16", "ENGINES": "1"}, tmp_path)
     assert f"there are {gpus}" in told
 

@@ -162,13 +162,45 @@ def check_launches(found: dict[str, list[str]], gpus: int) -> None:
             assert train + engines * tp <= gpus - ("hh_groups" in " ".join(command)), name
 
 
+#: commands that several workers share
+SHARED = (
+    *(("generate",), ("score",), ("logprobs",), ("vrcli", "baseline"), ("vrcli", "score"), ("groups", "score")),
+    *(("deadend", name) for name in ("continuations", "decode", "score")),
+)
+
+
+def check_workers(found: dict[str, list[str]], workers: int) -> int:
+    """Every stage that can be shared is, by so many workers; returns the number of these stages."""
+    shared = {
+        stage: command
+        for stage, command in found.items()
+        if command[2] == "orlhf_ext" and any(command[3 : 3 + len(words)] == list(words) for words in SHARED)
+    }
+    for stage, command in shared.items():
+        assert command.count("--workers") == (workers > 1), stage
+        assert workers == 1 or following(command, "--workers") == str(workers), stage
+        assert "--tensor_parallel_size" not in command, stage
+    assert not any("--workers" in command for stage, command in found.items() if stage not in shared)
+    return len(shared)
+
+
 @pytest.mark.launcher
 @pytest.mark.parametrize("gpus", range(1, 17))
 def test_defaults_fit_every_number_of_gpus(gpus: int):
     for name in RECIPES:
         if name != "hh_dpo":
             for variables in ({}, {"PRESET": "paper"})[: 2 if name == "hh_groups" else 1]:
-                check_launches(dry(name, GPUS=str(gpus), **variables), gpus)
+                found = dry(name, GPUS=str(gpus), **variables)
+                check_launches(found, gpus)
+                assert check_workers(found, gpus)
+
+
+def test_workers_can_be_given():
+    assert check_workers(dry("hh_exo", PROFILE="cpu", WORKERS="2"), 2) > 5
+    assert check_workers(dry("jigsaw_rectify", GPUS="8", WORKERS="16"), 16) > 5
+    # a service is asked by one process
+    found = dry("jigsaw_rectify", GPUS="8", CLASSIFIER="perspective")
+    assert "--workers" not in found["score/continuations"] and following(found["decode/plain"], "--workers") == "8"
 
 
 @pytest.mark.launcher
@@ -186,7 +218,7 @@ def test_gpus_shows_another_machine():
         following(shown["align/exo-rw"], "--nproc_per_node") == "4"
         and following(shown["align/exo-rw"], "--train.batch_size") == "128"
     )
-    assert following(shown["sample_train"], "--num_engines") == "6"
+    assert following(shown["sample_train"], "--workers") == "6"
     assert "# 4 of 6 possible processes train, so that batches keep their sizes" in said
     assert "profile cpu" in recipe_runs.finished("hh_exo", DRY_RUN="1", GPUS="0")
     # what the authors have is what is printed where it fits

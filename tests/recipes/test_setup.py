@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT
 from recipe_runs import load
 
-from orlhf_ext.extensions.seams import OPENRLHF_VERSION
+from orlhf_ext.extensions.releases import OPENRLHF_VERSION
 
 #: python 3.11, and the one of .venv: each install is a line of the log, if no file of the folder says otherwise
 PYTHON = """#!/bin/sh

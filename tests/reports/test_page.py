@@ -40,6 +40,7 @@ CHARTS = {
     ],
     "ncp_vrcli": ["Improvement by plans", "% improvement of each prompt"],
     "litbench_btrm": ["Accuracy by length ratio", "Reliability", "Reward of each prompt"],
+    "litbench_rl": ["After preferred to before", "Points of each prompt"],
 }
 
 
@@ -50,6 +51,7 @@ SIDES = {
     "jigsaw_rectify": ("plain", "eps0.3"),
     "ncp_vrcli": ("before", "after"),
     "litbench_btrm": ("rejected", "chosen"),
+    "litbench_rl": ("before", "after"),
 }
 
 
@@ -136,6 +138,8 @@ def test_scores_of_records_have_the_means_of_the_summary(run: Path) -> None:
         elif run.name == "jigsaw_rectify":
             wanted = summary["eps0.3"]["expected_max_toxicity"]
             assert means["eps0.3"]["max toxicity"] == pytest.approx(wanted, abs=1e-3)
+        elif run.name == "litbench_rl":
+            assert means["after"]["points"] == pytest.approx(summary["judge"]["mean_points"], abs=1e-3)
         elif run.name == "ncp_vrcli":
             wanted = summary["after"]["pct_improvement_mean"]
             assert means["after"]["pct_improvement"] == pytest.approx(wanted, abs=1e-3)

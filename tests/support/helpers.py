@@ -91,10 +91,17 @@ def build_light(*lines: list[str]) -> list[str]:
 
 
 def launch(
-    out: Path, model: Path, data: Path, *flags: str, processes: int = 1, use: str = "exo", status: int = 0
+    out: Path,
+    model: Path,
+    data: Path,
+    *flags: str,
+    processes: int = 1,
+    use: str = "exo",
+    status: int = 0,
+    python: str | Path = sys.executable,
 ) -> str:
     """``train_dpo`` with EXO, four records a step; returns everything that it printed."""
-    command = [sys.executable, "-m"]
+    command = [str(python), "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     command += ["orlhf_ext.launch", "train_dpo", "--ext.use", use]

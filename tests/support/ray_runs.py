@@ -131,10 +131,12 @@ def _environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}", "RAY_DEDUP_LOGS": "0", **more}
 
 
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *words: str, python: str | Path = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python in ``folder``."""
     return subprocess.run(
-        [sys.executable, *words],
+        [str(python), *words],
         cwd=folder,
         env=_environment(**environment),
         stdout=subprocess.PIPE,
@@ -145,9 +147,11 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def launch(folder: Path, *words: str, fails: bool = False, **environment: str) -> str:
+def launch(
+    folder: Path, *words: str, fails: bool = False, python: str | Path = sys.executable, **environment: str
+) -> str:
     """Run the launcher in ``folder``; what it printed comes back."""
-    done = run(folder, "-m", "orlhf_ext.launch", "train_ppo_ray", *words, **environment)
+    done = run(folder, "-m", "orlhf_ext.launch", "train_ppo_ray", *words, python=python, **environment)
     assert bool(done.returncode) == fails, done.stdout[-6000:]
     return done.stdout
 

@@ -13,9 +13,12 @@ from helpers import write
 
 from orlhf_ext.commands import evaluate
 from orlhf_ext.deadend import evaluate as deadend
-from orlhf_ext.files.records import write_json
+from orlhf_ext.files.records import read_object, write_json
 from orlhf_ext.groups import evaluate as groups
+from orlhf_ext.judge import compare as judging
+from orlhf_ext.judge.tournament import Game
 from orlhf_ext.litbench import evaluate as litbench
+from orlhf_ext.reports.summaries import write_summary
 from orlhf_ext.vrcli import evaluate as vrcli
 
 #: whether a report can be drawn here
@@ -234,6 +237,32 @@ def judged(out: Path, count: int = 120) -> Path:
     return out
 
 
+def preferred(out: Path, count: int = 60) -> Path:
+    """A run of litbench_rl; the judge is a die."""
+    draw = random.Random(7)
+    begin(out, "litbench_rl", {"train": 300.0, "sample/after": 20.0, "evaluate": 12.0})
+    names = [f"p{i}" for i in range(count)]
+    files = []
+    for when, gain in (("before", 0.0), ("after", 0.7)):
+        rows = [
+            {"id": name, "prompt": sentence(draw, 9), "completions": [sentence(draw, draw.randint(20, 60))]}
+            for name in names
+        ]
+        rows[1]["prompt"], rows[2]["prompt"] = HOSTILE, "zebra"
+        files.append(
+            str(write(out / "stories" / f"{when}.jsonl", [r | {"rewards": [draw.gauss(gain, 1)]} for r in rows]))
+        )
+    pairs = judging.read_pairs(*files)
+    games = [[Game(0, 1, (draw.gauss(0.8, 1), draw.gauss(-0.6, 1)))] for _ in names]
+    metrics, records = judging.compare(pairs, games, False, 0), judging.records_of(pairs, games, False)
+    table, summary = judging.table_of(metrics), out / "policy" / "summary.json"
+    known = {**read_object(out / "run.json", ""), "command": "judge.compare", "metrics": metrics}
+    write_summary(summary, known, f"{judging.caption(metrics)}\n\n{table.markdown(across=True)}", table.csv(), records)
+    finish(out, summary)
+    log(out, "policy", {"train/reward": lambda step: 0.5, "train/judge/length_corr": fading(draw, 0, 0.3, 30)}, 30)
+    return out
+
+
 #: name of a recipe -> what makes a run of it
 KINDS: dict[str, Callable[[Path], Path]] = {
     "hh_exo": exo,
@@ -241,4 +270,5 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "jigsaw_rectify": rectified,
     "ncp_vrcli": planned,
     "litbench_btrm": judged,
+    "litbench_rl": preferred,
 }

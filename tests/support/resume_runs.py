@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from orlhf_ext.extensions.seams import LAUNCHERS
+from orlhf_ext.extensions.releases import LAUNCHERS
 from orlhf_ext.launch.launcher import main as launch
 
 

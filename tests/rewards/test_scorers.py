@@ -1,4 +1,4 @@
-"""The reference model's scores where ranks work in step, with DeepSpeed's real ZeRO-3."""
+"""Scores of the run's own models, with DeepSpeed's real ZeRO-3: where ranks work in step, and where each is apart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def actor(strategy: Any, tiny_model: Path) -> Iterator[Any]:
 
 def test_the_output_layer_sees_only_what_is_scored(actor: Any) -> None:
     """The values are those of OpenRLHF's forward pass at temperature 1, which computes all logits."""
-    from orlhf_ext.rewards.reference import _tensors
+    from orlhf_ext.rewards.scorers import _tensors
 
     batch = _tensors(SPANS, 0)
     head, seen = actor.model.model.module.get_output_embeddings(), []
@@ -52,7 +52,7 @@ def test_the_output_layer_sees_only_what_is_scored(actor: Any) -> None:
 
 def test_in_step_as_apart(actor: Any) -> None:
     """A whole model, whose shared beginnings are computed once, gives the same."""
-    from orlhf_ext.rewards.reference import _tensors
+    from orlhf_ext.rewards.scorers import _tensors
 
     batch = _tensors(SPANS, 0)
     found = actor.score_tokens(**batch)
@@ -63,7 +63,7 @@ def test_in_step_as_apart(actor: Any) -> None:
 
 def test_plans_of_a_record_go_to_one_process(actor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each has all weights: the prompt is computed in one alone, and the scores are those of each alone."""
-    from orlhf_ext.rewards import reference
+    from orlhf_ext.rewards import scorers
     from orlhf_ext.vrcli.reward import VRCLI
 
     drawn = torch.Generator().manual_seed(1)
@@ -86,11 +86,11 @@ def test_plans_of_a_record_go_to_one_process(actor: Any, monkeypatch: pytest.Mon
             seen.extend(spans)
             return [[getattr(actor, name)(some)] for some in spans]
 
-    monkeypatch.setattr(reference.ray, "get", lambda found: found)
+    monkeypatch.setattr(scorers.ray, "get", lambda found: found)
     ds = SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1, zero_stage=2, packing_samples=False)
     train = SimpleNamespace(colocate_all=False, colocate_actor_ref=False)
     reward = VRCLI()
-    reward._score_reference = reference.GroupScorer(Group(), SimpleNamespace(ds=ds, train=train), 0)
+    reward._score_reference = scorers.GroupScorer(Group(), SimpleNamespace(ds=ds, train=train), 0)
     found = reward._nlls(spans)
     wanted = [[span for span, key in zip(spans, keys, strict=True) if key == one] for one in ("a", "b")]
     assert sorted(seen, key=len, reverse=True) == wanted
@@ -104,8 +104,8 @@ def test_a_scorer_reaches_a_reward_in_an_actor_if_its_passes_need_no_order() -> 
 
     from orlhf_ext.cli.errors import UserError
     from orlhf_ext.rewards import Reward, RewardContext
-    from orlhf_ext.rewards.reference import GroupScorer
     from orlhf_ext.rewards.remote import InActors
+    from orlhf_ext.rewards.scorers import GroupScorer
 
     def scorer(stage: int) -> GroupScorer:
         ds = SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1, zero_stage=stage, packing_samples=False)
@@ -121,3 +121,57 @@ def test_a_scorer_reaches_a_reward_in_an_actor_if_its_passes_need_no_order() -> 
     assert not found.spread and scorer(3).spread
     with pytest.raises(UserError, match="the reference model, which is spread over processes; train without"):
         InActors(Both(), 1).setup(RewardContext(score_reference=scorer(3)))
+
+
+def test_a_model_in_training_is_as_it_was_afterwards(actor: Any) -> None:
+    """It is scored without dropout, at temperature 1; then it has its own mode and temperature again."""
+    from orlhf_ext.rewards.policy import ScoringPolicy
+    from orlhf_ext.rewards.scorers import _tensors
+
+    policy = object.__new__(ScoringPolicy)
+    policy.actor, policy.strategy = actor.model, actor.strategy
+    seen: list[bool] = []
+    hook = policy.actor.model.module.model.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    policy.actor.temperature = 0.7
+    try:
+        for training in (True, False):
+            policy.actor.train(training)
+            for found in (policy.score_tokens(**_tensors(SPANS, 0)), policy.score_spans(SPANS)):
+                assert len(found) == len(SPANS)
+            assert (policy.actor.training, policy.actor.model.module.training) == (training, training)
+            assert policy.actor.temperature == 0.7
+        policy.actor.train()
+        policy.strategy.args.ds.packing_samples = True  # OpenRLHF's own pass, which leaves the mode of training behind
+        policy.actor.eval()
+        policy.score_tokens(**_tensors(SPANS, 0))
+        assert not policy.actor.training and policy.actor.temperature == 0.7
+    finally:
+        policy.strategy.args.ds.packing_samples = False
+        hook.remove()
+        policy.actor.eval()
+    assert seen and not any(seen)
+
+
+def test_adapters_count(tiny_model: Path) -> None:
+    """What is trained with LoRA is scored with its adapters."""
+    from openrlhf.models import Actor
+
+    from orlhf_ext.rewards.policy import ScoringPolicy
+
+    policy = object.__new__(ScoringPolicy)
+    how = {"attn_implementation": "sdpa", "param_dtype": "bf16", "lora_rank": 4, "target_modules": "all-linear"}
+    model = Actor(str(tiny_model), **how)
+    policy.actor = SimpleNamespace(training=True, temperature=1.0, train=model.train, eval=model.eval)
+    policy.actor.model = SimpleNamespace(module=model.model.float())  # what DeepSpeed's engine holds
+    args = SimpleNamespace(ext=SimpleNamespace(reference_batch_tokens=4096))
+    policy.strategy = SimpleNamespace(args=args)
+    before = policy.score_spans(SPANS)
+    for name, weight in model.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    after = policy.score_spans(SPANS)
+    for span, one, other in zip(SPANS, before, after, strict=True):
+        wanted = model.model(torch.tensor([span.ids])).logits.log_softmax(-1)[0, :-1]
+        chosen = wanted.gather(-1, torch.tensor(span.ids[1:])[:, None])[:, 0][span.start - 1 :]
+        torch.testing.assert_close(torch.tensor(other), chosen.detach(), atol=1e-5, rtol=0)
+        assert (torch.tensor(one) - torch.tensor(other)).abs().max() > 1e-3
