@@ -185,6 +185,16 @@ def check_summary(summary: dict[str, Any], loss: str, stages: dict[str, list[str
 
 
 @pytest.mark.recipe
+def test_rounds_end_in_one_table(tmp_path: Path):
+    out = tmp_path / "out"
+    finished(PROFILE="smoke", OUT=str(out), ROUNDS="2", LOSS="pl")
+    policy = out / "align_pl_nc2_rounds2_sft"
+    summary = read(policy / "summary.json")
+    assert [row["name"] for row in summary["metrics"]["checkpoints"]] == ["round1", "round2"]
+    assert len({weights(folder) for folder in (out / "sft", policy / "rounds" / "model1", policy / "model")}) == 3
+
+
+@pytest.mark.recipe
 def test_the_four_losses_share_what_comes_before(tmp_path: Path):
     """One loss with two checkpoints; then a second one beside it, in one table; then two on the human pairs."""
     out = tmp_path / "out"
