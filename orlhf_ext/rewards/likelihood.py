@@ -196,29 +196,16 @@ class Likelihood(Reward):
         opened = [self._passes(rollout, thought) for rollout, thought in zip(batch, thoughts, strict=True)]
         groups = batch.groups()
         more: dict[str, list[float]] = {}
-        rewards = [0.0] * len(batch)
         if self.form == "jepo":
-            more = {"bound": [0.0] * len(batch), "weight": [0.0] * len(batch)}
-            for group in groups:
-                found = jepo([sums[i] for i in group])
-                for i, advantage, weight in zip(group, found.advantages, found.weights, strict=True):
-                    rewards[i], more["bound"][i], more["weight"][i] = advantage, found.bound, weight
+            rewards, more = _jepo(sums, groups)
         elif self.form == "nover":
+            rewards = [0.0] * len(batch)
             for group in groups:
                 ranked = nover([means[i] for i in group], [lengths[i] for i in group], [opened[i] for i in group])
                 for i, total in zip(group, ranked, strict=True):
                     rewards[i] = total
         else:
-            itself = self.baseline == "alone" and self._alone_scorer is self._scorer  # what has no reasoning
-            rows = zip(logprobs, alone, lengths, strict=True)
-            values = [base if itself and not length else value(self.form, found) for found, base, length in rows]
-            rewards = [self._over(found, base) for found, base in zip(values, alone, strict=True)]
-            if self.form == "prob" and max(values) < _TINY:
-                self._tell(
-                    "tiny",
-                    f"all probabilities of a batch are below {_TINY:g}, which most estimators of advantages take for "
-                    "nothing; give --likelihood.form prob_mean or logprob_mean",
-                )
+            rewards = self._differences(logprobs, alone, lengths)
         floors = [self._over(0.0, base) for base in alone]
         shaped = shape(self.form, rewards, means, groups, opened, self._least_spreads(logprobs), floors)
         self._look(batch, thoughts, opened)
@@ -259,6 +246,21 @@ class Likelihood(Reward):
         known.update((key, value(self.form, values)) for key, values in zip(missing, fresh, strict=True))
         return found, [known[key] for key in keys]
 
+    def _differences(
+        self, logprobs: Sequence[Sequence[float]], alone: Sequence[float], lengths: Sequence[int]
+    ) -> list[float]:
+        """Each sample's value over its baseline."""
+        itself = self.baseline == "alone" and self._alone_scorer is self._scorer  # what has no reasoning
+        rows = zip(logprobs, alone, lengths, strict=True)
+        values = [base if itself and not length else value(self.form, found) for found, base, length in rows]
+        if self.form == "prob" and max(values) < _TINY:
+            self._tell(
+                "tiny",
+                f"all probabilities of a batch are below {_TINY:g}, which most estimators of advantages take for "
+                "nothing; give --likelihood.form prob_mean or logprob_mean",
+            )
+        return [self._over(found, base) for found, base in zip(values, alone, strict=True)]
+
     def _over(self, found: float, base: float) -> float:
         return max(0.0, found - base) if self.clip == "zero" else found - base
 
@@ -296,6 +298,17 @@ class Likelihood(Reward):
         if what not in self._told:
             self._told.add(what)
             say(f"reward 'likelihood': {words}")
+
+
+def _jepo(sums: Sequence[float], groups: Sequence[Sequence[int]]) -> tuple[list[float], dict[str, list[float]]]:
+    """`jepo` of the samples of each prompt: rewards, and what is logged with them."""
+    rewards = [0.0] * len(sums)
+    more = {"bound": [0.0] * len(sums), "weight": [0.0] * len(sums)}
+    for group in groups:
+        found = jepo([sums[i] for i in group])
+        for i, advantage, weight in zip(group, found.advantages, found.weights, strict=True):
+            rewards[i], more["bound"][i], more["weight"][i] = advantage, found.bound, weight
+    return rewards, more
 
 
 def _score(scorer: ScoreTokens, spans: Sequence[Span]) -> list[list[float]]:

@@ -121,6 +121,9 @@ def test_a_scorer_reaches_a_reward_in_an_actor_if_its_passes_need_no_order() -> 
     assert not found.spread and scorer(3).spread
     with pytest.raises(UserError, match="the reference model, which is spread over processes; train without"):
         InActors(Both(), 1).setup(RewardContext(score_reference=scorer(3)))
+    Both.needs_reference, Both.needs_policy = False, True
+    with pytest.raises(UserError, match="needs the policy, which is spread over processes; train without"):
+        InActors(Both(), 1).setup(RewardContext(score_policy=scorer(3)))
 
 
 def test_a_model_in_training_is_as_it_was_afterwards(actor: Any) -> None:
