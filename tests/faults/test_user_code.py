@@ -349,7 +349,7 @@ def test_ctrl_c_says_what_is_kept(fault, planted: Callable, tmp_path: Path, monk
     data = write(tmp_path / "a.jsonl", rows)
     before = data.read_bytes()
     words = ("--data_file", data, "--save_file", tmp_path / "b.jsonl", "--batch_size", 2)
-    kept = r"interrupted; 2 finished pieces are kept in .*\.b\.jsonl\.part: run the same command again to go on"
+    kept = r"interrupted; 4 finished pieces are kept in .*\.b\.jsonl\.part: run the same command again to go on"
     fault("deadend.score", *words, "--model_name_or_path", f"{name}:It", says=kept, rc=130)
     path.write_text(path.read_text().replace(INTERRUPT, "pass"))
     del sys.modules[name]
