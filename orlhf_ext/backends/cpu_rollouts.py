@@ -78,6 +78,7 @@ def _engine(module: Any) -> None:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         import torch
 
+        kernels.allow_amx()
         if self.worker_extension_cls == _UPSTREAM:
             self.worker_extension_cls = _OURS
         if self.dtype in ("bfloat16", torch.bfloat16) and not kernels.bf16_units():

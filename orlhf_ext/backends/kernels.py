@@ -22,6 +22,14 @@ def bf16_units() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def allow_amx() -> None:
+    """Ask the system for this process's use of AMX, where the CPU has it; imports torch. vLLM's attention uses it
+    without asking, which is an illegal instruction unless something else has asked before."""
+    import torch
+
+    torch.cpu._init_amx()
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back to the kernel after every large tensor.
 

@@ -26,6 +26,7 @@ import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from ..backends.kernels import allow_amx
 from ..cli.errors import UserError
 from ..cli.flags import DTYPES
 from ..files.records import is_number, is_share
@@ -115,6 +116,8 @@ class RectifiedDecoding(LogitsProcessor):
             UserError: the settings or the folder are wrong; Q_D knows fewer tokens than the language model, or reads
                 shorter texts.
         """
+        if device.type == "cpu":
+            allow_amx()
         config = vllm_config.additional_config
         self.settings = Settings.read(config.get(KEY) if isinstance(config, dict) else None)
         folder = Path(self.settings.model)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends import compiler
-from ..backends.kernels import bf16_units, draw_exponentials_from_uniforms
+from ..backends.kernels import allow_amx, bf16_units, draw_exponentials_from_uniforms
 from ..backends.machine import gpu_present
 from ..backends.resources import kv_bytes_per_token
 from ..cli.errors import UserError, brief
@@ -100,6 +100,7 @@ def load_vllm(
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         settings = cpu_settings(folder, sampling, requests, engines)
         draw_exponentials_from_uniforms(torch)
+        allow_amx()
     dtype = sampling.dtype
     if current_platform.is_cpu() and dtype == "bfloat16" and not bf16_units():
         dtype = "float32"  # the same weights; plain loops over bf16 would take several times as long
