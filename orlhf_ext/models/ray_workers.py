@@ -20,6 +20,7 @@ _LOCAL = {
 }
 #: variables that workers get, by their beginnings, but for secrets
 _CARRIED = ("VLLM_", "NCCL_", "OMP_", "MKL_", "TORCH_", "HF_HUB_", "HF_HOME", "TRANSFORMERS_", "TOKENIZERS_")
+_STARTS = 3  # of a Ray of our own, at most
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
@@ -55,12 +56,12 @@ def connect(workers: int, gpus: int, worker: type) -> Callable[[], Any]:
         for name, value in _LOCAL.items():
             os.environ.setdefault(name, value)
     try:
-        ray.init(**settings)
+        _init(ray, settings)
     except Exception as error:  # of many kinds, from Ray's own to those of the system
         if "Version mismatch" in str(error):
             raise UserError(
-                f"the Ray at {address} has another version of Ray or Python than this command ({_line(error)}); use "
-                "the environment that it was started in"
+                f"the Ray at {address} has another version of Ray or Python than this command ({_versions(error)}); "
+                "use the environment that it was started in"
             ) from error
         raise UserError(
             f"Ray cannot be {'reached' if address else 'started'} ({_line(error)}); mend that, or leave --workers out"
@@ -77,6 +78,18 @@ def connect(workers: int, gpus: int, worker: type) -> Callable[[], Any]:
     carried.setdefault("OMP_NUM_THREADS", str(max(1, int(options["num_cpus"]))))
     actor: Any = ray.remote(max_restarts=0, **options)(worker)
     return lambda: actor.remote(os.getcwd(), carried)
+
+
+def _init(ray: Any, settings: dict[str, Any]) -> None:
+    """Ray gives its own start half a minute, which a busy machine can take: that is tried again."""
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**settings)
+            return
+        except RuntimeError as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def _address() -> str | None:
@@ -125,6 +138,12 @@ def cause(error: Exception) -> str:
     found = re.findall(r"^\s*(pid|ip): (\S+)", str(error), re.MULTILINE)
     where = "".join(f", {name} {value}" for name, value in found)
     return told.get(type(error).__name__, f"{type(error).__name__}: {brief(error)}") + where
+
+
+def _versions(error: Exception) -> str:
+    """Those of both sides of Ray's error."""
+    there, here = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error)) or [("?", "?")] * 2
+    return f"Ray {there[0]} and Python {there[1]} there, {here[0]} and {here[1]} here"
 
 
 def _line(error: Exception) -> str:

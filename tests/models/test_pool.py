@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import subprocess
 import sys
 import time
@@ -191,6 +192,16 @@ def test_too_few_gpus() -> None:
     with pytest.raises(UserError, match=r"--workers 3 with 2 GPUs each on one machine find too few: Ray has 3 \+ 2;"):
         ray_workers._options([{"CPU": 9, "GPU": 3}, {"GPU": 2}], 3, 2, hidden=False)
     assert "num_gpus" not in ray_workers._options([{"CPU": 9, "GPU": 3}], 5, 1, hidden=True)
+
+
+def test_both_versions_are_told() -> None:
+    """From Ray's own words."""
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError, match="Version mismatch") as error:
+        check_version_info({"ray_version": "2.1.0", "python_version": "3.9.1"}, "here", raise_on_mismatch=True)
+    here = f"{ray.__version__} and {platform.python_version()} here"
+    assert ray_workers._versions(error.value) == f"Ray 2.1.0 and Python 3.9.1 there, {here}"
 
 
 @pytest.mark.launcher
