@@ -62,7 +62,7 @@ def report(release: str, console: Console) -> bool:
         table = Table()
         for title in ("seam", "launchers", "contract"):
             table.add_column(title, overflow="fold")
-        there = [seam for seam in SEAMS if sources.has(seam.target.partition(":")[0].partition(".")[0])]
+        there = [seam for seam in SEAMS if sources.has(seam.package)]
         for seam in there:
             told = "; ".join(problems(seam, sources)) or "holds"
             if seam.by == "fix" and (why := left_out(seam, sources)):
@@ -81,7 +81,6 @@ def _refusal(item: Extension, sources: Sources) -> str:
     """Why a run with an extension would be refused, or ""."""
     for launcher in item.launchers:
         for seam, owner in used(launcher, [item]):
-            package = seam.target.partition(":")[0].partition(".")[0]
-            if owner and sources.has(package) and (wrong := problems(seam, sources)):
+            if owner and sources.has(seam.package) and (wrong := problems(seam, sources)):
                 return f"refused: {wrong[0]}"
     return ""

@@ -15,7 +15,7 @@ from ..files.sources import run_records
 from ..models.folder import check_context, load_tokenizer
 from ..openrlhf_fixes.chat_data import template_of
 from .rows import Rules, chat_texts, parse_record
-from .settings import LOSS_TYPES, SHARING, check_epsilon, check_loss_type, taking_apart
+from .settings import LOSS_TYPES, SHARING, check_loss_flags, taking_apart
 
 CACHE = "~/.cache/orlhf_ext/reference"
 DPO_BETA = 0.1  # OpenRLHF's default of --model.beta
@@ -97,14 +97,7 @@ class EXO(Extension):
 
 def _check_flags(args: SimpleNamespace) -> None:
     exo = args.exo
-    try:
-        check_loss_type(exo.loss_type)
-    except ValueError as error:
-        raise UserError(f"--exo.loss_type: {error}") from error
-    try:
-        check_epsilon(exo.loss_type, exo.epsilon)
-    except ValueError as error:
-        raise UserError(f"--exo.epsilon: {error}") from error
+    check_loss_flags(exo, "exo")
     if exo.max_completion_len >= args.data.max_len:
         raise UserError(
             f"--exo.max_completion_len {exo.max_completion_len} must be less than --data.max_len {args.data.max_len}, "

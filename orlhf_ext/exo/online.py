@@ -16,7 +16,7 @@ from ..cli.flags import NOT_NEGATIVE, POSITIVE, whole
 from ..extensions import Extension
 from ..extensions.inject import say
 from ..files.sources import run_records
-from .settings import LOSS_TYPES, check_epsilon, check_loss_type
+from .settings import LOSS_TYPES, check_loss_flags
 
 ESTIMATOR = "dr_grpo"  # an estimator without a critic
 
@@ -81,14 +81,7 @@ def unit(args: SimpleNamespace) -> int:
 
 
 def _check_loss(own: SimpleNamespace, samples: int) -> None:
-    try:
-        check_loss_type(own.loss_type)
-    except ValueError as error:
-        raise UserError(f"--kwise.loss_type: {error}") from error
-    try:
-        check_epsilon(own.loss_type, own.epsilon)
-    except ValueError as error:
-        raise UserError(f"--kwise.epsilon: {error}") from error
+    check_loss_flags(own, "kwise")
     if samples < 2:
         raise UserError(f"--rollout.n_samples_per_prompt {samples} leaves nothing to compare; give at least 2")
     if own.num_contrastive and (own.num_contrastive < 2 or samples % own.num_contrastive):

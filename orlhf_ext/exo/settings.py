@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from ..cli.errors import suggest
+from ..cli.errors import UserError, suggest
 
 LOSS_TYPES = ("exo-pref", "exo-rw", "dpo-pref", "dpo-rw", "pl", "lipo", "nca")
 
@@ -39,6 +39,18 @@ def check_loss_type(loss_type: str) -> None:
     """Raises ValueError for an unknown loss, with the nearest known one."""
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"unknown loss {loss_type!r}{suggest(loss_type, list(LOSS_TYPES))}")
+
+
+def check_loss_flags(own: SimpleNamespace, prefix: str) -> None:
+    """Look at the flags ``--PREFIX.loss_type`` and ``--PREFIX.epsilon``. Raises UserError that names the flag."""
+    try:
+        check_loss_type(own.loss_type)
+    except ValueError as error:
+        raise UserError(f"--{prefix}.loss_type: {error}") from error
+    try:
+        check_epsilon(own.loss_type, own.epsilon)
+    except ValueError as error:
+        raise UserError(f"--{prefix}.epsilon: {error}") from error
 
 
 def check_epsilon(loss_type: str, epsilon: float | None) -> None:

@@ -23,12 +23,21 @@ class Seam:
     #: extension imports it
     by: str = "extension"
 
+    @property
+    def module(self) -> str:
+        """The module that it is in."""
+        return self.target.partition(":")[0]
+
+    @property
+    def package(self) -> str:
+        """The package that it is in."""
+        return self.module.partition(".")[0]
+
 
 def problems(seam: Seam, sources: Sources) -> list[str]:
     """What of a seam's contract does not hold; nothing when all is well. Further parameters that may be left out, and
     white space, are no problem."""
-    module, _, attribute = seam.target.partition(":")
-    found = sources.find(module, attribute)
+    found = sources.find(seam.module, seam.target.partition(":")[2])
     if found is None:
         return [f"{seam.target} is missing"]
     takes = _takes(found, sources)

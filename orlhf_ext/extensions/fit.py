@@ -72,10 +72,9 @@ def used(launcher: str, extensions: Iterable[Extension], backends: Collection[st
 
 def left_out(seam: Seam, sources: Sources) -> str:
     """Why a fix does not apply, or "": what it fixes is gone, or was mended in another way."""
-    module, _, attribute = seam.target.partition(":")
-    if sources.find(module, attribute) is None:
-        return f"{seam.target} is missing"
-    return next((wrong for wrong in problems(seam, sources) if " has no " in wrong), "")
+    return next(
+        (wrong for wrong in problems(seam, sources) if " has no " in wrong or wrong.endswith(" is missing")), ""
+    )
 
 
 def unfit(module: str) -> str:
@@ -83,5 +82,5 @@ def unfit(module: str) -> str:
     if installed() in TESTED:
         return ""
     sources = Sources()
-    mine = [seam for seam in SEAMS if seam.by == "fix" and seam.target.partition(":")[0] == module]
+    mine = [seam for seam in SEAMS if seam.by == "fix" and seam.module == module]
     return next((why for seam in mine if (why := left_out(seam, sources))), "")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .contracts import Seam
-from .releases import LAUNCHERS, RAY_LAUNCHERS
+from .releases import LAUNCHERS, RAY_LAUNCHERS, TRAIN_LAUNCHERS
 
 _RAY = RAY_LAUNCHERS
-_TRAIN = ("train_sft", "train_rm", "train_dpo", "train_ppo_ray")
+_TRAIN = TRAIN_LAUNCHERS
 
 FIXED = (
     Seam(

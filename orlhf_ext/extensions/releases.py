@@ -17,3 +17,4 @@ LAUNCHERS = {
     "lora_combiner": "openrlhf.cli.lora_combiner",
 }
 RAY_LAUNCHERS = ("train_ppo_ray",)
+TRAIN_LAUNCHERS = ("train_sft", "train_rm", "train_dpo", "train_ppo_ray")

@@ -42,6 +42,7 @@ class Sources:
         self._wheel: zipfile.ZipFile | None = None
         self._names: dict[str, str] = {}
         self._trees: dict[str, ast.Module | None] = {}
+        self._lines: dict[str, list[str]] = {}
         if place is not None and not place.is_dir():
             try:
                 self._wheel = zipfile.ZipFile(place)
@@ -141,8 +142,10 @@ class Sources:
         return False
 
     def source(self, found: Found) -> str:
-        """Its text."""
-        return ast.get_source_segment(self.text(found.module) or "", found.node) or ""
+        """Its lines, as text."""
+        if found.module not in self._lines:
+            self._lines[found.module] = (self.text(found.module) or "").split("\n")
+        return "\n".join(self._lines[found.module][found.node.lineno - 1 : found.node.end_lineno])
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
