@@ -32,7 +32,7 @@ from .generations import TOXICITY_THRESHOLD, generations_of, prompt_of
 if TYPE_CHECKING:
     from .toxicity import Scorer
 
-_AT_ONCE = 8192  # texts that are sorted by length together, and lost at most when the process is killed
+_AT_ONCE = 8192  # texts that are sorted by length together
 _OWN = ("text", "token_ids")
 
 

@@ -144,10 +144,8 @@ class KwiseTrainer(DPOTrainer):
         place = torch.arange(ids.shape[1], device=ids.device)
         targets = (place >= mask.new_tensor(prompt_lengths)[:, None]) & mask.bool()
         predicts = targets.roll(-1, dims=1)  # nothing wraps: the first column is prompt in every row
-        kept, model.temperature = (
-            model.temperature,
-            1.0,
-        )  # some releases divide the logits in the pass, others behind it
+        # some releases divide the logits in the pass, others behind it
+        kept, model.temperature = model.temperature, 1.0
         try:
             with scored_positions(head, predicts):
                 output = model(ids, attention_mask=mask, return_output=True)

@@ -24,7 +24,7 @@ Backend = Literal["auto", "vllm", "hf"]
 
 #: a response is cut to no fewer tokens
 _LEAST = 16
-_RETRY_TEMPERATURE = 0.7  # at 0 the same would be written again
+RETRY_TEMPERATURE = 0.7  # at 0 the same would be written again
 
 
 class Two(NamedTuple):
@@ -250,7 +250,7 @@ class ByText:
             open_ones = {i: ids[i] for i, lean in enumerate(leans) if lean is None}
             if not open_ones:
                 break
-            for i, text in self._write(open_ones, _RETRY_TEMPERATURE).items():
+            for i, text in self._write(open_ones, RETRY_TEMPERATURE).items():
                 texts[i], leans[i] = text, read_verdict(text)
                 calls[i] += 1
         return [

@@ -14,13 +14,12 @@ from typing import Any
 from ..cli.errors import UserError
 from ..extensions.inject import say
 from ..rewards.servers import Client, Refused, shown, side_by_side
-from .local import Answer, Two
+from .local import RETRY_TEMPERATURE, Answer, Two
 from .template import Template, read_verdict
 
 KEY = "OPENAI_API_KEY"
 _CHAT = "/chat/completions"
 _TOP = 20  # log-probabilities of a token, the most that OpenAI gives
-_RETRY_TEMPERATURE = 0.7  # at 0 the same would be written again
 _MOST = 30.0  # nats: servers give impossible tokens a log-probability of -9999
 
 
@@ -97,7 +96,7 @@ class Served:
                 "model": self.model,
                 "messages": [{"role": "user", "content": text}],
                 "max_tokens": self.room,
-                "temperature": _RETRY_TEMPERATURE if attempt else 0,
+                "temperature": RETRY_TEMPERATURE if attempt else 0,
             }
             if attempt:
                 request["seed"] = attempt
