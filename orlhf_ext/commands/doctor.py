@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from .. import backends
 from ..backends import compiler, machine
 from ..cli.errors import UserError, command
 from ..cli.flags import Parser
@@ -201,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(f"prompts are computed once for all completions {SHARED_WHERE}")
     if "openrlhf" not in versions():
         raise UserError("OpenRLHF is not installed, so there are no seams to look at; run `bash recipes/setup.sh`")
+    backends.install()  # replacements import OpenRLHF, which imports what a backend stands in for
     rows = inspect_seams(swaps)
     for swap in swaps:
         load(swap.by)
