@@ -30,7 +30,7 @@ from values import CHOICES, SHARE, Values, check_choice, fail, split_list
 COMMON = ["DRY_RUN=0", "SEED=1234", "OUT=", "NPROC=", "WORKERS=", "PUSH_TO_HUB="]
 #: recipe -> its page in docs/methods
 PAGES = {
-    "hh_exo": "exo", "hh_dpo": "exo", "hh_groups": "groups", "jigsaw_rectify": "deadend",
+    "hh_exo": "exo", "hh_dpo": "exo", "hh_exo_online": "exo_online", "hh_groups": "groups", "jigsaw_rectify": "deadend",
     "ncp_vrcli": "vrcli", "litbench_btrm": "litbench", "litbench_genrm": "litbench", "litbench_rl": "judge",
 }  # fmt: skip
 #: flags of LitBench's scripts, which its recipes take, too
@@ -83,6 +83,27 @@ def hh_exo(v: Values) -> None:
     for name in ("TRAIN_PROMPTS", "ALIGN_PROMPTS"):
         if v[name] != "all" and not v["ALIGN_DATA"] and v.number(name) < v.number("BATCH_SIZE"):
             fail(f"{v[name]} records of {name} are fewer than BATCH_SIZE={v['BATCH_SIZE']}; lower it, or raise {name}")
+
+
+def hh_exo_online(v: Values) -> None:
+    """``hh_exo_online.sh``."""
+    v.default("MODEL", "SFT_MODEL")
+    fit.check_room(v.number("MAX_LEN"), v.number("MAX_NEW_TOKENS"))
+    if v["LOSS"].endswith("-pref"):
+        fail(f"LOSS={v['LOSS']} learns from the human pairs in hh_exo.sh; rewards of samples take one without -pref")
+    samples, prompts, given = v.number("SAMPLES"), v.number("ROLLOUT_BATCH"), v["NPROC"]
+    fit.check_rollouts(prompts, samples, prompts * samples)
+    v.no_effect("SFT_ARGS", "SFT_MODEL", ", which skips SFT")
+    v.no_effect("RM_ARGS", "REWARD_MODEL", "")
+    v.fit_rl(given, 1, fit.Batch("ROLLOUT_BATCH x SAMPLES", prompts * samples, v.number("MICRO_BATCH_SIZE")))
+    v.update(actors=v["NPROC"], rl_micro=v["micro"], NPROC=given)
+    (v["micro"],) = v.fit_training(("BATCH_SIZE", v.number("MICRO_BATCH_SIZE")))
+    if v["TRAIN_PROMPTS"] != "all":
+        for name in ("BATCH_SIZE", "ROLLOUT_BATCH"):
+            if v.number("TRAIN_PROMPTS") < v.number(name):
+                fail(f"{v['TRAIN_PROMPTS']} records of TRAIN_PROMPTS are fewer than {name}={v[name]}; change one")
+    if v["RAY_ADDRESS"]:  # a cluster's workers start in folders of their own
+        v["OUT"] = os.path.abspath(v["OUT"])
 
 
 def hh_groups(v: Values) -> None:
@@ -193,8 +214,9 @@ def find_tests(v: Values) -> None:
 
 
 RECIPES: dict[str, Callable[[Values], None]] = {
-    "hh_exo": hh_exo, "hh_dpo": hh_exo, "hh_groups": hh_groups, "jigsaw_rectify": jigsaw_rectify,
-    "ncp_vrcli": ncp_vrcli, "litbench_btrm": litbench, "litbench_genrm": litbench, "litbench_rl": litbench_rl,
+    "hh_exo": hh_exo, "hh_dpo": hh_exo, "hh_exo_online": hh_exo_online, "hh_groups": hh_groups,
+    "jigsaw_rectify": jigsaw_rectify, "ncp_vrcli": ncp_vrcli, "litbench_btrm": litbench, "litbench_genrm": litbench,
+    "litbench_rl": litbench_rl,
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ COUNTS = """BATCH_SIZE CLASSIFIER_BATCH CLASSIFIER_EPOCHS CONTEXT_WORDS ENGINES 
 #: the same, or `all`
 COUNTS_OR_ALL = {
     "hh_exo": ("TRAIN_PROMPTS", "ALIGN_PROMPTS", "TEST_PROMPTS"),
+    "hh_exo_online": ("TRAIN_PROMPTS", "TEST_PROMPTS"),
     "jigsaw_rectify": ("NUM_COMMENTS", "NUM_PROMPTS"),
     "litbench_rl": ("TRAIN_PROMPTS", "TEST_PROMPTS"),
     "ncp_vrcli": ("TRAIN_PROMPTS", "VAL_PROMPTS", "TEST_PROMPTS"),
@@ -167,8 +168,9 @@ class Values(dict[str, Any]):
         start = ["python"] if count == 1 else ["torchrun", "--standalone", "--nproc_per_node", str(count)]
         self.update(NPROC=count, start=[*start, "-m"], launch=[*start, "-m", "orlhf_ext.launch"])
 
-    def fit_rl(self, given_processes: str, spare: int = 0) -> None:
+    def fit_rl(self, given_processes: str, spare: int = 0, batch: fit.Batch | None = None) -> None:
         """Who trains and who samples in ``train_ppo_ray``: sets NPROC, ENGINES, TP, ``micro`` and ``placement``.
+        The batch is BATCH_SIZE, if it is not given.
 
         This machine's GPUs are used, less ``spare`` if there are more than one; on a cluster, or where there are none
         to count, four processes beside two engines of two.
@@ -177,7 +179,7 @@ class Values(dict[str, Any]):
         given = [given_processes, self["ENGINES"], self["TP"]]
         if self["PROFILE"] != "gpu":
             given = [one or "1" for one in given]
-        batch = fit.Batch("BATCH_SIZE", self.number("BATCH_SIZE"), self.number("MICRO_BATCH_SIZE"))
+        batch = batch or fit.Batch("BATCH_SIZE", self.number("BATCH_SIZE"), self.number("MICRO_BATCH_SIZE"))
         nodes = int(self.get("NUM_NODES", 1))
         found = fit.share([batch], gpus, nodes, *(int(one) if one else None for one in given))
         self.say(fit.describe([batch], found.fit, found.limit, nodes))

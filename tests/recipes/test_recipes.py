@@ -18,6 +18,7 @@ from recipe_runs import Call, dry, following, load, refused
 RECIPES = (
     "hh_exo",
     "hh_dpo",
+    "hh_exo_online",
     "hh_groups",
     "jigsaw_rectify",
     "litbench_btrm",
@@ -28,6 +29,7 @@ RECIPES = (
 #: settings with which a recipe has other stages
 VARIANTS: dict[str, list[dict[str, str]]] = {
     "hh_exo": [{"LOSS": "exo-pref"}, {"NUM_CHECKPOINTS": "2"}, {"ROUNDS": "2"}],
+    "hh_exo_online": [{"PROMPT_FORMAT": "chat"}],
     "hh_groups": [{"PRESET": "paper", "PROPORTIONS": "0.1 0.2", "SEEDS": "1 2"}, {"METHOD": "gold"}],
     "jigsaw_rectify": [{"EVAL_PROMPTS": "models/tiny"}],
     "litbench_genrm": [{"USE_COT": "1"}, {"STYLE": "chat"}],
@@ -35,10 +37,10 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
 }
 #: variables that only these recipes read
 OF_SOME = {
-    "TRAIN_PROMPTS": ("hh_exo", "hh_dpo", "litbench_rl", "ncp_vrcli"),
-    "PROMPT_FORMAT": ("hh_exo", "hh_dpo"),
-    "LONG_ROWS": ("hh_exo", "hh_dpo", "hh_groups"),
-    "ENGINES": ("hh_groups", "litbench_rl", "ncp_vrcli"),
+    "TRAIN_PROMPTS": ("hh_exo", "hh_dpo", "hh_exo_online", "litbench_rl", "ncp_vrcli"),
+    "PROMPT_FORMAT": ("hh_exo", "hh_dpo", "hh_exo_online"),
+    "LONG_ROWS": ("hh_exo", "hh_dpo", "hh_exo_online", "hh_groups"),
+    "ENGINES": ("hh_exo_online", "hh_groups", "litbench_rl", "ncp_vrcli"),
 }
 
 

@@ -224,7 +224,7 @@ def check_pages(name: str, stages: Iterable[str], *scripts: str) -> None:
         for variable in variables:
             assert f"`{variable}`" in text, variable
     for stage in stages:
-        named = re.sub("(step|round)[0-9]+", r"\1N", re.sub(r"(?<=/)(exo|dpo)-(rw|pref)", "LOSS", stage))
+        named = re.sub("(step|round)[0-9]+", r"\1N", re.sub(r"(?<=[/-])(exo|dpo)-(rw|pref)", "LOSS", stage))
         assert f"`{named}`" in text, stage
 
 

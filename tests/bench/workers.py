@@ -1,0 +1,147 @@
+"""Two workers on a core each against one on one core, and what the pool itself costs.
+
+    python tests/bench/workers.py [--pairs 5] [--records 60] [--commands score logprobs baseline generate]
+
+Each command (`generate --backend hf`, as vLLM's start would hide the rest) works on a sixth of the records and on all
+of them; the difference is its work, the rest its start-up, which is told apart. The pool's cost: two workers with
+blocks that sleep for a second, against blocks / 2 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ratio, run, small_llama
+
+WORDS = ["the", "old", "lamp", "went", "out", "over", "a", "quiet", "harbour", "and", "she", "counted"]
+PART = 6  # the small run has one record in so many
+
+
+def reward_model(folder: Path, llama: Path) -> Path:
+    """A random reward model of the Llama's shape."""
+    from orlhf_ext import backends
+
+    backends.install()
+    import torch
+    from openrlhf.models.model import get_llm_for_sequence_regression
+
+    from orlhf_ext.models.folder import load_tokenizer
+
+    torch.manual_seed(1)
+    model = get_llm_for_sequence_regression(
+        str(llama), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="value"
+    )
+    model.config.value_head_prefix = "value"
+    model.save_pretrained(folder / "rm")
+    load_tokenizer(llama).save_pretrained(folder / "rm")
+    return folder / "rm"
+
+
+def write_inputs(folder: Path, records: int) -> dict[str, tuple[Path, Path]]:
+    """For each kind of data: a small file and a whole one."""
+    from orlhf_ext.build_data import main as build_data
+
+    rng = random.Random(0)
+
+    def text(count: int) -> str:
+        return " ".join(rng.choices(WORDS, k=count))
+
+    pairs, talks = [], []
+    for number in range(records):
+        pairs.append({"id": f"q{number}", "prompt": text(100), "completions": [text(60) for _ in range(4)]})
+        turns = (("user", f"{number}: {text(300)}"), ("assistant", text(150)))
+        talks.append({"messages": [{"role": role, "content": words} for role, words in turns]})
+    found = {}
+    for count, size in ((records // PART, "small"), (records, "whole")):
+        (folder / f"{size}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs[:count]))
+        (folder / f"talks_{size}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks[:count]))
+        build_data(["story", f"{folder}/talks_{size}.jsonl", "--out", f"{folder}/story_{size}"])
+    found["samples"] = folder / "small.jsonl", folder / "whole.jsonl"
+    found["stories"] = folder / "story_small" / "train.jsonl", folder / "story_whole" / "train.jsonl"
+    return found
+
+
+def sleep(payload: float) -> float:
+    """A unit's work."""
+    time.sleep(payload)
+    return payload
+
+
+def load_sleep() -> object:
+    """What loads it."""
+    return sleep
+
+
+def pool_cost(blocks: int) -> float:
+    """The pool's wall time above the sleep of its workers, as a part of that; its start is left out."""
+    from orlhf_ext.models.pool import Pool
+
+    with Pool(2) as pool:
+        list(pool.run(load_sleep, [(f"w{number}", 0.01) for number in range(4)]))
+        start = time.perf_counter()
+        list(pool.run(load_sleep, [(f"u{number}", 1.0) for number in range(blocks)], total=blocks))
+        return (time.perf_counter() - start) / (blocks / 2) - 1
+
+
+def main() -> None:
+    """Measure the commands, then the pool."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--records", type=int, default=60)
+    parser.add_argument("--blocks", type=int, default=40, help="of a second each, for the pool's own cost")
+    known = ["score", "logprobs", "baseline", "generate"]
+    parser.add_argument("--commands", nargs="*", choices=known, default=known)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        llama = small_llama(folder)
+        data = write_inputs(folder, args.records)
+        reward = reward_model(folder, llama)
+        lines = {
+            "score": ("samples", f"score --model {reward} --max_len 512 --batch_tokens 1024"),
+            "logprobs": ("samples", f"logprobs --model {llama} --max_len 512 --batch_tokens 1024"),
+            "baseline": ("stories", f"vrcli baseline --model {llama} --batch_tokens 1024"),
+            "generate": (
+                "samples",
+                f"generate --model {llama} --backend hf --num_completions 2 --max_new_tokens 32 --max_len 512",
+            ),
+        }
+        for command in args.commands:
+            kind, line = lines[command]
+            speeds, starts = [], []
+            for number in range(args.pairs):
+                work = {}
+                for workers in (1, 2) if number % 2 else (2, 1):
+                    walls = []
+                    for size, path in zip(("small", "whole"), data[kind], strict=True):
+                        words = [*line.split(), "--data", path, "--out", folder / "out.jsonl", "--overwrite"]
+                        out = folder / f"{command}{number}{workers}{size}"
+                        done = run(
+                            [sys.executable, "-m", "orlhf_ext", *words, "--workers", str(workers)],
+                            out,
+                            0 if workers == 1 else None,
+                        )
+                        (folder / "out.jsonl").unlink()
+                        walls.append(done.wall)
+                    work[workers] = (walls[1] - walls[0]) * PART / (PART - 1)
+                    starts.append((workers, walls[1] - work[workers]))
+                speeds.append(work[1] / work[2])
+            told = ", ".join(
+                f"{statistics.median(start for n, start in starts if n == workers):.1f} s with {workers}"
+                for workers in (1, 2)
+            )
+            ratio(f"{command}: speed of two workers over one", speeds)
+            print(f"  work {work[1]:.1f} s with one; start-up {told} (medians)", flush=True)
+        if args.blocks:
+            print(f"the pool's own cost: {100 * pool_cost(args.blocks):.1f} % over {args.blocks} blocks of a second")
+
+
+if __name__ == "__main__":
+    main()
