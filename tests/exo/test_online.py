@@ -1,10 +1,9 @@
 """``--ext.use online-exo``: goldens of the weights, the gradient that OpenRLHF's own classes make of the advantages,
-what is refused, and a run of ``train_ppo_ray``."""
+and what is refused."""
 
 from __future__ import annotations
 
 import copy
-import math
 import re
 import statistics
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ray_runs import flags, launch, mean_reward, rollouts, scalars, write_inputs
 
 from orlhf_ext import backends
 from orlhf_ext.cli.errors import UserError
@@ -382,41 +380,3 @@ def test_what_keeps_them_is_not(tmp_path, capsys) -> None:
     args = run_arguments(tmp_path, algo__advantage__estimator="rloo")
     OnlineEXO().configure(args)
     assert args.algo.advantage.estimator == "rloo" and not capsys.readouterr().out
-
-
-# for real
-
-
-@pytest.mark.launcher
-def test_it_trains(tiny_model: Path, tmp_path: Path) -> None:
-    """`train_ppo_ray` with the reward `length`: 16 tokens come to have more characters. The first batch is sampled by
-    the reference itself."""
-    pytest.importorskip("vllm")
-    write_inputs(tmp_path)
-    reward = ("--ext.reward", "length", "--length.target", "64", "--length.unit", "characters")
-    changes = {"algo__advantage__estimator": None, "algo__kl__use_loss": None, "algo__kl__estimator": "k1"}
-    output = launch(
-        tmp_path,
-        *("--ext.use", "online-exo", *reward, "--kwise.beta_pi", "0.5", "--kwise.beta_r", "0.1"),
-        *flags(tiny_model, **changes, train__num_episodes=2, actor__adam__lr=2e-3),
-    )
-    assert "RemoteExperienceMaker is now orlhf_ext.exo.experience:KwiseExperience (extension online-exo)" in output
-    assert "--ext.use online-exo has no critic: --algo.advantage.estimator dr_grpo" in output
-    check_training(tmp_path)
-
-
-def check_training(folder: Path) -> None:
-    """The reward rises, what is logged fits together, and the policy loss clips nothing."""
-    batches = rollouts(folder)
-    assert mean_reward(batches[-5:]) > mean_reward(batches[:5]) + 0.05
-    logged = scalars(folder)
-    metrics = {name.removeprefix("train/kwise/"): found for name, found in logged.items() if "/kwise/" in name}
-    assert set(metrics) == {*"loss entropy target_entropy ranking_acc margin log_ratio decided".split()}  # noqa: SIM905
-    assert metrics["entropy"][0] == pytest.approx(math.log(4)) and metrics["log_ratio"][0] == metrics["margin"][0] == 0
-    labels = torch.tensor([row["reward"] for row in batches[0]], dtype=torch.float64).view(-1, 4)
-    log_q = (labels / 0.1).log_softmax(-1)
-    entropy = -(log_q.exp() * log_q).sum(-1).mean().item()
-    assert metrics["target_entropy"][0] == pytest.approx(entropy, abs=1e-4)
-    assert metrics["loss"][0] == pytest.approx(-(log_q.mean(-1) + math.log(4)).mean().item(), abs=1e-4)
-    assert metrics["log_ratio"][-1] > 0.5 and metrics["ranking_acc"][-1] > 0
-    assert set(logged["train/ppo_clip_ratio"]) == {0}
