@@ -1,4 +1,4 @@
-"""Rectified decoding in vLLM: a V1 logits processor that reads Q_D beside the language model.
+"""Rectified decoding in vLLM: a logits processor that reads Q_D beside the language model, for both model runners.
 
     LLM(MODEL, logits_processors=["orlhf_ext.deadend.vllm:RectifiedDecoding"],
         additional_config={"deadend": {"model": Q_D_FOLDER, "epsilon": 0.1}})
@@ -9,12 +9,17 @@ ask for another epsilon, or for none: ``SamplingParams(extra_args={"deadend_epsi
 
 The processor runs after ``min_tokens`` and before temperature, top-k and top-p. Q_D is on the engine's device, in
 the memory that ``gpu_memory_utilization`` leaves free, which vLLM does not measure; a line says where that may be too
-little for ``max_num_seqs`` sequences of ``max_model_len`` tokens. vLLM takes no processors together with speculative
-decoding.
+little for ``max_num_seqs`` sequences of ``max_model_len`` tokens.
+
+The first runner (vLLM up to 0.30, and later ones where Triton is missing) hands over rows and each request's tokens,
+and takes no processor together with speculative decoding. The second one (0.31 and newer) hands over slots and tensors
+on the device (`vllm_slots`), also of drafts. Which of the two it is follows from how the class is called.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import weakref
 from collections.abc import Mapping
@@ -23,8 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ..backends.kernels import allow_amx
 from ..cli.errors import UserError
@@ -39,6 +42,7 @@ from .stepper import QStepper
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
+    from vllm.v1.sample.logits_processor import BatchUpdate
 
 KEY = "deadend"
 EPSILON = "deadend_epsilon"
@@ -102,14 +106,34 @@ class _Request:
         return (*self.prompt, *self.output)
 
 
-class RectifiedDecoding(LogitsProcessor):
+def _interfaces() -> tuple[type, ...]:
+    """The abstract classes that this vLLM's runners ask for: each looks for its own among a processor's bases."""
+    found = []
+    for module in ("vllm.v1.sample.logits_processor", "vllm.v1.worker.gpu.sample.logits_processor"):
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(module).LogitsProcessor)
+    return tuple(found)
+
+
+INTERFACES = _interfaces()
+
+
+class RectifiedDecoding(*INTERFACES):  # type: ignore[misc]
     """See the module's text.
 
     Attributes:
-        steps: next tokens that were rectified; a prompt that is read in several parts counts once.
+        settings: those of the engine.
     """
 
-    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+    def __new__(cls, vllm_config: VllmConfig, *where: Any) -> RectifiedDecoding:
+        """The first runner gives a device and whether memory is pinned, the second one what it knows of its slots."""
+        if cls is RectifiedDecoding:
+            from .vllm_slots import RectifiedSlots
+
+            cls = RectifiedRows if len(where) == 2 else RectifiedSlots
+        return super().__new__(cls)
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         """Load Q_D.
 
         Raises:
@@ -120,10 +144,7 @@ class RectifiedDecoding(LogitsProcessor):
             allow_amx()
         config = vllm_config.additional_config
         self.settings = Settings.read(config.get(KEY) if isinstance(config, dict) else None)
-        folder = Path(self.settings.model)
-        if vllm_config.speculative_config:
-            raise UserError("rectified decoding needs every token's logits one by one; leave out speculative decoding")
-        model_config = vllm_config.model_config
+        folder, model_config = Path(self.settings.model), vllm_config.model_config
         known = read_settings(folder, f"additional_config[{KEY!r}] model").vocab_size
         check_vocabulary(known, str(folder), model_config.get_vocab_size(), model_config.model, model_config.tokenizer)
         context = context_length(folder)
@@ -135,11 +156,8 @@ class RectifiedDecoding(LogitsProcessor):
         self._check_room(vllm_config, folder, device)
         from .model import load_q_model
 
-        self.stepper = QStepper(load_q_model(folder, self.settings.dtype, str(device)))
-        self.steps = 0
-        self._infeasible = torch.zeros((), dtype=torch.long, device=device)
-        self._requests: dict[int, _Request] = {}
-        self._logged = 0
+        self._q_model = load_q_model(folder, self.settings.dtype, str(device))
+        self._counts = torch.zeros(2, dtype=torch.long, device=device)  # rectified, infeasible
         _live.add(self)
 
     def _check_room(self, vllm_config: VllmConfig, folder: Path, device: torch.device) -> None:
@@ -156,12 +174,19 @@ class RectifiedDecoding(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request that asks for nonsense.
+        """Refuse a request that asks for nonsense, or that would not be rectified.
 
         Raises:
             ValueError: ``deadend_epsilon`` is neither a number in [0, 1] nor "off", or another key begins with
-                ``deadend_``.
+                ``deadend_``; the second runner is forced on a vLLM where it knows no processors.
         """
+        from vllm import envs
+
+        if envs.VLLM_USE_V2_MODEL_RUNNER and len(INTERFACES) < 2:
+            raise ValueError(
+                "this vLLM's second model runner ignores logits processors, so that nothing would be rectified; unset "
+                "VLLM_USE_V2_MODEL_RUNNER, or take vLLM 0.31 or newer"
+            )
         asked = sampling_params.extra_args or {}
         for key in asked:
             if key.startswith(f"{KEY}_") and key != EPSILON:
@@ -171,16 +196,54 @@ class RectifiedDecoding(LogitsProcessor):
             raise ValueError(f"extra_args has {EPSILON} {epsilon!r}; give a number from 0 to 1, or {OFF!r}")
 
     @property
+    def steps(self) -> int:
+        """Next tokens that were rectified. A prompt that is read in several parts counts once, each draft by itself."""
+        return int(self._counts[0])
+
+    @property
     def infeasible_steps(self) -> int:
         """Those of ``steps`` where the caps of all tokens summed to less than 1."""
-        return int(self._infeasible)
+        return int(self._counts[1])
 
     def is_argmax_invariant(self) -> bool:
         """It changes which token is the likeliest."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Of the first runner; the second one's slots need none."""
+
+    def _epsilon(self, params: SamplingParams) -> float | None:
+        """What a request asks for; None: to be left alone."""
+        asked = (params.extra_args or {}).get(EPSILON)
+        if asked == OFF:
+            return None
+        return self.settings.epsilon if asked is None else float(asked)
+
+    def _rectify(
+        self, logits: torch.Tensor, q_values: torch.Tensor, epsilon: torch.Tensor, counted: torch.Tensor
+    ) -> torch.Tensor:
+        """Rectified rows ``(R, V)`` of logits; those of ``counted``, ``(R,)``, are counted."""
+        how = (self.settings.passes, self.settings.p_min, self.settings.infeasible, self.settings.top_k)
+        rows, infeasible = rectify_counted(logits, align_vocabulary(q_values, logits.shape[-1]), epsilon, *how)
+        self._counts += torch.stack([counted.sum(), (infeasible & counted).sum()])
+        return rows.to(logits.dtype)
+
+
+class RectifiedRows(RectifiedDecoding):
+    """For the first runner: a row for each request, in an order that changes, and its list of tokens."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        if vllm_config.speculative_config:
+            raise UserError("rectified decoding needs every token's logits one by one; leave out speculative decoding")
+        super().__init__(vllm_config, device)
+        self.stepper = QStepper(self._q_model)
+        self._requests: dict[int, _Request] = {}
+        self._logged = 0
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow the requests that came, went and moved."""
+        from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
         process_dict_updates(self._requests, batch_update, self._new)
         if not self._requests:
             self.stepper.forget()
@@ -189,34 +252,26 @@ class RectifiedDecoding(LogitsProcessor):
                 _log.info("rectified %d steps, of which %d infeasible", self.steps, self.infeasible_steps)
 
     def _new(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Request | None:
-        epsilon = (params.extra_args or {}).get(EPSILON)
-        if epsilon == OFF:
+        if (epsilon := self._epsilon(params)) is None:
             return None
         if prompt is None:
             raise UserError("rectified decoding reads token ids, and a request has prompt embeddings; send it as text")
-        return _Request(prompt, output, self.settings.epsilon if epsilon is None else float(epsilon))
+        return _Request(prompt, output, epsilon)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Rectify ``(requests, V)``: the rows of those that want it; the others stay as they are."""
         if not self._requests:
             return logits
-        settings, places = self.settings, sorted(self._requests)
+        places = sorted(self._requests)
         requests = [self._requests[i] for i in places]
-        q_values = align_vocabulary(self.stepper.values([request.ids() for request in requests]), logits.shape[-1])
-        every = places == list(range(len(logits)))
-        rows = logits if every else logits[places]
+        q_values = self.stepper.values([request.ids() for request in requests])
         epsilon = torch.tensor([request.epsilon for request in requests], device=logits.device)
-        new = [len(request.output) > request.counted for request in requests]
+        new = torch.tensor([len(request.output) > request.counted for request in requests], device=logits.device)
         for request in requests:
             request.counted = len(request.output)
-        self.steps += sum(new)
-        how = (settings.passes, settings.p_min, settings.infeasible, settings.top_k)
-        rows, infeasible = rectify_counted(rows, q_values, epsilon, *how)
-        rows = rows.to(logits.dtype)
-        self._infeasible += (infeasible & torch.tensor(new, device=infeasible.device)).sum()
-        if every:
-            return rows
-        logits[places] = rows
+        if places == list(range(len(logits))):
+            return self._rectify(logits, q_values, epsilon, new)
+        logits[places] = self._rectify(logits[places], q_values, epsilon, new)
         return logits
 
 

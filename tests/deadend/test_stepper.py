@@ -7,50 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from deadend_q import POSITIONS, V, alone, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.deadend.stepper import QStepper
 
-V, POSITIONS = 50, 40
-
-
-def make(kind: str) -> Any:
-    from deadend_q import new_q_model
-    from transformers import GPT2Config, LlamaConfig, Qwen2Config
-
-    common: dict[str, Any] = {"vocab_size": V, "max_position_embeddings": POSITIONS, "initializer_range": 0.3}
-    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    config = {
-        "llama": lambda: LlamaConfig(**common, **small, **heads),
-        "gpt2": lambda: GPT2Config(
-            vocab_size=V, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
-        ),
-        "qwen2-window": lambda: Qwen2Config(
-            **common, **small, **heads, use_sliding_window=True, sliding_window=4, max_window_layers=1
-        ),
-    }[kind]()
-    torch.manual_seed(3)
-    config._attn_implementation = "sdpa"
-    model = new_q_model(config).eval()
-    with torch.no_grad():
-        for parameter in model.q_head.parameters():
-            parameter.mul_(20)  # values that tell positions and tokens apart
-    return model
-
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "qwen2-window"])
 def model(request: pytest.FixtureRequest) -> Any:
     return make(request.param)
-
-
-def alone(model: Any, sequence: list[int]) -> torch.Tensor:
-    """The values after one sequence by a forward pass over it, without any cache."""
-    with torch.inference_mode():
-        ids = torch.tensor([sequence])
-        return model.q_head(model.base_model(ids, use_cache=False).last_hidden_state[0, -1])
 
 
 def check(model: Any, stepper: QStepper, sequences: list[list[int]]) -> None:

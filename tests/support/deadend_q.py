@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+V, POSITIONS = 50, 40  # tokens and positions of the value functions of `make`
+
 
 def new_q_model(config: Any, **settings: Any) -> Any:
     """A `QModel` with a random trunk; ``settings`` are those of `QSettings`."""
@@ -52,3 +54,39 @@ def infeasible_rows(logits: Any, q_values: Any, epsilon: Any = 0.0) -> Any:
     from orlhf_ext.deadend.decoding import caps
 
     return (caps(q_values, epsilon) * (logits > float("-inf"))).sum(-1) < 1
+
+
+def make(kind: str) -> Any:
+    """A small value function of one family, whose values tell positions and tokens apart."""
+    import torch
+    from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+
+    common: dict[str, Any] = {"vocab_size": V, "max_position_embeddings": POSITIONS, "initializer_range": 0.3}
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {
+        "llama": lambda: LlamaConfig(**common, **small, **heads),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=V, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
+        ),
+        "qwen2-window": lambda: Qwen2Config(
+            **common, **small, **heads, use_sliding_window=True, sliding_window=4, max_window_layers=1
+        ),
+        "mistral-window": lambda: MistralConfig(**common, **small, **heads, sliding_window=4),
+    }[kind]()
+    torch.manual_seed(3)
+    config._attn_implementation = "sdpa"
+    model = new_q_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.q_head.parameters():
+            parameter.mul_(20)
+    return model
+
+
+def alone(model: Any, sequence: list[int]) -> Any:
+    """The values after one sequence by a forward pass over it, without any cache."""
+    import torch
+
+    with torch.inference_mode():
+        ids = torch.tensor([sequence])
+        return model.q_head(model.base_model(ids, use_cache=False).last_hidden_state[0, -1])
