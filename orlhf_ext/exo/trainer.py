@@ -12,7 +12,7 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer
 from ..cli.errors import UserError
 from ..models.modules import scored_positions
 from ..models.prompt_once import PromptOnce
-from ..reports.tally import Tally, log_evaluation
+from ..reports.tally import Tally, check_evaluation, log_evaluation
 from . import reference_cache
 from .dataset import Rows
 from .losses import kwise_loss
@@ -66,7 +66,7 @@ class KwiseTrainer(DPOTrainer):
     implicit rewards of the best- and the worst-labelled completion of each group.
 
     Raises:
-        UserError: the data have token ids that the model does not have.
+        UserError: the data have token ids that the model does not have, or the evaluation has no batch.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,6 +80,7 @@ class KwiseTrainer(DPOTrainer):
         self._once = [PromptOnce(actor, *words) for actor in actors]
         self.tally = Tally(METRICS, "kwise")
         self.loss_fn = KwiseLoss(exo, self.tally)
+        check_evaluation(self.eval_dataloader, self.args.train.micro_batch_size)
         self._check_vocabulary()
         if exo.cache_reference:
             loaders = [self.train_dataloader, self.eval_dataloader]

@@ -12,7 +12,7 @@ from openrlhf.trainer.rm_trainer import RewardModelTrainer
 
 from ..models.head_settings import KEY, HeadSettings
 from ..models.prompt_once import PromptOnce
-from ..reports.tally import Tally, log_evaluation
+from ..reports.tally import Tally, check_evaluation, log_evaluation
 from . import features
 from .dataset import GroupDataset
 from .losses import balanced_weights, group_pair_loss, pair_losses
@@ -105,6 +105,7 @@ class GroupTrainer(RewardModelTrainer):
         self._scores: list[torch.Tensor] = []
         self.train_dataloader: Any
         self.eval_dataloader: Any
+        check_evaluation(self.eval_dataloader, self.args.train.micro_batch_size)
         loaders = [loader for loader in (self.train_dataloader, self.eval_dataloader) if loader is not None]
         if self.groups.cache_features:
             features.attach(self, [loader.dataset for loader in loaders])

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..cli.errors import UserError
+
 
 class Tally:
     """Sums and counts of metrics; they stay on the device until the means are asked for.
@@ -59,3 +61,21 @@ def log_evaluation(trainer: Any, values: Mapping[str, float], step: int) -> None
     elif trainer._tensorboard is not None:
         for name, value in values.items():
             trainer._tensorboard.add_scalar(f"eval/{name}", value, step)
+
+
+def check_evaluation(loader: Any, micro_batch: int) -> None:
+    """Refuse an evaluation without a batch before training: OpenRLHF up to 0.11.1 leaves a last part of one out, and
+    would divide by the number of batches at the end.
+
+    Args:
+        loader: of the evaluation's batches; None: there is none.
+        micro_batch: ``--train.micro_batch_size``, which is that of evaluations, too.
+
+    Raises:
+        UserError: it has no batch.
+    """
+    if loader is not None and not len(loader):
+        raise UserError(
+            f"--eval.dataset has {len(loader.dataset)} records, of which this OpenRLHF makes no batch of "
+            f"--train.micro_batch_size {micro_batch} for each process; give more records, or smaller micro batches"
+        )

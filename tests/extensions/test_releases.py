@@ -145,7 +145,7 @@ def test_a_tested_release_fits(version: str, wheels: dict[str, Path], capsys: An
 @pytest.fixture(scope="session")
 def oldest(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python with the oldest tested release."""
-    return other.overlay(wheels[OLDEST], tmp_path_factory.mktemp("oldest") / "venv")
+    return other.overlay([wheels[OLDEST]], tmp_path_factory.mktemp("oldest") / "venv")
 
 
 @pytest.mark.launcher
@@ -178,3 +178,18 @@ def test_rewards_on_the_oldest_release(oldest: Path, tiny_model: Path, tmp_path:
     ray_runs.launch(tmp_path, "--ext.reward", "length", "--length.target", "8", *words, python=oldest)
     rows = [json.loads(line) for path in (tmp_path / "out/rollouts").glob("*.jsonl") for line in path.open()]
     assert len(rows) == 64 and all(0 <= row["reward"] <= 1 for row in rows)
+
+
+@pytest.mark.launcher
+def test_an_evaluation_without_a_batch_is_refused_before_training(
+    oldest: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """That release leaves out a last part of a batch, and divides by the number of batches once training is over."""
+    record = {"prompt": "say it", "completions": [" a", " b"], "rewards": [0.0, 1.0]}
+    data = write(tmp_path / "data.jsonl", [{**record, "id": f"r{i}"} for i in range(8)])
+    rest = write(tmp_path / "rest.jsonl", [record])
+    said = launch(
+        tmp_path, tiny_model, data, "--eval.dataset", str(rest), "--eval.split", "train", python=oldest, status=2
+    )
+    assert "--eval.dataset has 1 records, of which this OpenRLHF makes no batch" in said.splitlines()[-1]
+    assert not (tmp_path / "model").exists()
