@@ -71,13 +71,13 @@ class SlotStepper:
         self._model = q_model
         config = q_model.config.get_text_config()
         self._window: int | None = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
+        kinds = set(getattr(config, "layer_types", None) or ())
         if kinds and "sliding_attention" not in kinds:
             self._window = None
-        self._by_layer = bool(kinds) and len(set(kinds)) > 1
+        self._by_layer = len(kinds) > 1
         self.size = (1, 0)  # rows, columns
         self.place: tuple[torch.Tensor, torch.Tensor, int]
-        self._layers = [_Layer(self) for _ in range(config.num_hidden_layers)]
+        self._layers: list[Any] = [_Layer(self) for _ in range(config.num_hidden_layers)]
 
     def make_room(self, rows: int, columns: int) -> None:
         """Let there be so many of each, at least; a quarter more, so that not every step copies."""
@@ -104,7 +104,7 @@ class SlotStepper:
             width = max(lengths[part])
             counts = torch.tensor(lengths[part], device=ids.device)
             mask = (torch.arange(width, device=ids.device) < counts[:, None]).long()
-            cache = Cache(layer_class_to_replicate=DynamicLayer)
+            cache: Any = Cache(layer_class_to_replicate=DynamicLayer)
             self._model.base_model(
                 input_ids=self._known(ids[part, :width]),
                 attention_mask=mask,

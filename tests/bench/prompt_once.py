@@ -79,7 +79,7 @@ def label_only(model: Any, ids: Any, mask: Any, starts: Any) -> Any:
 
     from orlhf_ext.models.modules import scored_positions
 
-    place = torch.arange(ids.shape[1])
+    place = torch.arange(ids.shape[1], device=ids.device)
     predicts = (place >= starts[:, None] - 1) & (place < ids.shape[1] - 1)
     with scored_positions(model.get_output_embeddings(), predicts):
         return model(ids, attention_mask=mask, use_cache=False).logits[0]

@@ -192,4 +192,4 @@ def test_an_evaluation_without_a_batch_is_refused_before_training(
         tmp_path, tiny_model, data, "--eval.dataset", str(rest), "--eval.split", "train", python=oldest, status=2
     )
     assert "--eval.dataset has 1 records, of which this OpenRLHF makes no batch" in said.splitlines()[-1]
-    assert not (tmp_path / "model").exists()
+    assert not list((tmp_path / "model").rglob("*.safetensors"))
