@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up what the tests need, then lint, types and tests.
 #
-#   bash tests/run.sh            linters, types, the fast tests (--fast stops here), launchers, recipes at smoke size
+#   bash tests/run.sh            linters, types, the fast tests (--fast stops here), faults, launchers, recipes at smoke size
 #   bash tests/run.sh --slow     the tests that take minutes, too
 #   bash tests/run.sh [...] -- WORDS    WORDS go to pytest, for example: -- -k stages -x
 set -euo pipefail
@@ -40,11 +40,8 @@ shared=(-n auto --maxprocesses 4 --dist worksteal)
 pairs=(-n 2 --dist loadfile)
 ! has_gpu || pairs=()
 [[ $level != slow ]] || shared+=(--hypothesis-profile=full)
-case $level in
-    fast) run "not slow and not recipe and not launcher" "${shared[@]}" "$@" ;;
-    *)
-        run "not slow and not recipe and not launcher" "${shared[@]}" "$@"
-        run "(launcher or recipe) and not slow" "${pairs[@]}" "$@"
-        [[ $level == normal ]] || run slow "$@"
-        ;;
-esac
+run "not slow and not recipe and not launcher and not fault" "${shared[@]}" "$@"
+[[ $level != fast ]] || exit 0
+run "fault and not slow and not launcher and not recipe" "${shared[@]}" "$@"
+run "(launcher or recipe) and not slow" "${pairs[@]}" "$@"
+[[ $level == normal ]] || run slow "$@"

@@ -13,14 +13,14 @@ import torch
 
 from ..cli.errors import UserError
 from .slots import SlotStepper
-from .vllm import RectifiedDecoding
+from .vllm_shared import Rectified
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
 
 
-class RectifiedSlots(RectifiedDecoding):
+class RectifiedSlots(Rectified):
     """For the second runner. Rows of logits are those of requests, and of each request's drafts."""
 
     def __init__(self, vllm_config: VllmConfig, req_states: Any) -> None:

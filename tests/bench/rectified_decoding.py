@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace, model: Path, q_model: Path) -> None:
     from vllm import SamplingParams
     from vllm.inputs import tokens_input
 
-    from orlhf_ext.deadend import vllm as ours
+    from orlhf_ext.deadend.vllm_shared import live
     from orlhf_ext.models.engines import load_vllm
     from orlhf_ext.models.samplers import Sampling
 
@@ -134,7 +134,7 @@ def measure(args: argparse.Namespace, model: Path, q_model: Path) -> None:
         "enable_prefix_caching": False,
     }
     llm = load_vllm(model, sampling, count, more=more)
-    (processor,) = ours._live
+    (processor,) = live
     steppers = {"rectified": Clock(processor.stepper), "upstream": Clock(Upstream(processor.stepper.model))}
     generator = torch.Generator().manual_seed(0)
     known = processor.stepper.model.config.vocab_size

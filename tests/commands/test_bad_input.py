@@ -185,6 +185,7 @@ def test_a_server_that_is_down(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     down.check(SimpleNamespace())  # what that cluster reaches is not known here
 
 
+@pytest.mark.launcher
 def test_the_launcher_refuses_what_is_no_reward(folder: Path) -> None:
     for spec, said in (("math:pi", "is 3.14"), ("my_rewards:Gone", "no module 'my_rewards'"), ("lenght", "'length'")):
         done = run_python("-m", "orlhf_ext.launch", "train_ppo_ray", "--ext.reward", spec)

@@ -217,6 +217,7 @@ def test_workers_that_fail_and_a_command_that_is_killed(tiny_model: Path, prompt
     check_samples(read(out), [record["id"] for record in many])
 
 
+@pytest.mark.launcher
 def test_hugging_face_goes_on_to_the_very_same_samples(
     tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +363,7 @@ def test_prompts_are_cut_on_the_left(tiny_model: Path, tmp_path: Path) -> None:
     assert (long.id, short.id) == ("line-000001", "line-000002")
 
 
+@pytest.mark.launcher
 @given(st.integers(0, 2**31), st.text(min_size=1), st.integers(0, 9))
 def test_seeds_follow_from_id_and_number(seed: int, identifier: str, number: int) -> None:
     found = derive_seed(seed, identifier, number)

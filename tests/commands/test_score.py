@@ -38,6 +38,7 @@ def run(model: Path, data: Path, out: Path, *more: str) -> list[dict]:
     return [line.record for line in read_records(out)]
 
 
+@pytest.mark.launcher
 def test_rows_and_rewards_are_those_of_training(reward_model: Path, pairs: Path, tmp_path: Path) -> None:
     ids, rewards = openrlhf_rewards(reward_model, PAIRS, MAX_LEN)
     encoded = encode_rows(read_samples(pairs), load_tokenizer(reward_model), MAX_LEN)

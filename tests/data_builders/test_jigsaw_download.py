@@ -161,6 +161,7 @@ def test_a_broken_download_is_not_taken_for_a_finished_one(tmp_path: Path, serve
     assert read(tmp_path / "out" / "rm_train.json")
 
 
+@pytest.mark.launcher
 def test_a_whole_command_shows_no_credentials(tmp_path: Path, server: KaggleServer, nobody: Path):
     """In a process of its own, with the key in Kaggle's file and a traceback asked for."""
     (nobody / ".kaggle").mkdir()

@@ -256,6 +256,7 @@ SENTENCES = st.lists(WORD, min_size=3, max_size=30).map(lambda words: "He " + " 
 TEXTS = st.lists(st.lists(SENTENCES, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=3).map("\n\n".join)
 
 
+@pytest.mark.launcher
 @given(
     volumes=st.lists(st.lists(TEXTS, min_size=2, max_size=4), min_size=1, max_size=3),
     style=st.sampled_from(["CHAPTER {roman}", "Chapter {n}", "Chapter {n}: The {n}th Day", "CHAPTER {roman}\nA Title"]),

@@ -56,6 +56,7 @@ def formula(models: tuple, ids: list[int], epsilon: float) -> Any:
         return rectify(model(whole).logits[:, -1], q_values, epsilon)[0]
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("pad", [2, 0])
 def test_generate_under_caps(models: tuple, pad: int) -> None:
     import torch
@@ -134,6 +135,7 @@ def line(model: Path, data: Path, out: Path, *more: object) -> list[str]:
     return [*flags.split(), "--dtype", "float32", *map(str, more)]
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("plain", [True, False])
 def test_sampling_is_what_the_flags_say(
     tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path, plain: bool
@@ -197,6 +199,7 @@ def stopped_after(count: int, main: Callable, argv: list[str], monkeypatch: pyte
         main(argv)
 
 
+@pytest.mark.launcher
 def test_a_resumed_run_writes_what_an_uninterrupted_one_does(
     tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +231,7 @@ def test_what_is_sampled_does_not_depend_on_the_workers(
     assert meta(outs[0]) == meta(outs[1]) and meta(outs[0])["counts"]["steps"] > 0
 
 
+@pytest.mark.launcher
 def test_decode(models: tuple, tiny_model: Path, q_folder: Path, prompts: Path, tmp_path: Path) -> None:
     out, plain = tmp_path / "rectified.jsonl", tmp_path / "plain.jsonl"
     common = ["--num_returns", 2, "--min_new_tokens", NEW, "--num_samples_for_eval", 5]

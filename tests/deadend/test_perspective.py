@@ -86,6 +86,7 @@ def test_texts_that_are_not_judged_are_counted(
     assert "plain: 4 of 13 continuations without a score" in capsys.readouterr().out
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("fault", [429, 500, 503, 408, 0, (200, "no JSON"), (200, '{"languages": ["en"]}')])
 def test_what_passes_is_asked_again(
     server: PerspectiveServer, data: Path, fault: int | tuple[int, str], capfd: pytest.CaptureFixture

@@ -17,7 +17,6 @@ from deadend_q import V, alone, infeasible_rows, make, make_q
 from orlhf_ext.deadend.decoding import rectify
 from orlhf_ext.deadend.slots import SlotStepper
 
-pytest.importorskip("vllm")
 SLOTS, LENGTH = 6, 96
 
 
@@ -131,6 +130,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pytest.importorskip("vllm")
     from orlhf_ext.models.folder import read_config
 
     q_folder = make_q(tmp_path_factory.mktemp("q") / "q", tiny_model, positions=128)
@@ -142,6 +142,7 @@ def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return SimpleNamespace(additional_config=options, model_config=model, speculative_config=object())
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("seed", range(2))
 def test_rows_are_those_of_the_formula(config: Any, seed: int) -> None:
     from vllm import SamplingParams
@@ -173,9 +174,9 @@ def test_rows_are_those_of_the_formula(config: Any, seed: int) -> None:
     assert (runner.it.steps, runner.it.infeasible_steps) == (runner.checked, runner.infeasible)
 
 
+@pytest.mark.launcher
 def test_one_name_for_both_runners(config: Any) -> None:
-    from orlhf_ext.deadend.vllm import RectifiedDecoding, RectifiedRows
-    from orlhf_ext.deadend.vllm_slots import RectifiedSlots
+    from orlhf_ext.deadend.vllm import RectifiedDecoding, RectifiedRows, RectifiedSlots
 
     states = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=2)
     assert type(RectifiedDecoding(config, states)) is RectifiedSlots
@@ -183,12 +184,14 @@ def test_one_name_for_both_runners(config: Any) -> None:
     assert type(RectifiedDecoding(plain, torch.device("cpu"), False)) is RectifiedRows
 
 
+@pytest.mark.launcher
 def test_a_runner_that_would_ignore_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
     from vllm import SamplingParams
 
-    from orlhf_ext.deadend import vllm
+    from orlhf_ext.deadend import vllm, vllm_shared
 
-    monkeypatch.setattr(vllm, "INTERFACES", vllm.INTERFACES[:1])
+    monkeypatch.setattr(vllm_shared, "INTERFACES", vllm_shared.INTERFACES[:1])
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises(ValueError, match="unset VLLM_USE_V2_MODEL_RUNNER"):
         vllm.RectifiedDecoding.validate_params(SamplingParams())

@@ -254,6 +254,7 @@ def learn(texts: list[tuple[int, ...]], rewards: list[float], vocab: int, steps:
     return model.eval()
 
 
+@pytest.mark.launcher
 def test_a_token_that_always_ends_badly() -> None:
     """A chain of two tokens: 7 is a dead end, wherever it comes, and rectified decoding avoids it."""
     import torch
@@ -276,6 +277,7 @@ def test_a_token_that_always_ends_badly() -> None:
     assert rectify(logits, values[0, :1]).softmax(-1)[0, 7] < 0.05
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("gamma", [1.0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_a_random_decision_process(gamma: float) -> None:
     """Three actions, three steps, a behaviour and outcomes drawn at random; the true Q_D is counted."""

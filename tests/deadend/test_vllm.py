@@ -51,7 +51,8 @@ except Exception as error:
     print("REFUSED", type(error).__name__, error)
     sys.exit()
 if "logits_processors" in job["engine"]:
-    from orlhf_ext.deadend.vllm import _live, counts
+    from orlhf_ext.deadend.vllm import counts
+    from orlhf_ext.deadend.vllm_shared import live
     begun = counts()  # some engines warm up with requests
 def params(request):
     extra = {} if request["epsilon"] is None else {"extra_args": {"deadend_epsilon": request["epsilon"]}}
@@ -73,9 +74,9 @@ for output in outputs:
 kinds, counted = [], None
 if "logits_processors" in job["engine"]:
     counted = {name: count - begun[name] for name, count in counts().items()}
-    kinds = [type(processor).__name__ for processor in _live]
+    kinds = [type(processor).__name__ for processor in live]
     from vllm.v1.sample.logits_processor import BatchUpdate
-    for processor in _live:  # the engine itself says so when it takes its next request
+    for processor in live:  # the engine itself says so when it takes its next request
         processor.update_state(BatchUpdate(0, list(getattr(processor, "_requests", [])), [], []))
 with open(job["out"], "w") as stream:
     json.dump({"found": found, "counts": counted, "refused": refused, "kinds": kinds}, stream)
@@ -251,7 +252,7 @@ def test_an_engine_refuses(tiny_model: Path, q_folder: Path, tmp_path: Path) -> 
 
 def test_placeholders_are_told(tiny_model: Path, q_folder: Path) -> None:
     from orlhf_ext.cli.errors import UserError
-    from orlhf_ext.deadend.vllm import _Request
+    from orlhf_ext.deadend.vllm_rows import _Request
 
     with pytest.raises(UserError, match="async_scheduling=False"):
         _Request([1, 2], [3, -1], 0.1).ids()

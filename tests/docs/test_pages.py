@@ -76,6 +76,7 @@ def steps_of(page: Path, launcher: bool) -> list[Fence]:
     return found
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("page", having("run"), ids=named)
 def test_commands(page: Path, tmp_path: Path) -> None:
     run(steps_of(page, launcher=False), tmp_path)
@@ -87,6 +88,7 @@ def test_commands_that_train(page: Path, tmp_path: Path, tiny_model: Path) -> No
     run(steps_of(page, launcher=True), tmp_path, tiny_model)
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("page", having("dry-run"), ids=named)
 def test_recipes(page: Path) -> None:
     for fence in (one for one in ALL if one.page == page and one.directive == ["dry-run"]):

@@ -280,6 +280,7 @@ def test_openrlhf_makes_the_losss_gradient(own, actors, sampled) -> None:
     check_gradient(sampled, actors, own, (8, 5))
 
 
+@pytest.mark.launcher
 def test_it_does_so_in_micro_batches_of_any_size(actors, sampled) -> None:
     check_gradient(sampled, actors, {}, (16, 16), (4, 3), (1, 5))
 

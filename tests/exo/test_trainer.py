@@ -282,7 +282,10 @@ def test_evaluation_and_step_logs(strategy, tiny, tiny_model, capsys):
 def test_token_ids_of_another_tokenizer_are_refused(strategy, tiny):
     from orlhf_ext.cli.errors import UserError
 
-    loader = SimpleNamespace(dataset=SimpleNamespace(largest_id=tiny.config.vocab_size))
+    class Loader(list):
+        dataset = SimpleNamespace(largest_id=tiny.config.vocab_size)
+
+    loader = Loader(["a batch"])
     with pytest.raises(UserError, match="another tokenizer"):
         make_trainer(strategy, tiny, tiny, loader)
 

@@ -42,6 +42,14 @@ from orlhf_ext.__main__ import find
 from orlhf_ext.cli.errors import UserError
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of this folder is the marker ``fault``."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("fault")
+
+
 class Fault:
     """Runs what meets a planted fault; the calls return all that was printed."""
 

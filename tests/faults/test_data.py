@@ -57,6 +57,7 @@ def test_brackets_in_texts_are_no_depth(tmp_path: Path) -> None:
     assert load_json("[" * 100 + "]" * 100) and parse_object("[" * 101 + "]" * 101) == "it is not JSON"
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize(
     "name, flag, text",
     [

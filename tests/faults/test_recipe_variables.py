@@ -217,6 +217,7 @@ def test_fewer_rows_than_a_step_has(fault) -> None:
     fault.run(command, says=r"(?m)^recipe: error: .*fewer than the 50000 of one step.*\n\Z", **variables)
 
 
+@pytest.mark.launcher
 def test_what_only_a_real_run_finds(fault, tmp_path: Path) -> None:
     """A model that is not there is found before the trainings that come first; so is a folder that cannot be made."""
     gone = str(tmp_path / "gone")

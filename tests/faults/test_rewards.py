@@ -240,6 +240,7 @@ ANSWERS: dict[str, tuple[Callable[[], Iterator[bytes]], str]] = {
 }
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_of_a_hostile_server(fault, name: str) -> None:
     pieces, says = ANSWERS[name]

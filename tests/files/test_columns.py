@@ -59,6 +59,7 @@ def holds(kind: columns.Kind, value: Any) -> bool:
     return type(value) is wanted and (kind != "small" or abs(value) <= 2**53)
 
 
+@pytest.mark.launcher
 @given(st.lists(JSON, max_size=6))
 def test_a_type_holds_all_that_it_was_made_of(values: list[Any]) -> None:
     kind: columns.Kind = "null"
@@ -76,6 +77,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
 def test_values_come_back_as_they_stand(blend: Any, tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, ROWS)

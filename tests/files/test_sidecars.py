@@ -76,6 +76,7 @@ def test_readers_find_the_sidecar_of_a_command(tmp_path: Path, name: str) -> Non
         check_file(out, command="generate")
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("name", WRITTEN)
 def test_stages_depend_on_the_sidecar(tmp_path: Path, name: str) -> None:
     built(tmp_path / name)

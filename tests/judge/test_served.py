@@ -130,6 +130,7 @@ def test_log_probabilities_of_an_answer_without_a_verdict(serve: Callable) -> No
     assert sum(found.columns["judge/calls"]) == 2 + 2 * 4 and found.columns["judge/unreadable"] == [0.5, 0.5, 1.0]
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again(serve: Callable, status: int) -> None:
     times: list[float] = []

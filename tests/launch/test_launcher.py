@@ -69,6 +69,7 @@ def test_one_sentence(argv: list[str], said: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.launcher
 def test_another_openrlhf_is_compared_first(tmp_path: Path) -> None:
     """Where its seams hold one line says that nobody tried it; where one does not the run is refused."""
     other = tmp_path / "openrlhf-0.12.0.dist-info"
@@ -141,6 +142,7 @@ def test_preflight(change: dict[str, str | None], said: str, tmp_path: Path, tin
     assert said in str(told.value)
 
 
+@pytest.mark.launcher
 def test_a_launch_switches_on_what_its_rewards_need() -> None:
     """The swaps that would travel to Ray's workers; only the run itself is left out."""
     code = (

@@ -76,6 +76,7 @@ def test_a_users_hook_is_called_by_ours(env_vars: dict[str, str]) -> None:
     assert set(env_vars) <= set(found["env_vars"])  # and says the same there, where Ray compares the two
 
 
+@pytest.mark.launcher
 def test_the_hook_loads_nothing_heavy_and_calls_the_users(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def hook():\n    print('users hook')\n")
     swaps = [{"seam": "openrlhf.trainer.ppo_trainer:PPOTrainer", "by": "mine:hook", "owner": "x"}]

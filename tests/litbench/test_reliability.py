@@ -272,6 +272,7 @@ def kills(number: int, again: float, tmp_path: Path, server: RedditServer, undis
     tell(capfd, server, f"; {killed} kills, {asked} ids asked for instead of {rounds * len(undisturbed[1])}")
 
 
+@pytest.mark.launcher
 def test_some_kills(tmp_path: Path, server: RedditServer, undisturbed, capfd, monkeypatch):
     kills(2, 0.4, tmp_path, server, undisturbed, capfd, monkeypatch)
 
@@ -319,6 +320,7 @@ for size in [*range(8, 100, 12), 10000]:
 """
 
 
+@pytest.mark.launcher
 def test_a_full_disk(tmp_path: Path, server: RedditServer, undisturbed, capfd):
     """A real file system that is too small, and grows, in a mount namespace of its own."""
     server.clear()

@@ -134,6 +134,7 @@ class Buffered:
         return steps
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("batch", [2, 3, 4, 10, 16])
 def test_no_prompt_is_lost_or_trained_on_twice(batch: int, at_once: int) -> None:

@@ -52,6 +52,7 @@ def test_the_batch_that_fits_is_the_trainings():
     assert following(train, "--nproc_per_node") == "3"
 
 
+@pytest.mark.launcher
 def test_the_gpu_profiles_have_upstreams_settings():
     words = ["--data.max_len", "--train.max_epochs", "--adam.lr", "--lr_scheduler", "--lr_warmup_ratio", "--max_norm"]
     found = dry(BTRM, PROFILE="gpu", NPROC="1", OUT="/tmp/none")
@@ -74,6 +75,7 @@ def test_the_gpu_profiles_have_upstreams_settings():
     assert following(reasoning["verdicts"], "--max_new_tokens") == "1024"
 
 
+@pytest.mark.launcher
 def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
     words = ["--epochs", "2", "--max_length=512", "--learning_rate", "3e-6", "--output_dir", str(tmp_path)]
     train = dry(BTRM, words, PROFILE="gpu", TARGET_BATCH_SIZE="64", NPROC="1")["train"]
@@ -103,6 +105,7 @@ def test_the_seeds_flags_stand_for_variables(tmp_path: Path):
     assert following(logged["train"], "--logger.wandb.key") == "env"
 
 
+@pytest.mark.launcher
 def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DRY_RUN", "1")
     ours, other = "sample models/tiny 8 256 1 1e-3 0 1234  ", "sample models/tiny 8 256 1 5e-4 0 1234  "
@@ -131,6 +134,7 @@ def test_a_run_goes_on_in_the_newest_unfinished_folder_of_its_settings(tmp_path:
     assert following(train, "--ckpt.output_dir").startswith(f"{tmp_path}/bt_reward_model_20")
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("name", [BTRM, GENRM])
 def test_more_rehydrated_rows_make_the_test_pairs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], name: str

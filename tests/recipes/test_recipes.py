@@ -77,6 +77,7 @@ def unknown_paths(calls: list[Call], out: str) -> list[tuple[str, str]]:
     return unknown
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_path_of_every_command_is_an_input_or_an_output(tmp_path: Path, name: str, profile: str):

@@ -90,6 +90,7 @@ def test_a_missing_output_redoes_the_stage(folder: Path):
     assert "done in" in copy().stdout and Path("o/out.txt").exists()
 
 
+@pytest.mark.launcher
 def test_a_change_reaches_what_depends_on_it(folder: Path):
     def second():
         return stage(
@@ -320,6 +321,7 @@ def test_what_is_shown_without_a_terminal(folder: Path, monkeypatch: pytest.Monk
     assert {"# --- sft", "step 1"} <= set(stage(*words).stdout.splitlines())
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("counter", ["", "Train step:  40%|####  | 4/10 [00:12<00:18,  3.0s/it]"])
 def test_the_live_line_on_a_terminal(folder: Path, counter: str):
     code = f"import sys, time; print({counter!r}, flush=True); time.sleep(1.5)"

@@ -78,6 +78,7 @@ def captions(text: str) -> list[str]:
     return [one.replace("&#39;", "'") for one in re.findall(r"<figcaption>(.*?)</figcaption>", text)]
 
 
+@pytest.mark.launcher
 def test_what_each_kind_of_run_shows(run: Path) -> None:
     text = read(run / "report.html")
     titles = captions(text)
@@ -145,6 +146,7 @@ def test_scores_of_records_have_the_means_of_the_summary(run: Path) -> None:
             assert means["after"]["pct_improvement"] == pytest.approx(wanted, abs=1e-3)
 
 
+@pytest.mark.launcher
 def test_a_second_report_replaces_the_first_and_nothing_else(run: Path, capsys: pytest.CaptureFixture) -> None:
     before = read(run / "report.html")
     report.main([str(run), "--out", str(run / "report.html")])
@@ -155,6 +157,7 @@ def test_a_second_report_replaces_the_first_and_nothing_else(run: Path, capsys: 
     assert read(mine) == "<html>mine</html>"
 
 
+@pytest.mark.launcher
 def test_two_runs_side_by_side(tmp_path: Path) -> None:
     one, two = (report_runs.exo(tmp_path / name / "out", seed) for name, seed in (("first", 0), ("second", 1)))
     report.main([str(one), str(two), "--out", str(tmp_path / "both.html"), "--title", "EXO <twice>"])
@@ -167,6 +170,7 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     assert {row["series"] for row in rows} == {"first/out", "second/out"} and len(rows) == 40
 
 
+@pytest.mark.launcher
 def test_figures_by_themselves(run: Path, tmp_path: Path) -> None:
     """Every chart of the results, with its title, in colours that need no style sheet."""
     report.main([str(run), "--out", str(tmp_path / "r.html"), "--figures", str(tmp_path / "figures")])
@@ -260,6 +264,7 @@ def test_broken_records(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert words in failing(capsys, report.main, out, "--out", tmp_path / "r.html")
 
 
+@pytest.mark.launcher
 def test_a_page_holds_no_more_than_it_can(tmp_path: Path) -> None:
     """Of many long records some are kept, evenly spread, and the middle of long texts is left out."""
     out = report_runs.exo(tmp_path / "out", count=400)

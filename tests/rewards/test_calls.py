@@ -98,6 +98,7 @@ def failing(name: str, seconds: float, waits: bool) -> Reward:
     return cls()
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize(
     ("first", "second"), [((0.3, True), (0.0, True)), ((0.3, True), (0.0, False)), ((0.0, False), (0.0, True))]
 )
@@ -153,6 +154,7 @@ def slow(how: str) -> Reward:
     return SlowToo() if how == "async" else Slow()
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("how", ["plain", "async"])
 @pytest.mark.parametrize("others", [0, 1])
 def test_what_takes_too_long_names_reward_sample_and_line(how: str, others: int) -> None:
@@ -177,6 +179,7 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
+@pytest.mark.launcher
 def test_a_batch_that_is_slow_as_a_whole_is_named() -> None:
     class Even(Reward):
         def score(self, batch: RewardBatch) -> list[float]:

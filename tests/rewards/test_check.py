@@ -231,6 +231,7 @@ def test_the_command_line_loads_nothing_heavy(tmp_path: Path) -> None:
     assert done.stdout.endswith("HEAVY []\n") and "--length.unit" in done.stdout and "rollouts/s" in done.stdout
 
 
+@pytest.mark.launcher
 def test_watching_checks_again_after_a_change(tmp_path: Path) -> None:
     file, log = tmp_path / "mine.py", tmp_path / "log.txt"
     file.write_text("def f(batch): return [0.5] * len(batch)\n")

@@ -161,6 +161,7 @@ def test_a_function_of_a_batch_has_flags(tmp_path: Path) -> None:
         selection.build(chosen, {"brevity.words": "x"})
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize(
     "head",
     [

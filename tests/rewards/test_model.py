@@ -100,6 +100,7 @@ def test_a_thought_that_the_prompt_opens_is_no_part_of_what_is_scored(reward_mod
     assert found == record["rewards"] and len(set(found)) == 3
 
 
+@pytest.mark.launcher
 @pytest.mark.parametrize("pad", ["<pad>", "</s>"])
 def test_a_classifier_of_transformers_scores_as_its_own_class(tiny_model: Path, tmp_path: Path, pad: str) -> None:
     import torch

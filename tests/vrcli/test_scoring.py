@@ -255,6 +255,7 @@ def test_a_baseline_by_another_path_changes_no_improvement(model: Any, encoder: 
     assert found.metrics["vrcli_base_nll"] == wanted.metrics["vrcli_base_nll"] == [one.base.nll for one in its]  # type: ignore[union-attr]
 
 
+@pytest.mark.launcher
 def test_the_noise_is_what_improvements_are_off_by(tiny_model: Path, encoder: Encoder, model: Any) -> None:
     """In bf16, of the size of their errors against the same weights in double precision; in float32, nothing."""
     scorer = make_scorer(load_model(tiny_model, "bfloat16", "sdpa"), 2, 4096)
