@@ -377,8 +377,10 @@ def commands(job: Job) -> dict[str, Any]:
     found = {"logprobs": command(job, "logprobs", "--model", str(model), *length, "--out", "logprobs.jsonl")}
     words = ("--num_completions", "2", "--max_new_tokens", "16", "--out", "samples.jsonl")
     found["generate"] = command(job, "generate", "--model", str(model), "--backend", "hf", *length, *words)
-    if (job.folder / "group_rm/model").is_dir():
-        words = ("--model", "group_rm/model", *length, "--out", "scores.jsonl")
+    if importable("openrlhf"):
+        from workers import reward_model
+
+        words = ("--model", str(reward_model(job.folder, model)), *length, "--out", "scores.jsonl")
         found["score"] = command(job, "score", *words)
     if (job.folder / "dead_end/model").is_dir():
         words = ("--q_model", "dead_end/model", "--backend", "hf", "--num_returns", "2", "--out", "decoded.jsonl")
