@@ -2,13 +2,13 @@
 
 ``python studies/likelihood_forms.py [--seeds 5] [--out TABLE.md] [--plot CURVES.svg] [--json FILE]``
 
-The task. A prompt is two digits p, q and a key of three digits a, b, c: ``"pq+abc:"``. The right reasoning is the digit
-s = (p + q) mod 10, and the answer the key moved on by it, (a + s) mod 10 and so on. A response is ``"s=xyz"``. The tiny
-Llama of the tests is first trained on texts whose reasoning is right in 30 % and a random digit otherwise, and whose
-answer follows from the reasoning that stands there (each digit in 90 %, else a random one): it can reason in either
-way, believes its reasoning, and is right in about a third. Then it is trained by the reward alone. In the variant
-``prose``, gold texts go on behind the answer with 40 random letters, which nothing can foresee and no reasoning
-changes: a long gold text of which a small part depends on the reasoning.
+The task. A prompt is two digits p, q and three keys of two digits: ``"pq+ab,cd,ef:"``. The right reasoning is the
+number s = (p + q) mod 3, and the answer is key s. A response is ``"s=xy"``. The tiny Llama of the tests is first
+trained on texts whose reasoning is right in 30 % and a random number otherwise, and whose answer follows from the
+reasoning that stands there (each digit in 90 %, else a random one): it can reason in either way, believes its
+reasoning, and is right in about two of five. Then it is trained by the reward alone. In the variant ``prose``, gold
+texts go on behind the answer with 40 random letters, which nothing can foresee and no reasoning changes: a long gold
+text of which a small part depends on the reasoning.
 
 What is real: the reward class with its flags, its scores under the policy as it is (and under the model before the
 training, for ``reference``), OpenRLHF's `PolicyLoss`, advantages as ``group_norm`` has them. What is not: sampling is
@@ -45,9 +45,10 @@ VARIANTS = {"short": 0, "prose": 40}  # letters behind the answer
 FORMS = ("logprob_mean", "prob", "prob_mean", "prob_geo", "jepo", "nover")
 CONDITIONS = ("exact", *FORMS, "reference", "shuffled")
 RIGHT, FOLLOWS = 0.3, 0.9
-FIRST_STEPS, FIRST_BATCH, FIRST_LR = 1500, 128, 2e-3
+FIRST_STEPS, FIRST_BATCH, FIRST_LR = 800, 128, 2e-3
 STEPS, PROMPTS, SAMPLES, LR = 60, 16, 8, 3e-4
-RESPONSE = 5  # tokens: s = x y z
+KEYS, DIGITS = 3, 2
+PROMPT_TOKENS, RESPONSE = 12, 4  # tokens; of a response: s = x y
 TEST_PROMPTS = 1000
 
 
@@ -59,25 +60,21 @@ class Problem(NamedTuple):
     gold: str
 
 
-def shifted(key: Sequence[int], shift: int) -> str:
-    """The key's digits, each moved on."""
-    return "".join(str((digit + shift) % 10) for digit in key)
-
-
-def draw(generator: random.Random, letters: int) -> tuple[Problem, list[int]]:
-    """A problem, and its key."""
-    p, q, *key = (generator.randrange(10) for _ in range(5))
-    prose = "".join(generator.choice(string.ascii_lowercase) for _ in range(letters))
-    prompt = f"{p}{q}+{''.join(map(str, key))}:"
-    return Problem(prompt, str((p + q) % 10), shifted(key, (p + q) % 10) + prose), key
+def draw(generator: random.Random, letters: int) -> tuple[Problem, list[str]]:
+    """A problem, and its keys."""
+    p, q = generator.randrange(10), generator.randrange(10)
+    keys = ["".join(generator.choices(string.digits, k=DIGITS)) for _ in range(KEYS)]
+    prose = "".join(generator.choices(string.ascii_lowercase, k=letters))
+    right = (p + q) % KEYS
+    return Problem(f"{p}{q}+{','.join(keys)}:", str(right), keys[right] + prose), keys
 
 
 def first_text(generator: random.Random, letters: int) -> str:
     """What the policy is made from: a text that reasons well or badly, and believes it."""
-    problem, key = draw(generator, letters)
-    shift = int(problem.reasoning) if generator.random() < RIGHT else generator.randrange(10)
-    answer = [d if generator.random() < FOLLOWS else str(generator.randrange(10)) for d in shifted(key, shift)]
-    return f"{problem.prompt}{shift}={''.join(answer)}{problem.gold[len(key) :]}."
+    problem, keys = draw(generator, letters)
+    chosen = int(problem.reasoning) if generator.random() < RIGHT else generator.randrange(KEYS)
+    answer = [d if generator.random() < FOLLOWS else generator.choice(string.digits) for d in keys[chosen]]
+    return f"{problem.prompt}{chosen}={''.join(answer)}{problem.gold[DIGITS:]}."
 
 
 class Policy:
@@ -112,7 +109,7 @@ class Policy:
         for _ in range(FIRST_STEPS):
             ids = self.encode([first_text(generator, self.letters) for _ in range(FIRST_BATCH)])
             labels = ids.clone()
-            labels[:, :7] = -100
+            labels[:, :PROMPT_TOKENS] = -100
             self.model(input_ids=ids, labels=labels).loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
@@ -171,7 +168,7 @@ def make_reward(condition: str, policy: Policy, before: Any) -> Callable[[Any], 
     from orlhf_ext.rewards.likelihood import Likelihood
 
     if condition == "exact":
-        return lambda batch: [float(one.response.partition("=")[2] == one.label[:3]) for one in batch]
+        return lambda batch: [float(one.response.partition("=")[2] == one.label[:DIGITS]) for one in batch]
     form: Any = condition if condition in FORMS else "logprob_mean"
     model: Any = "reference" if condition == "reference" else "policy"
     reward = Likelihood(form=form, model=model, cut="=", opener="=", closer=".", gate="off")
@@ -224,7 +221,7 @@ def train(policy: Policy, condition: str, seed: int, lr: float) -> list[float]:
             )
             for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
         ]
-        right = [one.response.partition("=")[2] == labels[one.group or 0][:3] for one in rollouts]
+        right = [one.response.partition("=")[2] == labels[one.group or 0][:DIGITS] for one in rollouts]
         curve.append(sum(right) / len(right))
         advantages = group_norm(reward(RewardBatch(rollouts)))[:, None].expand(-1, RESPONSE)
         now = policy.logprobs(prompts, responses)

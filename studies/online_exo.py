@@ -2,9 +2,9 @@
 
 ``python studies/online_exo.py [--seeds 5] [--out TABLE.md] [--plot FRONTIER.svg] [--json FILE]``
 
-The task is that of `likelihood_forms`: two digits and a key, a response that reasons and answers; here the gold reward
-is known, 1 for the right answer and 0 for any other. All begin with one model, which is right in about a third, and use
-equally many samples: 60 steps of 16 prompts with 8 samples each.
+The task is that of `likelihood_forms`: two digits and three keys, a response that reasons and answers; here the gold
+reward is known, 1 for the right answer and 0 for any other. All begin with one model, which is right in about two of
+five, and use equally many samples: 60 steps of 16 prompts with 8 samples each.
 
 - ``offline``: EXO on samples of the model at the start, as ``train_dpo --ext.use exo``.
 - ``semi-online``: the same in three rounds of 20 steps, each on samples of the policy that it begins with, as
