@@ -41,8 +41,11 @@ def read_settings(listed: str) -> dict[str, str]:
 
 
 def uv_environment(settings: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment with pip's settings as uv's variables; those that are set already stay."""
+    """The environment with pip's settings as uv's variables; those that are set already stay. Where Python may not keep
+    what it compiles, uv does."""
     given = {VARIABLES[key][0]: VARIABLES[key][1].join(settings[key].split()) for key in VARIABLES if key in settings}
+    if environ.get("PYTHONDONTWRITEBYTECODE"):  # every process would compile all that it imports
+        given["UV_COMPILE_BYTECODE"] = "1"
     return {**DEFAULTS, **given, **environ}
 
 

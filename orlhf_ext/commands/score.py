@@ -5,6 +5,8 @@ Takes any reward model folder that OpenRLHF's ``train_rm`` wrote, and reads samp
 mean and deviation that ``train_rm`` may have put into the config are not applied. A run that was cut short goes on
 where it stopped, and gives the numbers of an uninterrupted one.
 
+A file of a few records is printed, too, with the completion that has the highest reward.
+
 With ``--no_prompt`` the model reads the completion alone, as ``train_rm`` trains without ``--data.prompt_key``, and a
 record needs no prompt: ``{"completions": ["Once upon a time ..."]}`` is a story to score.
 
@@ -24,13 +26,15 @@ from ..cli.errors import command
 from ..cli.flags import DTYPES, LENGTH, add_compute, add_workers, make_parser
 from ..files.journal import Journal
 from ..files.outputs import add_overwrite
-from ..files.records import Record
+from ..files.records import Line, Record, read_records
 from ..models.batches import add_files, check_files, open_journal, run_batches, with_column
 from ..models.folder import check_context, check_ids, identity
 from ..models.large import Part, Source, Tally, add_part_records, run_parts
 from ..models.pool import Pool
 from ..models.reward_models import RewardModel, encode_rows, load_scorer
 from ..models.texts import Sample, as_sample
+
+_SHOWN = 5  # records of a file that are printed
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,7 +90,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = summary(run_parts(sources[data], out, journal, meta, work, summary))
             ranked = f", chosen above rejected in {found['accuracy']:.1%} of pairs" if "accuracy" in found else ""
             count = found["counts"]["records"]
+            if count <= _SHOWN:
+                for line in read_records(out):
+                    print(compared(line), flush=True)
             print(f"{out}: mean reward {found['mean_reward']:.4f} over {count} prompts{ranked}", flush=True)
+
+
+def compared(line: Line) -> str:
+    """A scored record in a line: its rewards, and which is the highest."""
+    rewards = line.record["rewards"]
+    best = max(range(len(rewards)), key=rewards.__getitem__)
+    name = ("chosen", "rejected")[best] if "completions" not in line.record else f"completion {best + 1}"
+    ahead = f"; {name} has the highest" if sorted(rewards)[-2:].count(rewards[best]) == 1 < len(rewards) else ""
+    return f"{line.where}: {', '.join(f'{reward:.4f}' for reward in rewards)}{ahead}"
 
 
 def tally_of(samples: Sequence[Sample], rewards: Sequence[Sequence[float]]) -> dict[str, float]:

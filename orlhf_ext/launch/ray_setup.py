@@ -132,6 +132,7 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
     environment = runtime_environment(os.environ)
     if _USERS_HOOK in environment["env_vars"]:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # both are called, so that this is no conflict
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of what it will change
     settings: dict[str, Any] = {}
     if address := cluster_address():
         if "://" not in address:
@@ -139,7 +140,9 @@ def start(swaps: list[inject.Swap], gpus: int) -> bool:
     elif not machine.gpu_present():
         count_no_devices()
         settings = {"num_gpus": gpus, "num_cpus": gpus + 4, "include_dashboard": False}
-        inject.say(f"no CUDA device: Ray counts {gpus} GPUs that are none, for the launcher's placement groups")
+        inject.say(
+            f"no CUDA device: Ray is told of {gpus} GPUs, as many as the launcher may ask for; all run on the CPU"
+        )
     ray.init(runtime_env=environment, **settings)
     there = ray.get(ray.remote(num_cpus=0)(inject.from_environment).remote())
     if there != swaps:

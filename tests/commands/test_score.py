@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import openrlhf_rewards
@@ -13,7 +14,7 @@ from helpers import openrlhf_rewards
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.commands import score
 from orlhf_ext.files.journal import Journal, journal_path
-from orlhf_ext.files.records import read_records, write_jsonl
+from orlhf_ext.files.records import Line, read_records, write_jsonl
 from orlhf_ext.models.folder import check_context, find_model, identity, load_tokenizer
 from orlhf_ext.models.reward_models import encode_rows
 from orlhf_ext.models.texts import read_samples, whole_text
@@ -246,3 +247,17 @@ def test_an_identity_follows_weights_and_tokenizer(reward_model: Path, tmp_path:
     two = copy(reward_model, tmp_path / "two")
     (two / "model.safetensors").touch()
     assert identity(two) != identity(reward_model)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"completions": ["a", "b", "c"], "rewards": [0.5, 2.0, -1.0]}, "0.5000, 2.0000, -1.0000; completion 2"),
+        ({"completions": ["a", "b"], "rewards": [1.0, 1.0]}, "1.0000, 1.0000"),
+        ({"completions": ["a"], "rewards": [1.0]}, "1.0000"),
+        ({"chosen": "a", "rejected": "b", "rewards": [1.0, 1.5]}, "1.0000, 1.5000; rejected"),
+    ],
+)
+def test_what_a_record_shows(record: dict[str, Any], said: str) -> None:
+    ahead = " has the highest" if ";" in said else ""
+    assert score.compared(Line("x.jsonl line 3", record)) == f"x.jsonl line 3: {said}{ahead}"
