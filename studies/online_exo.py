@@ -49,7 +49,7 @@ EVERY, TEST_PROMPTS = 10, 1000
 ROUNDS = {"offline": 1, "semi-online": 3, "online": STEPS, "online dpo-rw": STEPS, "grpo": STEPS}
 RATES = (1e-4, 3e-4, 1e-3)
 #: what ``--tune`` found
-LR = {"offline": 3e-4, "semi-online": 3e-4, "online": 3e-4, "online dpo-rw": 3e-4, "grpo": 3e-4}
+LR = {"offline": 1e-4, "semi-online": 3e-4, "online": 3e-4, "online dpo-rw": 3e-4, "grpo": 3e-4}
 TUNED_ON = 100
 
 

@@ -1,10 +1,11 @@
 """Two workers on a core each against one on one core, and what the pool itself costs.
 
-    python tests/bench/workers.py [--pairs 5] [--records 60] [--commands score logprobs baseline generate]
+    python tests/bench/workers.py [--pairs 3] [--records 240] [--commands score logprobs baseline generate]
 
-Each command (`generate --backend hf`, as vLLM's start would hide the rest) works on a sixth of the records and on all
-of them; the difference is its work, the rest its start-up, which is told apart. The pool's cost: two workers with
-blocks that sleep for a second, against blocks / 2 seconds.
+Each command works on a few records and then on all of them, with the same workers. The time between its two finished
+files is its work; what comes before the first, the few records included, is its start. `generate --backend hf` has one
+file, so that it is run on a sixth of the records and on all of them, and the difference is its work. The pool's cost:
+two workers with blocks that sleep for a second, against blocks / 2 seconds.
 """
 
 from __future__ import annotations
@@ -68,6 +69,26 @@ def write_inputs(folder: Path, records: int) -> dict[str, tuple[Path, Path]]:
     return found
 
 
+def measure(folder: Path, words: list[str], data: tuple[Path, Path], workers: int, apart: bool) -> tuple[float, float]:
+    """Seconds of a command's work, and of its start."""
+    outs = [folder / f"out{number}.jsonl" for number in range(2)]
+
+    def one(data: tuple[Path, ...], outs: list[Path]) -> float:
+        files = ["--data", *map(str, data), "--out", *map(str, outs), "--overwrite", "--workers", str(workers)]
+        argv = [sys.executable, "-m", "orlhf_ext", *words, *files]
+        return run(argv, folder / "run", 0 if workers == 1 else None).wall
+
+    if apart:
+        small, whole = (one((path,), [out]) for path, out in zip(data, outs, strict=True))
+        work = (whole - small) * PART / (PART - 1)
+    else:
+        whole = one(data, outs)
+        work = outs[1].stat().st_mtime - outs[0].stat().st_mtime
+    for path in folder.glob("out[01].*"):
+        path.unlink()
+    return work, whole - work
+
+
 def sleep(payload: float) -> float:
     """A unit's work."""
     time.sleep(payload)
@@ -93,8 +114,8 @@ def pool_cost(blocks: int) -> float:
 def main() -> None:
     """Measure the commands, then the pool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--records", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--records", type=int, default=240)
     parser.add_argument("--blocks", type=int, default=40, help="of a second each, for the pool's own cost")
     known = ["score", "logprobs", "baseline", "generate"]
     parser.add_argument("--commands", nargs="*", choices=known, default=known)
@@ -119,19 +140,8 @@ def main() -> None:
             for number in range(args.pairs):
                 work = {}
                 for workers in (1, 2) if number % 2 else (2, 1):
-                    walls = []
-                    for size, path in zip(("small", "whole"), data[kind], strict=True):
-                        words = [*line.split(), "--data", path, "--out", folder / "out.jsonl", "--overwrite"]
-                        out = folder / f"{command}{number}{workers}{size}"
-                        done = run(
-                            [sys.executable, "-m", "orlhf_ext", *words, "--workers", str(workers)],
-                            out,
-                            0 if workers == 1 else None,
-                        )
-                        (folder / "out.jsonl").unlink()
-                        walls.append(done.wall)
-                    work[workers] = (walls[1] - walls[0]) * PART / (PART - 1)
-                    starts.append((workers, walls[1] - work[workers]))
+                    work[workers], start = measure(folder, line.split(), data[kind], workers, command == "generate")
+                    starts.append((workers, start))
                 speeds.append(work[1] / work[2])
             told = ", ".join(
                 f"{statistics.median(start for n, start in starts if n == workers):.1f} s with {workers}"
