@@ -127,6 +127,10 @@ def check_arguments(launcher: str, args: SimpleNamespace) -> None:
     check_models(launcher, args)
     if nested(args, "ds.packing_samples") and not machine.flash_attn_present():
         raise UserError("--ds.packing_samples needs flash-attn, which is not installed; leave the flag out")
+    if nested(args, "train.dynamic_batch_enable") and not machine.flash_attn_present():
+        raise UserError(
+            "--train.dynamic_batch_enable packs samples, so it needs flash-attn, which is missing; leave the flag out"
+        )
     _check_wandb(nested(args, "logger.wandb.key"))
     for flag, split in (
         ("data.dataset", "data.dataset_split"),

@@ -1,5 +1,5 @@
 """``--ext.use online-exo`` in ``train_ppo_ray`` on the tiny model: the reward rises, on ranks and ZeRO stages,
-colocated, asynchronous, with dynamic batches, with groups, with evaluation, and after a kill."""
+colocated, asynchronous, with groups, with evaluation, and after a kill."""
 
 from __future__ import annotations
 
@@ -62,11 +62,10 @@ EVALUATION = {"eval__dataset": "prompts.jsonl", "eval__steps": 8, "eval__n_sampl
     [
         {**TWO_RANKS, **EVALUATION},
         {**TWO_RANKS, "ds__zero_stage": 3},
-        {"train__dynamic_batch_enable": True},
         COLOCATED,
         {"train__async_enable": True, "rollout__vllm_generate_batch_size": 16},
     ],
-    ids=["two ranks and evaluation", "ZeRO-3 on two ranks", "dynamic batches", "colocated", "asynchronous"],
+    ids=["two ranks and evaluation", "ZeRO-3 on two ranks", "colocated", "asynchronous"],
 )
 def test_other_ways_to_train(changes: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     write_inputs(tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, run_python
 
+from orlhf_ext.backends import machine
 from orlhf_ext.extensions.releases import OPENRLHF_VERSION
 
 pytest.importorskip("openrlhf")
@@ -166,3 +167,11 @@ def test_a_launch_switches_on_what_its_rewards_need() -> None:
         done = run_python(*words, "--groups.aggregate", aggregate)
         assert done.returncode == 0, done.stderr
         assert ("orlhf_ext.groups.experience:WorstGroup" in done.stdout.partition("swaps ")[2]) is on
+
+
+@pytest.mark.launcher
+@pytest.mark.skipif(machine.flash_attn_present(), reason="flash-attn is installed")
+def test_dynamic_batches_need_flash_attn(tmp_path: Path, tiny_model: Path) -> None:
+    words = ("--actor.model_name_or_path", str(tiny_model), "--train.dynamic_batch_enable")
+    done = launch("train_ppo_ray", *words, cwd=tmp_path)
+    assert done.returncode == 2 and "--train.dynamic_batch_enable packs samples, so it needs flash-attn" in done.stderr
