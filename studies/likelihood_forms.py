@@ -22,7 +22,7 @@ answer) gains. Against a form counts an interval that includes 0, or less than a
 than the likelihood of the right answer, and is worth nothing. Expected: with ``short`` all forms learn; with ``prose``,
 ``prob`` does not, because exp(S) of 40 unforeseeable letters is below 1e-50; ``prob_mean`` is hurt least by them.
 
-The learning rate was chosen by ``exact`` alone, on a seed (100) that is none of the five.
+The learning rate is to be chosen by ``exact`` alone, on a seed (100) that is none of the five.
 """
 
 from __future__ import annotations
@@ -329,6 +329,27 @@ def plot(results: Sequence[dict[str, Any]], conditions: Sequence[str], out: Path
     chart.save(str(out))
 
 
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """The flags of every study for its processes and results."""
+    parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
+    parser.add_argument("--out", type=Path, help="for the Markdown table")
+    parser.add_argument("--plot", type=Path, help="for the plot, .svg")
+    parser.add_argument("--json", type=Path, help="for all numbers")
+
+
+def write_outputs(
+    args: argparse.Namespace, began: float, results: Sequence[Any], text: str, draw_plot: Callable[[Path], None]
+) -> None:
+    """Print the table, and write what the flags of `add_outputs` ask for."""
+    print(f"{text}\n{(time.monotonic() - began) / 60:.0f} minutes")
+    if args.json:
+        args.json.write_text(json.dumps(results))
+    if args.out:
+        args.out.write_text(text)
+    if args.plot:
+        draw_plot(args.plot)
+
+
 def main() -> None:
     """Run all, two seeds at a time; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -338,24 +359,16 @@ def main() -> None:
     words = "the others are held against the first"
     add("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS, help=words)
     add("--lr", type=float, default=LR, help="(%(default)s)")
-    add("--workers", type=int, default=2, help="processes (%(default)s)")
-    add("--out", type=Path, help="for the Markdown table")
-    add("--plot", type=Path, help="for the curves, .svg")
-    add("--json", type=Path, help="for all numbers")
+    add_outputs(parser)
     args = parser.parse_args()
     began = time.monotonic()
     seeds = range(args.first, args.first + args.seeds)
     with ProcessPoolExecutor(args.workers) as pool:
         work = [pool.submit(study, variant, seed, args.lr, args.conditions) for seed in seeds for variant in VARIANTS]
         results = [one.result() for one in work]
-    text = table(results, args.conditions)
-    print(f"{text}\n{(time.monotonic() - began) / 60:.0f} minutes")
-    if args.json:
-        args.json.write_text(json.dumps(results))
-    if args.out:
-        args.out.write_text(text)
-    if args.plot:
-        plot(results, args.conditions, args.plot)
+    write_outputs(
+        args, began, results, table(results, args.conditions), lambda out: plot(results, args.conditions, out)
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import random
 import sys
 import tempfile
@@ -42,7 +41,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from likelihood_forms import PROMPTS, RESPONSE, SAMPLES, STEPS, Policy, draw, group_norm, interval
+from likelihood_forms import (
+    PROMPTS,
+    RESPONSE,
+    SAMPLES,
+    STEPS,
+    Policy,
+    add_outputs,
+    draw,
+    group_norm,
+    interval,
+    write_outputs,
+)
 
 BETA_PI, BETA_R = 0.1, 0.5
 EVERY, TEST_PROMPTS = 10, 1000
@@ -226,10 +236,7 @@ def main() -> None:
     add = parser.add_argument
     add("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
     add("--tune", action="store_true", help=f"every rate, on seed {TUNED_ON}; no table")
-    add("--workers", type=int, default=2, help="processes (%(default)s)")
-    add("--out", type=Path, help="for the Markdown table")
-    add("--plot", type=Path, help="for accuracy against KL, .svg")
-    add("--json", type=Path, help="for all numbers")
+    add_outputs(parser)
     args = parser.parse_args()
     began = time.monotonic()
     with ProcessPoolExecutor(args.workers) as pool:
@@ -238,14 +245,7 @@ def main() -> None:
             return
         rates = {method: [lr] for method, lr in LR.items()}
         results = [one.result() for one in [pool.submit(study, seed, rates) for seed in range(args.seeds)]]
-    text = table(results)
-    print(f"{text}\n{(time.monotonic() - began) / 60:.0f} minutes")
-    if args.json:
-        args.json.write_text(json.dumps(results))
-    if args.out:
-        args.out.write_text(text)
-    if args.plot:
-        plot(results, args.plot)
+    write_outputs(args, began, results, table(results), lambda out: plot(results, out))
 
 
 if __name__ == "__main__":

@@ -99,9 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def compared(line: Line) -> str:
     """A scored record in a line: its rewards, and which is the highest."""
     rewards = line.record["rewards"]
-    best = max(range(len(rewards)), key=rewards.__getitem__)
-    name = ("chosen", "rejected")[best] if "completions" not in line.record else f"completion {best + 1}"
-    ahead = f"; {name} has the highest" if sorted(rewards)[-2:].count(rewards[best]) == 1 < len(rewards) else ""
+    ahead = ""
+    if len(rewards) > 1 and rewards.count(max(rewards)) == 1:
+        best = rewards.index(max(rewards))
+        name = f"completion {best + 1}" if "completions" in line.record else ("chosen", "rejected")[best]
+        ahead = f"; {name} has the highest"
     return f"{line.where}: {', '.join(f'{reward:.4f}' for reward in rewards)}{ahead}"
 
 

@@ -76,8 +76,7 @@ class RectifiedSlots(Rectified):
         positions = ctx.pos.long().clamp(0, width - 1)
         q_values = self.stepper.values(rows, ctx.input_ids, positions, width)
         on = rows > 0
-        sampled = on & (
-            positions + 1 >= self._slots.prefill_len.gpu[slots]
-        )  # not within a prompt that is read in parts
+        # not within a prompt that is read in parts
+        sampled = on & (positions + 1 >= self._slots.prefill_len.gpu[slots])
         rectified = self._rectify(logits, q_values, wants[slots], sampled)
         return torch.where(on[:, None], rectified, logits)

@@ -159,6 +159,26 @@ def tiny_model(folder: Path) -> Path:
     return make_tiny(folder / "tiny")
 
 
+def reward_model(folder: Path, base: Path) -> Path:
+    """A random reward model of a causal model's shape."""
+    from orlhf_ext import backends
+
+    backends.install()
+    import torch
+    from openrlhf.models.model import get_llm_for_sequence_regression
+
+    from orlhf_ext.models.folder import load_tokenizer
+
+    torch.manual_seed(1)
+    model = get_llm_for_sequence_regression(
+        str(base), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="value"
+    )
+    model.config.value_head_prefix = "value"
+    model.save_pretrained(folder / "rm")
+    load_tokenizer(base).save_pretrained(folder / "rm")
+    return folder / "rm"
+
+
 def tiny_pairs(path: Path, rows: int) -> Path:
     """Pairs of a few dozen tokens."""
     with path.open("w") as stream:

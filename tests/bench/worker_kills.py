@@ -21,29 +21,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from chaos import VICTIMS, Chaos
+from common import reward_model, tiny_model
 from two_nodes import two_nodes
 
 
 def tiny_models(folder: Path) -> tuple[Path, Path]:
     """The tiny random model of the tests, and a reward model of its shape."""
-    from orlhf_ext import backends
-
-    backends.install()
-    import torch
-    from openrlhf.models.model import get_llm_for_sequence_regression
-
-    from orlhf_ext.models.folder import load_tokenizer
-    from orlhf_ext.models.small_models import make_tiny
-
-    tiny, reward = make_tiny(folder / "tiny"), folder / "rm"
-    torch.manual_seed(1)
-    model = get_llm_for_sequence_regression(
-        str(tiny), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="value"
-    )
-    model.config.value_head_prefix = "value"
-    model.save_pretrained(reward)
-    load_tokenizer(tiny).save_pretrained(reward)
-    return tiny, reward
+    tiny = tiny_model(folder)
+    return tiny, reward_model(folder, tiny)
 
 
 def write_data(folder: Path) -> dict[str, list[str]]:

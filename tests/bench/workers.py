@@ -19,30 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ratio, run, small_llama
+from common import ratio, reward_model, run, small_llama
 
 WORDS = ["the", "old", "lamp", "went", "out", "over", "a", "quiet", "harbour", "and", "she", "counted"]
 PART = 6  # the small run has one record in so many
-
-
-def reward_model(folder: Path, llama: Path) -> Path:
-    """A random reward model of the Llama's shape."""
-    from orlhf_ext import backends
-
-    backends.install()
-    import torch
-    from openrlhf.models.model import get_llm_for_sequence_regression
-
-    from orlhf_ext.models.folder import load_tokenizer
-
-    torch.manual_seed(1)
-    model = get_llm_for_sequence_regression(
-        str(llama), "reward", attn_implementation="sdpa", init_value_head=True, value_head_prefix="value"
-    )
-    model.config.value_head_prefix = "value"
-    model.save_pretrained(folder / "rm")
-    load_tokenizer(llama).save_pretrained(folder / "rm")
-    return folder / "rm"
 
 
 def write_inputs(folder: Path, records: int) -> dict[str, tuple[Path, Path]]:

@@ -378,7 +378,7 @@ def commands(job: Job) -> dict[str, Any]:
     words = ("--num_completions", "2", "--max_new_tokens", "16", "--out", "samples.jsonl")
     found["generate"] = command(job, "generate", "--model", str(model), "--backend", "hf", *length, *words)
     if importable("openrlhf"):
-        from workers import reward_model
+        from common import reward_model
 
         words = ("--model", str(reward_model(job.folder, model)), *length, "--out", "scores.jsonl")
         found["score"] = command(job, "score", *words)
