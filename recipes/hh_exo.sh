@@ -20,7 +20,7 @@ smoke=(
     sft_lr=1e-3 rm_lr=1e-3 align_lr=1e-3 beta_pi=0.5 beta_r=0.5
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=192 TEST_PROMPTS=64 NUM_COMPLETIONS=4 TEST_COMPLETIONS=2
+    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=128 TEST_PROMPTS=64 NUM_COMPLETIONS=4 TEST_COMPLETIONS=2
     NUM_CHECKPOINTS=1 MAX_LEN=88 MAX_NEW_TOKENS=48 BATCH_SIZE=8 MICRO_BATCH_SIZE=8 RESUME_STEPS=0
     sft_lr=3e-5 rm_lr=1e-4 align_lr=1e-4 beta_pi=0.1 beta_r=0.5
 )

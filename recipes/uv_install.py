@@ -25,8 +25,10 @@ VARIABLES = {
     "timeout": ("UV_HTTP_TIMEOUT", " "),
     "default-timeout": ("UV_HTTP_TIMEOUT", " "),
 }
-#: pip takes the best version of all indexes, and uv by default that of the first index that has the package
-DEFAULTS = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_HTTP_TIMEOUT": "180"}
+#: pip takes the best version of all indexes, and uv by default that of the first index that has the package. Like pip, uv
+#: is to compile all modules on all cores: the first stages would do so one by one, and every process where Python may not
+#: keep what it compiles
+DEFAULTS = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_HTTP_TIMEOUT": "180", "UV_COMPILE_BYTECODE": "1"}
 
 
 def read_settings(listed: str) -> dict[str, str]:
@@ -41,11 +43,8 @@ def read_settings(listed: str) -> dict[str, str]:
 
 
 def uv_environment(settings: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment with pip's settings as uv's variables; those that are set already stay. Where Python may not keep
-    what it compiles, uv does."""
+    """The environment with pip's settings as uv's variables; those that are set already stay."""
     given = {VARIABLES[key][0]: VARIABLES[key][1].join(settings[key].split()) for key in VARIABLES if key in settings}
-    if environ.get("PYTHONDONTWRITEBYTECODE"):  # every process would compile all that it imports
-        given["UV_COMPILE_BYTECODE"] = "1"
     return {**DEFAULTS, **given, **environ}
 
 

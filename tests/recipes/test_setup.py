@@ -208,12 +208,11 @@ def test_settings_of_pip_become_variables_of_uv(uv_install: ModuleType):
     }
     settings["trusted-host"] = "a b"
     found = uv_install.uv_environment(settings, {"UV_DEFAULT_INDEX": "https://mine", "PATH": "/bin"})
-    assert "UV_COMPILE_BYTECODE" not in found
-    assert uv_install.uv_environment({}, {"PYTHONDONTWRITEBYTECODE": "1"})["UV_COMPILE_BYTECODE"] == "1"
+    assert uv_install.uv_environment({}, {"UV_COMPILE_BYTECODE": "0"})["UV_COMPILE_BYTECODE"] == "0"
     assert found == {
         "UV_DEFAULT_INDEX": "https://mine", "UV_INDEX": "https://b https://c", "UV_FIND_LINKS": "/x,/y",
         "UV_INSECURE_HOST": "a b", "ALL_PROXY": "p", "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_HTTP_TIMEOUT": "180", "PATH": "/bin",
+        "UV_HTTP_TIMEOUT": "180", "UV_COMPILE_BYTECODE": "1", "PATH": "/bin",
     }  # fmt: skip
 
 
