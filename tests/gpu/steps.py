@@ -155,10 +155,10 @@ def launch(job: Job, name: str, launcher: str, words: str, tokens: int, passes: 
     return found
 
 
-def command(job: Job, *words: str) -> float:
+def command(job: Job, *words: str, **variables: str) -> float:
     """A command of ours in a process of its own; seconds."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "orlhf_ext", *words], cwd=job.folder, check=True)
+    start, environment = time.perf_counter(), {**os.environ, **variables}
+    subprocess.run([sys.executable, "-m", "orlhf_ext", *words], cwd=job.folder, check=True, env=environment)
     return time.perf_counter() - start
 
 
@@ -389,14 +389,22 @@ def commands(job: Job) -> dict[str, Any]:
 
 
 def vllm(job: Job) -> dict[str, Any]:
-    """``generate`` in vLLM, and decoding under caps."""
+    """``generate`` in vLLM, and decoding under caps by each model runner that knows logits processors."""
+    from orlhf_ext.deadend.vllm_shared import INTERFACES
+
     model, data = llama(job), write_records(job)
     words = ("--data", str(data), "--max_len", "256", "--num_completions", "4", "--max_new_tokens", "64")
     found = {"generate_s": command(job, "generate", "--model", str(model), *words, "--out", "vllm.jsonl")}
     if (job.folder / "dead_end/model").is_dir():
-        words = ("--q_model", "dead_end/model", "--num_returns", "2", "--out", "capped.jsonl")
-        found["decode_s"] = command(job, "deadend", "decode", "--model", str(model), "--data", str(data), *words)
-        found |= json.loads((job.folder / "capped.meta.json").read_text()).get("counts", {})
+        runners = (
+            range(len(INTERFACES)) if job.device == "cuda" else range(1)
+        )  # on a CPU the second one needs an interpreter
+        for runner in map(str, runners):
+            words = ("--q_model", "dead_end/model", "--num_returns", "2", "--out", f"capped{runner}.jsonl")
+            words = ("deadend", "decode", "--model", str(model), "--data", str(data), *words)
+            found[f"decode_{runner}_s"] = command(job, *words, VLLM_USE_V2_MODEL_RUNNER=runner)
+            counts = json.loads((job.folder / f"capped{runner}.meta.json").read_text()).get("counts", {})
+            found |= {f"{name}, runner {runner}": count for name, count in counts.items()}
     return found
 
 
