@@ -26,8 +26,8 @@ VARIABLES = {
     "default-timeout": ("UV_HTTP_TIMEOUT", " "),
 }
 #: pip takes the best version of all indexes, and uv by default that of the first index that has the package. Like pip,
-#: uv is to compile all modules, on all cores: the first stages would do so one by one, and every process where Python may
-#: not keep what it compiles
+#: uv is to compile all modules, on all cores: the first stages would do so one by one, and every process where Python
+#: may not keep what it compiles
 DEFAULTS = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_HTTP_TIMEOUT": "180", "UV_COMPILE_BYTECODE": "1"}
 
 
