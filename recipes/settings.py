@@ -205,7 +205,7 @@ def litbench_rl(v: Values) -> None:
 def find_tests(v: Values) -> None:
     """Sets ``tested``, the words that say where LitBench's test pairs are."""
     test = Path(v["DATA_DIR"]) / "rehydrated_test_data.csv"  # where `litbench rehydrate` writes it
-    if not v["TEST_FILE"] and v["LITBENCH_DATA"] != "sample" and test.is_file():
+    if not v["TEST_FILE"] and v["LITBENCH_DATA"] not in ("sample", "graded") and test.is_file():
         v["tested"] = ["--test_file", str(test)]
     else:
         v["tested"] = ["--test_file", v["TEST_FILE"]] if v["TEST_FILE"] else []

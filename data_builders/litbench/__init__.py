@@ -47,8 +47,8 @@ class Builder:
                 "source",
                 metavar="SOURCE",
                 nargs="?",
-                help="a file (.csv, .jsonl, .json, .parquet), a folder of them, a hub name, or sample for the bundled "
-                f"one ({default})",
+                help="a file (.csv, .jsonl, .json, .parquet), a folder of them, a hub name, or sample or graded for "
+                f"the bundled ones ({default})",
             )
             own.add_argument(
                 "--output_dir", "--data_dir", dest="folder", type=Path, metavar="DIR", help="the same as --out"

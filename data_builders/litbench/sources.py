@@ -25,14 +25,15 @@ from orlhf_ext.litbench.prompts import LABELS, Label, other
 from ..common import SAMPLES, SUFFIXES, locate
 from .tombstones import status_of
 
-SAMPLE = SAMPLES / "litbench"
+#: the bundled sources; `data_builders.litbench.graded` writes the second one
+BUNDLED = {"sample": SAMPLES / "litbench", "graded": SAMPLES / "litbench_graded"}
 HUB_TEST = "SAA-Lab/LitBench-Test"
 #: what the step ``rehydrate`` writes
 REHYDRATED = "rehydrated_test_data.csv"
 HELD_OUT = 0.05
 TABLES = (".parquet", *(suffix for suffix in SUFFIXES if suffix != ".parquet"), ".csv")
 LICENCES = {
-    "sample": "Apache-2.0",
+    **dict.fromkeys(BUNDLED, "Apache-2.0"),
     "SAA-Lab/LitBench-Train": "MIT (from euclaise/WritingPrompts_preferences); the stories are their authors'",
 }
 
@@ -112,18 +113,19 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 
 def find_source(spec: str, flag: str = "SOURCE") -> Source:
-    """The files that a path, a hub name or ``sample`` names.
+    """The files that a path, a hub name, ``sample`` or ``graded`` names.
 
     Raises:
         UserError: there are none.
     """
-    path = locate(spec, SAMPLE, [f"*{suffix}" for suffix in TABLES])
+    path = BUNDLED.get(spec) or locate(spec, BUNDLED["sample"], [f"*{suffix}" for suffix in TABLES])
     licence = LICENCES.get(spec, "that of the source")
     if path.is_file():
         return Source(spec, [path], [], licence)
     if not path.is_dir():
         raise UserError(
-            f"{flag}: {spec} does not exist; give a file or a folder of {', '.join(TABLES)}, a hub name, or sample"
+            f"{flag}: {spec} does not exist; give a file or a folder of {', '.join(TABLES)}, a hub name, sample, or "
+            "graded"
         )
     files = [one for one in sorted(path.rglob("*")) if is_table(one.relative_to(path)) and one.is_file()]
     for suffix in TABLES:  # one kind of file: the same rows may lie there in several

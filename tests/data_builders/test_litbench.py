@@ -15,12 +15,13 @@ from helpers import build_light, failing, meta, read, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.litbench import sources
+from data_builders.litbench import graded, sources
 from data_builders.litbench.leaks import StoryIndex, prompt_key, runs, words
-from data_builders.litbench.sources import REHYDRATED, Pair, as_pair
+from data_builders.litbench.sources import BUNDLED, REHYDRATED, Pair, as_pair
 from data_builders.litbench.splits import draw_prompts
 from orlhf_ext.build_data import main
 from orlhf_ext.cli.errors import UserError
+from orlhf_ext.files.records import read_records
 
 CSV_COLUMNS = ["prompt", "chosen_story", "rejected_story", "chosen_comment_id", "rejected_comment_id"]
 CSV_COLUMNS += ["chosen_comment_score", "rejected_comment_score", "chosen_username", "rejected_username"]
@@ -308,6 +309,27 @@ def test_the_sample_brings_its_test_file(tmp_path: Path):
     assert len(found["test"]) >= 20 and len(set().union(*prompts)) == sum(map(len, prompts)) >= 80
     sidecar = meta(tmp_path / "pairs_train.jsonl")
     assert sidecar["licence"] == "Apache-2.0" and not sidecar["counts"]["dropped"]
+
+
+def test_the_graded_pairs_are_woven_from_the_sample(tmp_path: Path):
+    """The bundled files are what the script writes; more careful parts are better, and length says nothing."""
+    for seed, (name, ranges) in enumerate(graded.RANGES.items()):
+        bundled = list(read_records(BUNDLED["graded"] / f"{name}.jsonl"))
+        tellings = [line.record for line in read_records(BUNDLED["sample"] / f"{name}.jsonl")]
+        assert [line.record for line in bundled] == list(graded.weave(tellings, ranges, seed))
+        longer = 0
+        for i, line in enumerate(bundled):
+            telling, pair = tellings[i // len(ranges)], line.record
+            careful = graded.cut(telling["chosen_story"])
+            assert " ".join(careful) == " ".join(telling["chosen_story"].split()) and len(careful) == graded.PARTS
+            more, fewer = (sum(part in pair[side] for part in careful) for side in ("chosen_story", "rejected_story"))
+            least, most = ranges[i % len(ranges)]
+            assert least <= more - fewer <= most and pair["prompt"] == telling["prompt"]
+            longer += len(pair["chosen_story"].split()) > len(pair["rejected_story"].split())
+        assert 0.45 < longer / len(bundled) < 0.55
+    build_light(["litbench", "pairs", "graded", "--out", str(tmp_path)])
+    assert {name: len(some) for name, some in parts(tmp_path).items()} == {"train": 142, "val": 14, "test": 78}
+    assert meta(tmp_path / "pairs_train.jsonl")["licence"] == "Apache-2.0"
 
 
 # --- leaks -----------------------------------------------------------------------------------------------------------
