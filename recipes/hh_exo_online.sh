@@ -20,7 +20,7 @@ smoke=(
     sft_lr=1e-3 rm_lr=1e-3 rl_lr=1e-3 beta_pi=0.1 beta_r=0.5
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=192 TEST_PROMPTS=64 SAMPLES=4 ROLLOUT_BATCH=8 EPISODES=2
+    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=128 TEST_PROMPTS=64 SAMPLES=4 ROLLOUT_BATCH=8 EPISODES=2
     TEST_COMPLETIONS=2 MAX_LEN=88 MAX_NEW_TOKENS=48 BATCH_SIZE=8 MICRO_BATCH_SIZE=8 RESUME_STEPS=0
     sft_lr=3e-5 rm_lr=1e-4 rl_lr=5e-5 beta_pi=0.1 beta_r=0.5
 )
