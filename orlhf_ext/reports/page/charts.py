@@ -106,22 +106,21 @@ def line(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: str, y:
 
 
 def bars(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: str) -> Figure:
-    """Bars from zero: rows ``{label, series, value}``, in their order."""
+    """Bars from zero with their numbers: rows ``{label, series, value}``, in their order."""
     import altair as alt
 
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    chart = (
-        alt.Chart(_data(rows))
-        .mark_bar(cornerRadiusEnd=2)
-        .encode(
-            x=_number(alt.X, "value", x),
-            y=_labels(alt, labels),
-            color=_colour(alt, palette),
-            tooltip=_tooltip(alt, "label", {"value": x}, series=len(palette) > 1),
-        )
+    room = 1.12 * max(row["value"] for row in rows)  # for the number beside the longest bar
+    base = alt.Chart(_data(rows)).encode(
+        x=_number(alt.X, "value", x).scale(domain=[0, room]),
+        y=_labels(alt, labels),
+        color=_colour(alt, palette),
+        tooltip=_tooltip(alt, "label", {"value": x}, series=len(palette) > 1),
     )
     if len(palette) > 1:
-        chart = chart.encode(yOffset=alt.YOffset("series:N", sort=list(palette)))
+        base = base.encode(yOffset=alt.YOffset("series:N", sort=list(palette)))
+    numbers = base.mark_text(align="left", dx=4, fontSize=10).encode(text=alt.Text("value:Q", format=".3~g"))
+    chart = alt.layer(base.mark_bar(cornerRadiusEnd=2), numbers)
     height = len(labels) * (16 + 8 * (len(palette) - 1)) + 8
     return Figure(title, _spec(chart, height), legend(palette), wide=True)
 
