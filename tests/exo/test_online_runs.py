@@ -36,13 +36,14 @@ def test_it_trains(tiny_model: Path, tmp_path: Path) -> None:
 
 def check_training(folder: Path) -> None:
     """The reward rises, what is logged fits together, and the policy loss clips nothing."""
-    batches = rollouts(folder)
-    assert mean_reward(batches[-5:]) > mean_reward(batches[:5]) + 0.05
+    batches = rollouts(folder)  # of a generation each, which are several steps' where sampling runs beside training
+    quarter = len(batches) // 4
+    assert mean_reward(batches[-quarter:]) > mean_reward(batches[:quarter]) + 0.05
     logged = scalars(folder)
     metrics = {name.removeprefix("train/kwise/"): found for name, found in logged.items() if "/kwise/" in name}
     assert set(metrics) == {*"loss entropy target_entropy ranking_acc margin log_ratio decided".split()}  # noqa: SIM905
     assert metrics["entropy"][0] == pytest.approx(math.log(4)) and metrics["log_ratio"][0] == metrics["margin"][0] == 0
-    labels = torch.tensor([row["reward"] for row in batches[0]], dtype=torch.float64).view(-1, 4)
+    labels = torch.tensor([row["reward"] for row in batches[0][:32]], dtype=torch.float64).view(-1, 4)
     log_q = (labels / 0.1).log_softmax(-1)
     entropy = -(log_q.exp() * log_q).sum(-1).mean().item()
     assert metrics["target_entropy"][0] == pytest.approx(entropy, abs=1e-4)
