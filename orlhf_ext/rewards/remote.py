@@ -162,10 +162,14 @@ def _current_group(_: Any) -> PlacementGroup | None:
 
 
 def _get(references: list[Any]) -> list[Any]:
-    """``ray.get`` that raises what the actor raised, without Ray's wrapping."""
+    """``ray.get`` that raises what the actor raised, without Ray's wrapping. Raises UserError if the actor is lost."""
     import ray
 
     try:
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.RayError as error:
+        from ..models.ray_workers import cause
+
+        raise UserError(f"its process is lost: {cause(error)}") from None

@@ -38,8 +38,13 @@ class RewardedTrainer(unwrap(PPOTrainer)):  # type: ignore[misc]
                 logs = self.evaluate(0, **self.generate_kwargs)
                 self._latest_eval_metric_value = logs.get(self._detect_eval_metric_key(logs) or "")
             super().fit(global_step)
-        finally:
-            self.samples_generator.teardown_rewards()
+        except BaseException:
+            try:
+                self.samples_generator.teardown_rewards()
+            except UserError as error:  # the run's own error says why, and is not to be hidden by this one
+                print(f"[orlhf-ext] after an error: {error}", flush=True)
+            raise
+        self.samples_generator.teardown_rewards()
 
     def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
         """Evaluate with evaluation's own sampling settings."""

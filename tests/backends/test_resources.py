@@ -23,7 +23,7 @@ backends.install()
 from openrlhf.trainer.ray.launcher import BaseModelActor, RayActorGroup
 from orlhf_ext.backends import resources
 from orlhf_ext.launch import ray_setup
-from orlhf_ext.cli.errors import command
+from orlhf_ext.cli.errors import UserError, command
 from orlhf_ext.rewards import Reward, RewardBatch, RewardContext, Rollout
 from orlhf_ext.rewards.remote import in_actors
 
@@ -58,7 +58,13 @@ def main():
     reward.setup(RewardContext(args=args))
     batch = RewardBatch([Rollout("a", "", "one"), Rollout("b", "", "three")])
     print("SCORES", json.dumps(list(reward.score(batch).rewards)))
-    reward.teardown()
+    if shared:
+        return reward.teardown()
+    ray.kill(reward._actors[0])
+    try:
+        reward.score(batch)
+    except UserError as error:
+        print("LOST", error)
 
 main()
 """
@@ -79,3 +85,4 @@ def test_a_reward_shares_the_models_gpu_if_there_is_no_other(
     words = [sys.executable, "run.py", placing, part, gpus]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert f"SCORES {scores}" in done.stdout, done.stdout[-1500:] + done.stderr[-3000:]
+    assert ("LOST its process is lost: its process or machine died" in done.stdout) == (placing == "apart")

@@ -178,3 +178,30 @@ def test_adapters_count(tiny_model: Path) -> None:
         chosen = wanted.gather(-1, torch.tensor(span.ids[1:])[:, None])[:, 0][span.start - 1 :]
         torch.testing.assert_close(torch.tensor(other), chosen.detach(), atol=1e-5, rtol=0)
         assert (torch.tensor(one) - torch.tensor(other)).abs().max() > 1e-3
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_tearing_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from orlhf_ext import backends
+    from orlhf_ext.cli.errors import UserError
+
+    backends.install()
+    from orlhf_ext.rewards.trainer import RewardedTrainer
+
+    def teardown() -> None:
+        raise UserError("reward 'a' cannot be torn down")
+
+    def fit(self: Any, step: int) -> None:
+        if step:
+            raise RuntimeError("what went wrong first")
+
+    monkeypatch.setattr(RewardedTrainer.__mro__[1], "fit", fit)
+    trainer = object.__new__(RewardedTrainer)
+    trainer.args = SimpleNamespace(ext=SimpleNamespace(eval_on_start=False))
+    trainer.samples_generator = SimpleNamespace(teardown_rewards=teardown)
+    with pytest.raises(RuntimeError, match="what went wrong first"):
+        trainer.fit(1)
+    assert "after an error: reward 'a' cannot be torn down" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cannot be torn down"):
+        trainer.fit(0)
