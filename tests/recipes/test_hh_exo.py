@@ -80,7 +80,7 @@ def test_long_rows_are_cut_on_gpus_and_any_number_of_them_is_taken():
     assert [following(found, f"--{flag}") for flag in ("max_prompt_tokens", "max_tokens")] == ["312", "512"]
     assert "--cut" not in dry(GPUS="4", LONG_ROWS="drop")["data"]
     small = dry(PROFILE="cpu", TEST_PROMPTS="all", HH_FOLDER="harmless-base")["data"]
-    assert following(small, "--limit") == "192" and "--limit_test" not in small and "--shuffle" in small
+    assert following(small, "--limit") == "128" and "--limit_test" not in small and "--shuffle" in small
     assert following(small, "--data_dir") == "harmless-base" and "--cut" not in small
 
 
