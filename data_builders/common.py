@@ -8,7 +8,7 @@ import hashlib
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -238,9 +238,9 @@ def looks_like_hub_name(text: str) -> bool:
     )
 
 
-def locate(spec: str, sample: Path, patterns: Sequence[str]) -> Path:
-    """The path that a source names: the bundled sample, a file or folder, or the files of a hub data set."""
-    path = sample if spec == "sample" else Path(spec)
+def locate(spec: str, bundled: Mapping[str, Path], patterns: Sequence[str]) -> Path:
+    """The path that a source names: a bundled one, a file or folder, or the files of a hub data set."""
+    path = bundled.get(spec) or Path(spec)
     return path if path.exists() or not looks_like_hub_name(spec) else fetch(spec, patterns, "dataset")
 
 

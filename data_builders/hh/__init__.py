@@ -98,7 +98,7 @@ def find_source(spec: str, data_dir: str | None) -> Source:
     if not Path(spec).exists():
         data_dir = data_dir or HUB_FOLDERS.get(spec)
     folder = f"{'*' if data_dir == ALL else data_dir.strip('/')}/" if data_dir else ""
-    path = locate(spec, SAMPLE, [f"{folder}{split}.*" for split in SPLITS])
+    path = locate(spec, {"sample": SAMPLE}, [f"{folder}{split}.*" for split in SPLITS])
     if path.is_dir() and data_dir == ALL and not (path / ALL).exists():
         return Source(spec, find_all_splits(path), False, licence)
     if path.is_dir():

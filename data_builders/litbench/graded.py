@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from orlhf_ext.files.records import Record, read_records, write_jsonl
 
-from ..common import SAMPLES
+from .sources import BUNDLED
 
 PARTS = 6
 #: for each prompt a pair from each of these ranges of differences
@@ -51,10 +51,10 @@ def weave(rows: Sequence[Record], ranges: Sequence[tuple[int, int]], seed: int) 
 def main() -> None:
     """Write both files."""
     for seed, (name, ranges) in enumerate(RANGES.items()):
-        rows = [line.record for line in read_records(SAMPLES / "litbench" / f"{name}.jsonl")]
-        folder = SAMPLES / "litbench_graded"
-        folder.mkdir(exist_ok=True)
-        print(f"{folder / name}.jsonl: {write_jsonl(folder / f'{name}.jsonl', weave(rows, ranges, seed))} pairs")
+        rows = [line.record for line in read_records(BUNDLED["sample"] / f"{name}.jsonl")]
+        out = BUNDLED["graded"] / f"{name}.jsonl"
+        out.parent.mkdir(exist_ok=True)
+        print(f"{out}: {write_jsonl(out, weave(rows, ranges, seed))} pairs")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def find_source(spec: str, flag: str = "SOURCE") -> Source:
     Raises:
         UserError: there are none.
     """
-    path = BUNDLED.get(spec) or locate(spec, BUNDLED["sample"], [f"*{suffix}" for suffix in TABLES])
+    path = locate(spec, BUNDLED, [f"*{suffix}" for suffix in TABLES])
     licence = LICENCES.get(spec, "that of the source")
     if path.is_file():
         return Source(spec, [path], [], licence)

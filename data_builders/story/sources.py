@@ -244,7 +244,7 @@ def find_source(args: argparse.Namespace) -> tuple[Source, Path]:
         path, spec = Path(args.data_dir or "."), f"--data_dir {args.data_dir}" if args.data_dir else "--dataset_name"
     else:
         inner = f"{args.data_dir.strip('/')}/" if args.data_dir else ""
-        path = locate(spec, SAMPLE, [f"{inner}*{suffix}" for suffix in (*SUFFIXES, ".txt")])
+        path = locate(spec, {"sample": SAMPLE}, [f"{inner}*{suffix}" for suffix in (*SUFFIXES, ".txt")])
         if path.is_file() and (args.data_dir or name):
             raise UserError(
                 f"--data_dir and --dataset_name choose files of a folder, but {spec} is a file; leave them out"

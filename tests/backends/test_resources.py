@@ -58,13 +58,12 @@ def main():
     reward.setup(RewardContext(args=args))
     batch = RewardBatch([Rollout("a", "", "one"), Rollout("b", "", "three")])
     print("SCORES", json.dumps(list(reward.score(batch).rewards)))
-    if shared:
-        return reward.teardown()
-    ray.kill(reward._actors[0])
-    try:
-        reward.score(batch)
-    except UserError as error:
-        print("LOST", error)
+    reward.teardown()
+    while True:  # Ray ends an actor after the call that asks for it; a score may still come through
+        try:
+            reward.score(batch)
+        except UserError as error:
+            return print("LOST", error)
 
 main()
 """
@@ -85,4 +84,4 @@ def test_a_reward_shares_the_models_gpu_if_there_is_no_other(
     words = [sys.executable, "run.py", placing, part, gpus]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert f"SCORES {scores}" in done.stdout, done.stdout[-1500:] + done.stderr[-3000:]
-    assert ("LOST its process is lost: its process or machine died" in done.stdout) == (placing == "apart")
+    assert "LOST its process is lost: its process or machine died" in done.stdout

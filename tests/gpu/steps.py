@@ -396,13 +396,11 @@ def vllm(job: Job) -> dict[str, Any]:
     words = ("--data", str(data), "--max_len", "256", "--num_completions", "4", "--max_new_tokens", "64")
     found = {"generate_s": command(job, "generate", "--model", str(model), *words, "--out", "vllm.jsonl")}
     if (job.folder / "dead_end/model").is_dir():
-        runners = (
-            range(len(INTERFACES)) if job.device == "cuda" else range(1)
-        )  # on a CPU the second one needs an interpreter
-        for runner in map(str, runners):
-            words = ("--q_model", "dead_end/model", "--num_returns", "2", "--out", f"capped{runner}.jsonl")
-            words = ("deadend", "decode", "--model", str(model), "--data", str(data), *words)
-            found[f"decode_{runner}_s"] = command(job, *words, VLLM_USE_V2_MODEL_RUNNER=runner)
+        words = ("deadend", "decode", "--model", str(model), "--data", str(data), "--q_model", "dead_end/model")
+        runners = len(INTERFACES) if job.device == "cuda" else 1  # on a CPU the second one needs an interpreter
+        for runner in map(str, range(runners)):
+            out = ("--num_returns", "2", "--out", f"capped{runner}.jsonl")
+            found[f"decode_{runner}_s"] = command(job, *words, *out, VLLM_USE_V2_MODEL_RUNNER=runner)
             counts = json.loads((job.folder / f"capped{runner}.meta.json").read_text()).get("counts", {})
             found |= {f"{name}, runner {runner}": count for name, count in counts.items()}
     return found
