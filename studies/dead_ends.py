@@ -19,7 +19,8 @@ seeds, at least 90 % of the one with the exact Q_D, with its 95 % interval; whet
 recipes) are enough is the question. *Security* holds if with the exact Q_D no state gives a token that leads into a
 dead end, or the bad end itself, more than its cap plus 1e-6, states left out whose caps sum to less than 1 (nothing can
 keep to those); the same is measured with the authors' two passes and with the learned Q_D held to the exact caps.
-Rewards that are shuffled among the texts must have no effect.
+Rewards that are shuffled among the texts must have no effect. (Caps with ``epsilon`` 0.1 and 0.3 were added when the
+first run was seen.)
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from orlhf_ext.deadend.loss import action_mask, polyak_update, sarsa_loss, sarsa
 TOKENS, GOOD, BAD, RUDE = 32, 0, 1, range(2, 8)
 COUNTS = (100, 300, 1000, 3000, 10_000, 30_000)
 STEPS, BATCH, LR, POLYAK = 1500, 64, 2e-3, 0.1
-EPSILON, MAX_LEN = 0.0, 64
+MAX_LEN = 64
+EPSILONS = (0.0, 0.1, 0.3)  # the first one is that of what was said beforehand
 
 
 class World:
@@ -151,14 +153,14 @@ def learn(texts: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seed: int) -> 
         return online(torch.cartesian_prod(torch.arange(TOKENS), torch.arange(TOKENS))).double()
 
 
-def decode(world: World, q: torch.Tensor, passes: int | None = None) -> torch.Tensor:
+def decode(world: World, q: torch.Tensor, epsilon: float = 0.0, passes: int | None = None) -> torch.Tensor:
     """The policy under the caps of a Q_D; what has no probability keeps none."""
-    return rectify(world.policy.log(), q, EPSILON, passes).softmax(-1)
+    return rectify(world.policy.log(), q, epsilon, passes).softmax(-1)
 
 
 def excess(world: World, policy: torch.Tensor) -> float:
     """The most by which a token into a dead end exceeds its exact cap, over states whose caps can be kept."""
-    limit = caps(world.q(), EPSILON)
+    limit = caps(world.q())
     kept = (limit * (world.policy > 0)).sum(-1) >= 1
     return (policy - limit)[world.dead_steps() & kept[:, None]].max().item()
 
@@ -172,43 +174,57 @@ def study(seed: int) -> dict[str, Any]:
     steps = ((rows[:, :-2] * TOKENS + rows[:, 1:-1]) * TOKENS + rows[:, 2:])[action_mask(lengths - 1, MAX_LEN - 2)]
     weights = torch.bincount(steps, minlength=exact.numel()).view_as(exact) / len(steps)
 
-    def row(q: torch.Tensor, passes: int | None = None) -> dict[str, float]:
-        policy = decode(world, q, passes)
-        error = (weights * (caps(q, EPSILON) - caps(exact, EPSILON)).abs()).sum()
-        return {"bad": world.bad_ends(policy), "over": excess(world, policy), "error": error.item()}
+    visits = weights.sum(-1)
 
-    plain = {"bad": world.bad_ends(world.policy), "over": excess(world, world.policy), "error": float("nan")}
-    found = {"plain": plain}
+    def row(q: torch.Tensor, passes: int | None = None) -> dict[str, float]:
+        policy = decode(world, q, passes=passes)
+        error = (weights * (caps(q) - caps(exact)).abs()).sum()
+        found = {"over": excess(world, policy), "error": error.item()}
+        for epsilon in EPSILONS:
+            policy = decode(world, q, epsilon, passes)
+            found[f"bad {epsilon:g}"] = world.bad_ends(policy)
+            found[f"moved {epsilon:g}"] = (visits * (policy - world.policy).abs().sum(-1)).sum().item() / 2
+        return found
+
+    plain = {"over": excess(world, world.policy), "error": float("nan")}
+    plain |= {f"bad {epsilon:g}": world.bad_ends(world.policy) for epsilon in EPSILONS}
+    found = {"plain": plain | {f"moved {epsilon:g}": 0.0 for epsilon in EPSILONS}}
     found |= {"exact": row(exact), "exact, two passes": row(exact, 2)}
     for count in COUNTS:
         found[f"{count}"] = row(learn(tuple(part[:count] for part in tokens), seed))
     shuffled = tokens[2][torch.randperm(len(tokens[2]), generator=generator)]
     found["shuffled rewards"] = row(learn((*tokens[:2], shuffled), seed))
-    print(f"seed {seed}: {found['plain']['bad']:.3f} {found['exact']['bad']:.3f}", file=sys.stderr, flush=True)
+    print(f"seed {seed}: {found['plain']['bad 0']:.3f} {found['exact']['bad 0']:.3f}", file=sys.stderr, flush=True)
     return {"seed": seed, "rows": found}
 
 
 def reductions(results: Sequence[dict[str, Any]], name: str) -> list[float]:
     """The reduction of bad ends, as a part of the one with the exact Q_D, of each seed."""
-    bads = [{key: one["rows"][key]["bad"] for key in ("plain", "exact", name)} for one in results]
+    bads = [{key: one["rows"][key]["bad 0"] for key in ("plain", "exact", name)} for one in results]
     return [(bad["plain"] - bad[name]) / (bad["plain"] - bad["exact"]) for bad in bads]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: bad ends, the reduction against the exact one, errors of caps, and the excess over exact caps."""
+    names = [f"{kind} {epsilon:g}" for epsilon in EPSILONS for kind in ("bad", "moved")]
+    rest = " | ".join(f"ε {epsilon:g}: end badly (moved)" for epsilon in EPSILONS[1:])
     lines = [
-        f"{len(results)} seeds, mean ± half of the 95 % interval.",
+        f"{len(results)} seeds, mean ± half of the 95 % interval. Moved: probability of a step that the caps give to "
+        "other tokens.",
         "",
-        "| Q_D | texts that end badly | of the exact reduction | error of caps | most above an exact cap |",
-        "|---|---|---|---|---|",
+        f"| Q_D | ε 0: end badly (moved) | of the exact reduction | error of caps | most above an exact cap | {rest} |",
+        f"|{'---|' * (5 + len(EPSILONS) - 1)}",
     ]
     for name in results[0]["rows"]:
-        values = {key: [one["rows"][name][key] for one in results] for key in ("bad", "error", "over")}
-        bad, error, part = (interval(found) for found in (values["bad"], values["error"], reductions(results, name)))
-        told = [f"learned from {int(name):,} texts" if name.isdigit() else {"plain": "none"}.get(name, name)]
-        told += [f"{bad[0]:.1%} ± {bad[1]:.1%}", f"{part[0]:.0%} ± {part[1]:.0%}"]
-        told += ["" if name == "plain" else f"{error[0]:.3f}", f"{max(values['over']):.2g}"]
-        lines.append("| " + " | ".join(told) + " |")
+        values = {key: [one["rows"][name][key] for one in results] for key in ("error", "over", *names)}
+        shown = []
+        for epsilon in EPSILONS:
+            bad, moved = interval(values[f"bad {epsilon:g}"]), interval(values[f"moved {epsilon:g}"])
+            shown.append(f"{bad[0]:.1%} ± {bad[1]:.1%} ({moved[0]:.1%})")
+        part = interval(reductions(results, name))
+        told = [f"learned from {int(name):,} texts" if name.isdigit() else {"plain": "none"}.get(name, name), shown[0]]
+        told += [f"{part[0]:.0%} ± {part[1]:.0%}", "" if name == "plain" else f"{interval(values['error'])[0]:.3f}"]
+        lines.append("| " + " | ".join([*told, f"{max(values['over']):.2g}", *shown[1:]]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -219,18 +235,22 @@ def plot(results: Sequence[dict[str, Any]], out: Path) -> None:
 
     rows = []
     for count in COUNTS:
-        mean, half = interval([one["rows"][f"{count}"]["bad"] for one in results])
-        rows.append({"texts": count, "end badly": mean, "low": mean - half, "high": mean + half})
+        for epsilon in EPSILONS:
+            mean, half = interval([one["rows"][f"{count}"][f"bad {epsilon:g}"] for one in results])
+            low, high = mean - half, mean + half
+            rows.append({"texts": count, "epsilon": f"{epsilon:g}", "end badly": mean, "low": low, "high": high})
     marks = [
-        {"Q_D": name, "end badly": interval([one["rows"][key]["bad"] for one in results])[0]}
+        {"Q_D": name, "end badly": interval([one["rows"][key]["bad 0"] for one in results])[0]}
         for key, name in (("plain", "none"), ("exact", "exact"), ("shuffled rewards", "shuffled rewards"))
     ]
-    base = alt.Chart(pd.DataFrame(rows)).encode(x=alt.X("texts:Q", scale=alt.Scale(type="log")))
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X("texts:Q", scale=alt.Scale(type="log")), color=alt.Color("epsilon:N", title="ε, learned Q_D")
+    )
     share = alt.Y("end badly:Q", title="texts that end badly", axis=alt.Axis(format="%"))
     chart = (
         base.mark_line(point=True).encode(y=share)
         + base.mark_rule().encode(y="low:Q", y2="high:Q")
-        + alt.Chart(pd.DataFrame(marks)).mark_rule(strokeDash=[4, 3]).encode(y="end badly:Q", color="Q_D:N")
+        + alt.Chart(pd.DataFrame(marks)).mark_rule().encode(y="end badly:Q", strokeDash="Q_D:N")
     )
     chart.properties(width=480, height=260).configure(background="white").save(str(out))
 
