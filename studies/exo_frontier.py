@@ -19,6 +19,9 @@ reached, on the straight lines between measurements. *For* EXO counts, for a pai
 reward minus DPO's has a 95 % interval over five seeds above 0; *against* it, one below 0; else it is undecided. The
 plot has the exact optimum, ``reference * exp(gold / beta)`` over all beta, as the ceiling.
 
+Added when the first run was seen: the objective that the losses from rewards share, reward minus beta_pi * beta_r times
+KL, at the end.
+
 Each loss, K and beta_pi has the learning rate of `RATES` with the highest reward at the end on a seed (100) that is
 none of the five.
 """
@@ -190,7 +193,7 @@ def verdict(difference: tuple[float, float]) -> str:
     return "for" if mean - half > 0 else "against" if mean + half < 0 else "undecided"
 
 
-def table(results: Sequence[dict[str, Any]], rates: dict[str, Sequence[float]]) -> str:
+def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: EXO minus DPO at one KL, and what each reaches at the end."""
     start = interval([one["ceiling"][0][0] for one in results])
     lines = [
@@ -198,7 +201,7 @@ def table(results: Sequence[dict[str, Any]], rates: dict[str, Sequence[float]]) 
         f"{start[1]:.3f}.",
         "",
         "| losses | K | β_π | at KL (nats) | EXO | DPO | EXO minus DPO | | at the end: EXO (KL) | DPO (KL) "
-        "| learning rates |",
+        "| objective, EXO minus DPO |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, beta_pi, k in product(("rw", "pref"), BETAS_PI, KS):
@@ -211,7 +214,11 @@ def table(results: Sequence[dict[str, Any]], rates: dict[str, Sequence[float]]) 
         means = [interval(values)[0] for values in (levels, exo, dpo)]
         told = [kind, f"{k}", f"{beta_pi:g}", f"{means[0]:.2f}", *(f"{mean:.3f}" for mean in means[1:])]
         told += [f"{gain[0]:+.3f} ± {gain[1]:.3f}", verdict(gain), *(f"{r:.3f} ({kl:.2f})" for r, kl in ends)]
-        lines.append("| " + " | ".join([*told, ", ".join(f"{rates[name][0]:g}" for name in names)]) + " |")
+        penalty = beta_pi * BETA_R  # what a nat costs
+        values = [[pair[i][-1][0] - penalty * pair[i][-1][1] for i in (0, 1)] for pair in pairs]
+        objective = interval([a - b for a, b in values])
+        told.append(f"{objective[0]:+.3f} ± {objective[1]:.3f}" if kind == "rw" else "")
+        lines.append("| " + " | ".join(told) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -265,7 +272,7 @@ def main() -> None:
         tuned = pool.submit(study, TUNED_ON, dict.fromkeys(names, RATES)).result()
         rates = {name: [lr] for name, lr in tuned["rates"].items()}
         results = [one.result() for one in [pool.submit(study, seed, rates) for seed in range(args.seeds)]]
-    write_outputs(args, began, results, table(results, rates), lambda out: plot(results, out))
+    write_outputs(args, began, results, table(results), lambda out: plot(results, out))
 
 
 if __name__ == "__main__":
