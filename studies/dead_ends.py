@@ -14,13 +14,13 @@ Q_D is learned from n scored texts with `sarsa_targets`, `sarsa_loss` and `polya
 every n. The policy is then decoded with `orlhf_ext.deadend.decoding.rectify`, in the limit of many passes where nothing
 else is said. What is not real: the network has one hidden layer and sees the state, no text.
 
-Said before the five seeds were run (the script was tried on seeds 100 to 102). The caps are *right* from the least n on where the reduction of bad ends is, over five
-seeds, at least 90 % of the one with the exact Q_D, with its 95 % interval; whether 10,000 texts (the order of the
-recipes) are enough is the question. *Security* holds if with the exact Q_D no state gives a token that leads into a
-dead end, or the bad end itself, more than its cap plus 1e-6, states left out whose caps sum to less than 1 (nothing can
-keep to those); the same is measured with the authors' two passes and with the learned Q_D held to the exact caps.
-Rewards that are shuffled among the texts must have no effect. (Caps with ``epsilon`` 0.1 and 0.3 were added when the
-first run was seen.)
+Said before the five seeds were run (the script was tried on seeds 100 to 102). The caps are *right* from the least n
+on where the reduction of bad ends is, over five seeds, at least 90 % of the one with the exact Q_D, with its 95 %
+interval; whether 10,000 texts (the order of the recipes) are enough is the question. *Security* holds if with the
+exact Q_D no state gives a token that leads into a dead end, or the bad end itself, more than its cap plus 1e-6, states
+left out whose caps sum to less than 1 (nothing can keep to those); the same is measured with the authors' two passes
+and with the learned Q_D held to the exact caps. Rewards that are shuffled among the texts must have no effect. (Caps
+with ``epsilon`` 0.1 and 0.3 were added when the first run was seen.)
 """
 
 from __future__ import annotations

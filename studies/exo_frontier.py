@@ -17,10 +17,10 @@ samples. After each pass over the samples the expected reward on held-out prompt
 Settings were tried on seeds (101, 102) that are none of the five: the reference was fitted to ``softmax(gold / 2)`` at
 first, whose reward was 0.18, and DPO had more reward for its KL there, too.
 
-Said before the five seeds were run. Rewards are compared at one KL, the largest that both losses of a pair and a seed have
-reached, on the straight lines between measurements. *For* EXO counts, for a pair of losses, a K and a beta_pi, that its
-reward minus DPO's has a 95 % interval over five seeds above 0; *against* it, one below 0; else it is undecided. The
-plot has the exact optimum, ``reference * exp(gold / beta)`` over all beta, as the ceiling.
+Said before the five seeds were run. Rewards are compared at one KL, the largest that both losses of a pair and a seed
+have reached, on the straight lines between measurements. *For* EXO counts, for a pair of losses, a K and a beta_pi,
+that its reward minus DPO's has a 95 % interval over five seeds above 0; *against* it, one below 0; else it is
+undecided. The plot has the exact optimum, ``reference * exp(gold / beta)`` over all beta, as the ceiling.
 
 Added when the first run was seen: the objective that the losses from rewards share, reward minus beta_pi * beta_r times
 KL, at the end.

@@ -17,10 +17,10 @@ Settings were tried on a seed (101) that is none of the five. The first design h
 held KL: policies then went 10 nats from the start, where one head served the minority as well as two (3.18 against
 3.16). The KL of a best of 16 was set after that; the design decides whether heads for groups matter.
 
-Said before the five seeds were run. At a share of flipped labels, a method *helps the worst group* if its gold score there is
-above that of ``one head`` by a paired 95 % interval over five seeds that excludes 0; it *bears* the noise if it keeps
-at least 80 % of the ceiling. A wrong number of groups *does no harm* if EM with three or four is less than 0.2 below EM
-with two, the interval's lower end included.
+Said before the five seeds were run. At a share of flipped labels, a method *helps the worst group* if its gold score
+there is above that of ``one head`` by a paired 95 % interval over five seeds that excludes 0; it *bears* the noise if
+it keeps at least 80 % of the ceiling. A wrong number of groups *does no harm* if EM with three or four is less than
+0.2 below EM with two, the interval's lower end included.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ ten cases and by more than 1 % in one of fifteen. It is trained as OpenRLHF's ``
 for each of `PROMPTS` prompts a step, whose rewards are `map_reward` of the true I plus normal noise of the scorer. What
 is measured is the true expected I on held-out prompts: a sum, no estimate.
 
-Said before the five seeds were run (the script was tried on seeds 101 and 102). A mapping learns *fastest* at a noise if its true I, mean over all `STEPS` steps, is
-above that of the second best by a paired 95 % interval over five seeds that excludes 0. It *bears* a noise if its gain
-at the end, against the policy at the start, is at least 80 % of its own without noise. The recipe should do something
-about the noise (score twice, or raise the first tier) if ``tiers`` does not bear 0.6 %; ``tiers from 1 %`` is that
-remedy.
+Said before the five seeds were run (the script was tried on seeds 101 and 102). A mapping learns *fastest* at a noise
+if its true I, mean over all `STEPS` steps, is above that of the second best by a paired 95 % interval over five seeds
+that excludes 0. It *bears* a noise if its gain at the end, against the policy at the start, is at least 80 % of its
+own without noise. The recipe should do something about the noise (score twice, or raise the first tier) if ``tiers``
+does not bear 0.6 %; ``tiers from 1 %`` is that remedy.
 
 Each mapping has the learning rate of `RATES` with the highest mean on a seed (100) that is none of the five, without
 noise.
