@@ -25,16 +25,13 @@ with ``epsilon`` 0.1 and 0.3 were added when the first run was seen.)
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from likelihood_forms import add_outputs, interval, write_outputs
+from common import interval, run
 from torch import nn
 
 from orlhf_ext.deadend.decoding import caps, rectify
@@ -158,9 +155,8 @@ def decode(world: World, q: torch.Tensor, epsilon: float = 0.0, passes: int | No
     return rectify(world.policy.log(), q, epsilon, passes).softmax(-1)
 
 
-def excess(world: World, policy: torch.Tensor) -> float:
+def excess(world: World, limit: torch.Tensor, policy: torch.Tensor) -> float:
     """The most by which a token into a dead end exceeds its exact cap, over states whose caps can be kept."""
-    limit = caps(world.q())
     kept = (limit * (world.policy > 0)).sum(-1) >= 1
     return (policy - limit)[world.dead_steps() & kept[:, None]].max().item()
 
@@ -173,20 +169,18 @@ def study(seed: int) -> dict[str, Any]:
     rows, lengths, _ = tokens
     steps = ((rows[:, :-2] * TOKENS + rows[:, 1:-1]) * TOKENS + rows[:, 2:])[action_mask(lengths - 1, MAX_LEN - 2)]
     weights = torch.bincount(steps, minlength=exact.numel()).view_as(exact) / len(steps)
-
-    visits = weights.sum(-1)
+    visits, limit = weights.sum(-1), caps(exact)
 
     def row(q: torch.Tensor, passes: int | None = None) -> dict[str, float]:
-        policy = decode(world, q, passes=passes)
-        error = (weights * (caps(q) - caps(exact)).abs()).sum()
-        found = {"over": excess(world, policy), "error": error.item()}
+        error = (weights * (caps(q) - limit).abs()).sum()
+        found = {"over": excess(world, limit, decode(world, q, passes=passes)), "error": error.item()}
         for epsilon in EPSILONS:
             policy = decode(world, q, epsilon, passes)
             found[f"bad {epsilon:g}"] = world.bad_ends(policy)
             found[f"moved {epsilon:g}"] = (visits * (policy - world.policy).abs().sum(-1)).sum().item() / 2
         return found
 
-    plain = {"over": excess(world, world.policy), "error": float("nan")}
+    plain = {"over": excess(world, limit, world.policy), "error": float("nan")}
     plain |= {f"bad {epsilon:g}": world.bad_ends(world.policy) for epsilon in EPSILONS}
     found = {"plain": plain | {f"moved {epsilon:g}": 0.0 for epsilon in EPSILONS}}
     found |= {"exact": row(exact), "exact, two passes": row(exact, 2)}
@@ -255,17 +249,5 @@ def plot(results: Sequence[dict[str, Any]], out: Path) -> None:
     chart.properties(width=480, height=260).configure(background="white").save(str(out))
 
 
-def main() -> None:
-    """Run all; print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
-    add_outputs(parser)
-    args = parser.parse_args()
-    began = time.monotonic()
-    with ProcessPoolExecutor(args.workers) as pool:
-        results = list(pool.map(study, range(args.seeds)))
-    write_outputs(args, began, results, table(results), lambda out: plot(results, out))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, study, table, plot)

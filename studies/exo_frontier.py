@@ -31,17 +31,14 @@ none of the five.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from likelihood_forms import add_outputs, interval, write_outputs
+from common import TUNED_ON, interval, run
 from online_exo import at_kl
 from torch import nn
 
@@ -53,7 +50,6 @@ BATCH, EPOCHS = 256, 12  # samples in a step, passes over all of them
 LOSSES = ("exo-rw", "dpo-rw", "exo-pref", "dpo-pref")
 KS, BETAS_PI, BETA_R = (2, 4, 8), (0.1, 0.5), 0.5
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-TUNED_ON = 100
 
 #: every response, ``(512, 3)``
 RESPONSES = torch.cartesian_prod(*[torch.arange(TOKENS)] * LENGTH)
@@ -263,20 +259,11 @@ def plot(results: Sequence[dict[str, Any]], out: Path) -> None:
     chart.save(str(out))
 
 
-def main() -> None:
-    """Tune on a seed of its own, run the others; print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
-    add_outputs(parser)
-    args = parser.parse_args()
-    began = time.monotonic()
+def tune() -> dict[str, list[float]]:
+    """The learning rate of each loss, K and beta_pi."""
     names = [name_of(*way) for way in product(LOSSES, KS, BETAS_PI)]
-    with ProcessPoolExecutor(args.workers) as pool:
-        tuned = pool.submit(study, TUNED_ON, dict.fromkeys(names, RATES)).result()
-        rates = {name: [lr] for name, lr in tuned["rates"].items()}
-        results = [one.result() for one in [pool.submit(study, seed, rates) for seed in range(args.seeds)]]
-    write_outputs(args, began, results, table(results), lambda out: plot(results, out))
+    return {name: [lr] for name, lr in study(TUNED_ON, dict.fromkeys(names, RATES))["rates"].items()}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, study, table, plot, tune)

@@ -25,18 +25,15 @@ it keeps at least 80 % of the ceiling. A wrong number of groups *does no harm* i
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import sys
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from likelihood_forms import add_outputs, interval, write_outputs
+from common import interval, run
 
 from orlhf_ext.groups.aggregate import aggregate, standardise
 from orlhf_ext.groups.em import EM
@@ -198,17 +195,5 @@ def plot(results: Sequence[dict[str, Any]], out: Path) -> None:
     chart.properties(width=480, height=260).configure(background="white").save(str(out))
 
 
-def main() -> None:
-    """Run all; print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
-    add_outputs(parser)
-    args = parser.parse_args()
-    began = time.monotonic()
-    with ProcessPoolExecutor(args.workers) as pool:
-        results = list(pool.map(study, range(args.seeds)))
-    write_outputs(args, began, results, table(results), lambda out: plot(results, out))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, study, table, plot)

@@ -28,7 +28,6 @@ The learning rate is to be chosen by ``exact`` alone, on a seed (100) that is no
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import string
 import sys
@@ -39,6 +38,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+from common import add_outputs, interval, write_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {"short": 0, "prose": 40}  # letters behind the answer
@@ -259,15 +260,6 @@ def study(variant: str, seed: int, lr: float, conditions: Sequence[str]) -> dict
     return found
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of Student's 95 % interval (NaN for one value)."""
-    import numpy as np
-    from scipy import stats
-
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else float("nan")
-    return float(np.mean(values)), float(half)
-
-
 def verdict(condition: str, gains: tuple[float, float], exact: float) -> str:
     """What the study said beforehand about such a gain."""
     mean, half = gains
@@ -327,27 +319,6 @@ def plot(results: Sequence[dict[str, Any]], conditions: Sequence[str], out: Path
         .configure(background="white")
     )
     chart.save(str(out))
-
-
-def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """The flags of every study for its processes and results."""
-    parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
-    parser.add_argument("--out", type=Path, help="for the Markdown table")
-    parser.add_argument("--plot", type=Path, help="for the plot, .svg")
-    parser.add_argument("--json", type=Path, help="for all numbers")
-
-
-def write_outputs(
-    args: argparse.Namespace, began: float, results: Sequence[Any], text: str, draw_plot: Callable[[Path], None]
-) -> None:
-    """Print the table, and write what the flags of `add_outputs` ask for."""
-    print(f"{text}\n{(time.monotonic() - began) / 60:.0f} minutes")
-    if args.json:
-        args.json.write_text(json.dumps(results))
-    if args.out:
-        args.out.write_text(text)
-    if args.plot:
-        draw_plot(args.plot)
 
 
 def main() -> None:

@@ -41,17 +41,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from common import TUNED_ON, add_outputs, interval, write_outputs
 from likelihood_forms import (
     PROMPTS,
     RESPONSE,
     SAMPLES,
     STEPS,
     Policy,
-    add_outputs,
     draw,
     group_norm,
-    interval,
-    write_outputs,
 )
 
 BETA_PI, BETA_R = 0.1, 0.5
@@ -60,7 +58,6 @@ ROUNDS = {"offline": 1, "semi-online": 3, "online": STEPS, "online dpo-rw": STEP
 RATES = (1e-4, 3e-4, 1e-3)
 #: what ``--tune`` found
 LR = {"offline": 1e-4, "semi-online": 3e-4, "online": 3e-4, "online dpo-rw": 3e-4, "grpo": 3e-4}
-TUNED_ON = 100
 
 
 def sample(policy: Policy, generator: random.Random, prompts: int, samples: int) -> tuple[Any, Any, Any]:

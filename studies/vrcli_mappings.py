@@ -22,16 +22,14 @@ noise.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from likelihood_forms import SAMPLES, add_outputs, group_norm, interval, write_outputs
+from common import TUNED_ON, interval, run
+from likelihood_forms import SAMPLES, group_norm
 from torch import nn
 
 from orlhf_ext.vrcli.improvement import map_reward
@@ -48,7 +46,6 @@ MAPPINGS: dict[str, dict[str, Any]] = {
     "nonpositive": {"kind": "nonpositive"},
 }
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-TUNED_ON = 100
 
 
 def make_improvements(seed: int) -> Any:
@@ -88,7 +85,7 @@ def train(seed: int, mapping: str, noise: float, lr: float) -> list[float]:
     return curve
 
 
-def study(seed: int, rates: dict[str, Sequence[float]], noises: Sequence[float]) -> dict[str, Any]:
+def study(seed: int, rates: dict[str, Sequence[float]], noises: Sequence[float] = NOISES) -> dict[str, Any]:
     """One seed: every mapping at every noise, at the best of its rates."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {"seed": seed, "curves": {}, "rates": {}}
@@ -101,7 +98,7 @@ def study(seed: int, rates: dict[str, Sequence[float]], noises: Sequence[float])
     return found
 
 
-def table(results: Sequence[dict[str, Any]], rates: dict[str, Sequence[float]]) -> str:
+def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: for each mapping and noise the mean of the true I over training, and the gain that is kept."""
 
     def values(mapping: str, noise: float) -> tuple[list[float], list[float]]:
@@ -129,7 +126,7 @@ def table(results: Sequence[dict[str, Any]], rates: dict[str, Sequence[float]]) 
             kept = sum(values(mapping, noise)[1]) / calm
             told = f"{mean:+.2f} ± {half:.2f} ({kept:.0%})"
             cells.append(f"**{told}**" if best[noise] == mapping else told)
-        lines.append(f"| {mapping} | {' | '.join(cells)} | {rates[mapping][0]:g} |")
+        lines.append(f"| {mapping} | {' | '.join(cells)} | {results[0]['rates'][mapping]:g} |")
     return "\n".join([*lines, "", "Bold: *fastest*, as said beforehand."]) + "\n"
 
 
@@ -157,19 +154,10 @@ def plot(results: Sequence[dict[str, Any]], out: Path) -> None:
     chart.save(str(out))
 
 
-def main() -> None:
-    """Tune on a seed of its own, run the others; print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
-    add_outputs(parser)
-    args = parser.parse_args()
-    began = time.monotonic()
-    with ProcessPoolExecutor(args.workers) as pool:
-        tuned = pool.submit(study, TUNED_ON, dict.fromkeys(MAPPINGS, RATES), NOISES[:1]).result()
-        rates = {name: [lr] for name, lr in tuned["rates"].items()}
-        results = [one.result() for one in [pool.submit(study, seed, rates, NOISES) for seed in range(args.seeds)]]
-    write_outputs(args, began, results, table(results, rates), lambda out: plot(results, out))
+def tune() -> dict[str, list[float]]:
+    """The learning rate of each mapping, without noise."""
+    return {name: [lr] for name, lr in study(TUNED_ON, dict.fromkeys(MAPPINGS, RATES), NOISES[:1])["rates"].items()}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, study, table, plot, tune)
