@@ -28,7 +28,17 @@ class Noise(NamedTuple):
     records: int
 
     def describe(self, settings: Settings) -> str:
-        """One line about it; with a first tier that it could reach by itself, about that."""
+        """One line about it; with a first tier that it could reach by itself, about that.
+
+        Where kernels do not depend on the batch (bfloat16 on a CPU with AMX, for one) there is nothing to measure, and
+        yet a plan and its baseline are rounded differently.
+        """
+        if not self.percent:
+            return (
+                "the scorer's own noise is unknown: the same gold text has the same score in any batch "
+                f"({self.records} measured), though a plan and its baseline are rounded differently; "
+                "float32 has little such noise"
+            )
         what = f"{self.percent:.3g} % (the same gold text in several batches, the largest of {self.records})"
         if settings.reward == "tiers" and settings.thresholds[0] <= self.percent:
             return (

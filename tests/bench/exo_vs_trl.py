@@ -39,7 +39,7 @@ def prepare(model: Path, path: Path, rows: int) -> tuple[int, list[list[list[int
     marker = "\n\nAssistant:"
     ids = []
     with path.open("w") as stream:
-        for line in (ROOT / "data_builders/samples/hh/train.jsonl").read_text().splitlines()[:rows]:
+        for line in (ROOT / "data_builders/samples/hh/train.jsonl").read_bytes().splitlines()[:rows]:
             record = json.loads(line)
             cut = record["chosen"].rindex(marker) + len(marker)
             row = {"prompt": record["chosen"][:cut]} | {side: record[side][cut:] for side in ("chosen", "rejected")}

@@ -64,7 +64,7 @@ def main() -> None:
         seconds = {
             name: [event.value for event in scalar_events(folder / "tb", f"train/{name}/seconds")][3:] for name in NAMES
         }
-        rows = next((folder / "out/rollouts").glob("*.jsonl")).read_text().splitlines()
+        rows = next((folder / "out/rollouts").glob("*.jsonl")).read_bytes().splitlines()
         tokens = statistics.mean(len(json.loads(row)["token_ids"]) for row in rows)
         print(f"{len(steps)} steps of {len(rows)} samples, {tokens:.0f} tokens each")
         for name, values in seconds.items():

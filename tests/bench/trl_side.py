@@ -23,7 +23,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    rows = [json.loads(line) for line in Path(data_path).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(data_path).read_bytes().splitlines()]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(int(seed))).tolist()
     columns = ("prompt", "chosen", "rejected")
     data = Dataset.from_list([{key: rows[i][key] for key in columns} for i in order])

@@ -91,7 +91,7 @@ def test_upstreams_single_number(files: Path, capsys: pytest.CaptureFixture) -> 
 
 
 def edit(path: Path, number: int, **changes: object) -> None:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     lines[number].update(changes)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -16,7 +16,7 @@ MADE = ("*.jsonl", "*.json", "*.csv")
 
 
 def change(path: Path, line: int, **fields: Any) -> None:
-    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    rows = [json.loads(text) for text in path.read_bytes().splitlines()]
     rows[line - 1] |= fields
     write(path, rows)
 
@@ -249,7 +249,7 @@ def parquet(path: Path, columns: dict[str, Any]) -> Path:
 
 def test_parquet(fault, tmp_path: Path):
     _, source = litbench_pairs(tmp_path / "in")
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows = [json.loads(line) for line in source.read_bytes().splitlines()]
     out = ("--test_file", tmp_path / "in" / "held_out.jsonl", "--out", tmp_path / "out")
 
     def says(path: Path, wanted: str) -> None:
@@ -275,7 +275,7 @@ def test_parquet_text_that_is_not_utf8(fault, tmp_path: Path):
     import pyarrow
 
     _, source = litbench_pairs(tmp_path / "in")
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows = [json.loads(line) for line in source.read_bytes().splitlines()]
     texts = [row["chosen_story"].encode() for row in rows]
     texts[2] = b"A t\xe9le of three mills, and of a wind."
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}

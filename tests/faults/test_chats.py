@@ -215,7 +215,7 @@ def test_what_logprobs_cuts_is_told(fault: Any, tiny_model: Path, tmp_path: Path
     line = f"--model {tiny_model} --data {data_of(tmp_path, record)} --out {tmp_path}/out.jsonl --max_len {max_len}"
     said = rf"at --max_len {max_len}, 1 of 1 completions are cut on the right"
     fault("logprobs", *line.split(), says=said, rc=0, makes=("out.jsonl", "out.meta.json"))
-    (written,) = (json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines())
+    (written,) = (json.loads(text) for text in (tmp_path / "out.jsonl").read_bytes().splitlines())
     assert written["logprobs_cut"] == [True]
     assert json.loads((tmp_path / "out.meta.json").read_text())["counts"]["completions_cut"] == 1
 

@@ -354,5 +354,5 @@ def test_ctrl_c_says_what_is_kept(fault, planted: Callable, tmp_path: Path, monk
     path.write_text(path.read_text().replace(INTERRUPT, "pass"))
     del sys.modules[name]
     score.main([str(word) for word in (*words, "--model_name_or_path", f"{name}:It")])
-    assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 40 and data.read_bytes() == before
+    assert len((tmp_path / "b.jsonl").read_bytes().splitlines()) == 40 and data.read_bytes() == before
     assert json.loads((tmp_path / "b.meta.json").read_text())["command"] == "deadend.score"

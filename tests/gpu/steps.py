@@ -183,7 +183,7 @@ def count_tokens(folder: Path, path: Path) -> float:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [json.loads(line) for line in path.read_bytes().splitlines()]
     texts = [record["prompt"] + text for record in records for text in record["completions"]]
     return sum(map(len, tokenizer(texts)["input_ids"])) / len(records)
 
@@ -338,7 +338,7 @@ def _exo(job: Job, name: str, more: str) -> dict[str, Any]:
 
 def _pairs(job: Job) -> Path:
     path = job.folder / "pairs.jsonl"
-    lines = [json.loads(line) for line in write_records(job).read_text().splitlines()]
+    lines = [json.loads(line) for line in write_records(job).read_bytes().splitlines()]
     pairs = [
         {"id": row["id"], "prompt": row["prompt"], "chosen": row["completions"][1], "rejected": row["completions"][0]}
         for row in lines

@@ -164,10 +164,10 @@ def test_comparisons_are_kept(tmp_path: Path) -> None:
         judged(batch, keep=str(tmp_path / "kept"))
         judged(batch, keep=str(tmp_path / "kept"))  # again: the same file
     first, second = sorted((tmp_path / "kept").glob("train-1-1-*.jsonl"), key=lambda path: -path.stat().st_size)
-    rows = [json.loads(line) for line in first.read_text().splitlines()]
+    rows = [json.loads(line) for line in first.read_bytes().splitlines()]
     assert len(rows) == 6 and rows[0]["samples"] == ["train 1/1", "train 1/2"]
     assert rows[0]["leans"] == [-0.25, 1.25] and rows[0]["points"] == pytest.approx(tournament.sigmoid(-0.75))
-    assert json.loads(second.read_text().splitlines()[1]) == {
+    assert json.loads(second.read_bytes().splitlines()[1]) == {
         "samples": ["train 2/1", "train 2/2"], "leans": [None, None], "points": 1.0, "answers": [],
     }  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_a_submitted_job(tiny_model: Path, folder: Path, head: Head) -> None:
     assert "is now orlhf_ext.rewards.generator:RewardedSamples" in done.stdout
     check_rewards(folder)
     assert (folder / "out/model/config.json").is_file()
-    marked = [json.loads(line) for line in marks.read_text().splitlines()]
+    marked = [json.loads(line) for line in marks.read_bytes().splitlines()]
     assert len({row["pid"] for row in marked}) >= 4  # trainer, policy, reference model, engine
     assert {(row["MINE"], row["NCCL_DEBUG"]) for row in marked} == {("kept", "INFO")}
 

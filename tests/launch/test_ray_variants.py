@@ -276,7 +276,7 @@ def test_without_extensions_a_run_is_stock(tiny_model: Path, folder: Path) -> No
     )
     output = launch(folder, *words)
     assert "is now" not in output
-    rewards = [json.loads(line) for line in asked.read_text().splitlines()]
+    rewards = [json.loads(line) for line in asked.read_bytes().splitlines()]
     assert len(rewards) == 96
     found = scalars(folder)
     means = [statistics.mean(rewards[start : start + 32]) for start in range(0, 96, 32)]

@@ -87,7 +87,7 @@ def test_every_flag_of_every_command_exists():
 
 
 def texts(path: Path) -> set[str]:
-    return {json.loads(line)["prompt"]["text"] for line in path.read_text().splitlines()}
+    return {json.loads(line)["prompt"]["text"] for line in path.read_bytes().splitlines()}
 
 
 @pytest.mark.recipe

@@ -142,7 +142,7 @@ def test_more_rehydrated_rows_make_the_test_pairs_again(
     """The stage that builds the data, as the recipe asks for it, on a test file that grows; nothing is built."""
     monkeypatch.chdir(ROOT)
     sample = ROOT / "data_builders" / "samples" / "litbench"
-    rows = [json.loads(line) for line in (sample / "test.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (sample / "test.jsonl").read_bytes().splitlines()]
     given = tmp_path / "mine" / "rehydrated_test_data.csv"
     given.parent.mkdir()
     build = [sys.executable, "-S", "-c", f"import os; os.makedirs({str(tmp_path / 'out' / 'data')!r})"]
@@ -198,7 +198,7 @@ def test_from_stories_to_the_accuracy(tmp_path: Path):
     assert metrics["test_source"] and set(metrics) == {"pairs", "test_source", "reward_model", "longer_story"}
     found = metrics["reward_model"]
     assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
-    pairs = (tmp_path / "results" / name / "summary.records.jsonl").read_text().splitlines()
+    pairs = (tmp_path / "results" / name / "summary.records.jsonl").read_bytes().splitlines()
     assert len(pairs) == metrics["pairs"] == found["pairs"] >= 20
     assert sum(json.loads(pair)["margin"] > 0 for pair in pairs) == found["correct"]
     again = finished(BTRM, **variables)

@@ -80,7 +80,7 @@ def test_a_whole_run_and_the_same_again(tmp_path: Path, reward_model: Path):
     stages = commands(output)
     check_summary(out, stages)
     kept = sorted((out / "policy" / "rollouts").glob("train-*.jsonl"))
-    rows = [json.loads(line) for path in kept for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for path in kept for line in path.read_bytes().splitlines()]
     assert len(rows) == 64
     for start in range(0, len(rows), 4):  # win rates of a prompt's four stories
         assert sum(row["reward"] for row in rows[start : start + 4]) == pytest.approx(2, abs=1e-5)

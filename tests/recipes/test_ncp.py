@@ -161,7 +161,7 @@ def test_a_whole_run_and_the_same_again(tmp_path: Path):
     stages = commands(output)
     check_summary(read(out / "summary.json"), stages)
     assert read(out / "policy" / "summary.json") == read(out / "summary.json")
-    assert len((out / "policy" / "summary.records.jsonl").read_text().splitlines()) == 4
+    assert len((out / "policy" / "summary.records.jsonl").read_bytes().splitlines()) == 4
     assert output.count("-- before (") == 3 == output.count("-- after (")
 
     policy = out / "policy"

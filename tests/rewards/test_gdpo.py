@@ -249,7 +249,7 @@ def test_a_run_with_two_rewards(tiny_model: Path, tmp_path: Path) -> None:
         *("--eval.dataset", "prompts.jsonl", "--eval.steps", "3", "--eval.n_samples_per_prompt", "1"),
     )
     batches = rollouts(tmp_path)
-    seen = [json.loads(line) for line in (tmp_path / "advantages.jsonl").read_text().splitlines()]
+    seen = [json.loads(line) for line in (tmp_path / "advantages.jsonl").read_bytes().splitlines()]
     assert len(batches) == len(seen) == 3
     for batch, rows in zip(batches, seen, strict=True):
         table = [[row[f"reward/{name}"] for row in batch] for name in ("letters", "even")]

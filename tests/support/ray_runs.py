@@ -248,7 +248,7 @@ def judge(model: Path) -> Callable[[Sequence[int], Sequence[int]], float]:
 def rollouts(folder: Path, what: str = "train") -> list[list[dict[str, Any]]]:
     """The kept rollouts, batch by batch."""
     files = sorted((folder / "out/rollouts").glob(f"{what}-*.jsonl"))
-    return [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    return [[json.loads(line) for line in path.read_bytes().splitlines()] for path in files]
 
 
 def mean_reward(batches: list[list[dict[str, Any]]]) -> float:

@@ -123,5 +123,5 @@ def csv_test_pairs(folder: Path) -> Source:
 
 def csv_ids(folder: Path) -> Source:
     (*_, dump), path = litbench_ids(folder)
-    path = as_csv(folder / "a.csv", [json.loads(line) for line in path.read_text().splitlines()])
+    path = as_csv(folder / "a.csv", [json.loads(line) for line in path.read_bytes().splitlines()])
     return Source(["litbench", "rehydrate", "--source", path, "--dump", dump], path)

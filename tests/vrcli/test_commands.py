@@ -172,7 +172,7 @@ def test_a_run_that_was_cut_short_goes_on(
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(likelihood, "span_logprobs", stops_after_two)
         run(model, data, out, *line)
-    assert not out.exists() and len(journal_path(out).read_text().splitlines()) == 3
+    assert not out.exists() and len(journal_path(out).read_bytes().splitlines()) == 3
     left: list[int] = []
     monkeypatch.setattr(likelihood, "span_logprobs", lambda *a, **k: left.append(len(a[1])) or real(*a, **k))
     assert run(model, data, out, *line) == whole

@@ -118,7 +118,7 @@ def tables_of(markdown: str) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     table: dict[str, Any] | None = None
-    for line in markdown.splitlines():
+    for line in markdown.split("\n"):
         if line.startswith("|"):
             cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
             if table is None:
