@@ -22,9 +22,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """The flags of every study for its processes and results."""
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The flag of a study that runs in processes of its own."""
     parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """The flags of every study for its results."""
     parser.add_argument("--out", type=Path, help="for the Markdown table")
     parser.add_argument("--plot", type=Path, help="for the plot, .svg")
     parser.add_argument("--json", type=Path, help="for all numbers")
@@ -61,6 +65,7 @@ def run(
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
+    add_workers(parser)
     add_outputs(parser)
     args = parser.parse_args()
     began = time.monotonic()

@@ -39,7 +39,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from common import add_outputs, interval, write_outputs
+from common import add_outputs, add_workers, interval, write_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {"short": 0, "prose": 40}  # letters behind the answer
@@ -330,6 +330,7 @@ def main() -> None:
     words = "the others are held against the first"
     add("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS, help=words)
     add("--lr", type=float, default=LR, help="(%(default)s)")
+    add_workers(parser)
     add_outputs(parser)
     args = parser.parse_args()
     began = time.monotonic()

@@ -41,7 +41,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import TUNED_ON, add_outputs, interval, write_outputs
+from common import TUNED_ON, add_outputs, add_workers, interval, write_outputs
 from likelihood_forms import (
     PROMPTS,
     RESPONSE,
@@ -233,6 +233,7 @@ def main() -> None:
     add = parser.add_argument
     add("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
     add("--tune", action="store_true", help=f"every rate, on seed {TUNED_ON}; no table")
+    add_workers(parser)
     add_outputs(parser)
     args = parser.parse_args()
     began = time.monotonic()
