@@ -23,6 +23,7 @@ def run(tmp_path: Path, *words: str, status: int = 0) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 def test_every_step_that_a_cpu_can_do(tmp_path: Path) -> None:
     pytest.importorskip("openrlhf")

@@ -78,6 +78,7 @@ def test_what_does_not_fit_is_refused(q_model: Path, tiny_model: Path, tmp_path:
         run(DeadEndValue(str(q_model)), RewardBatch([Rollout("a", PROMPT, " fine")]))
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 def test_a_policy_is_trained_on_it(tiny_model: Path, tmp_path: Path) -> None:
     """``train_ppo_ray`` gives each response what a forward pass over its ids says, and reports it."""

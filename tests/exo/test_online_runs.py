@@ -26,6 +26,7 @@ def words(model: Path, **changes: Any) -> list[str]:
     return [*ONLINE, *flags(model, **{**NO_PENALTY, "train__num_episodes": 2, "actor__adam__lr": 2e-3, **changes})]
 
 
+@pytest.mark.slow
 def test_it_trains(tiny_model: Path, tmp_path: Path) -> None:
     """With the reward `length`, 16 tokens come to have more characters. The first batch is sampled by the reference."""
     write_inputs(tmp_path)

@@ -56,6 +56,7 @@ def test_a_killed_engine_ends_the_sampling(fault: Any, script: list[str], tiny_m
     fault.run([*script, tiny_model, "engine"], says=says, timeout=600, **OWN)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_engine(script: list[str], tiny_model: Path, monkeypatch: Any) -> None:
     for name, value in OWN.items():
         monkeypatch.setenv(name, value)

@@ -49,6 +49,7 @@ def group_scores(batch: list[dict[str, Any]], name: str, what: str = "reward") -
     return [row[f"groups/{what}_{name}"] for row in batch]
 
 
+@pytest.mark.slow
 def test_batch_min_trains_on_the_worst_group_of_each_batch(tiny_model: Path, folder: Path) -> None:
     """With ``reinforce`` and no penalty inside of rewards, a return is the reward that was trained on."""
     words = flags(tiny_model, algo__advantage__estimator="reinforce", data__max_samples=16)

@@ -244,6 +244,7 @@ def test_a_run_that_goes_on_gives_the_same_bytes(gpt2: Path, tmp_path: Path, mon
     assert not part.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 def test_numbers_do_not_depend_on_the_workers(gpt2: Path, tmp_path: Path, workers: None) -> None:
     """Two traits of two files; the weights stay in the workers."""

@@ -24,6 +24,7 @@ def rollout(row: dict[str, Any]) -> Rollout:
     )
 
 
+@pytest.mark.slow
 def test_rewards_are_those_of_the_judge(tiny_model: Path, long_model: Path, tmp_path: Path) -> None:
     """In an actor of its own, and in evaluation against the label."""
     write_inputs(tmp_path, prompts=16)

@@ -64,7 +64,11 @@ def test_a_reward_of_ones_own_is_learned(tiny_model: Path, folder: Path) -> None
     ("name", "said"),
     [
         ("Breaks", "reward 'breaks' has nan among the rewards, for sample 'train 1/3'; give a finite float32"),
-        ("Leaves", "reward 'leaves' raised SystemExit: sys.exit() on sample 'train 1/1' (my_rewards.py line 32)"),
+        pytest.param(
+            "Leaves",
+            "reward 'leaves' raised SystemExit: sys.exit() on sample 'train 1/1' (my_rewards.py line 32)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_reward_that_breaks_stops_the_run(tiny_model: Path, folder: Path, name: str, said: str) -> None:
@@ -94,6 +98,7 @@ def scored_ids(tokenizer: Any, label: dict[str, Any], response: str | None) -> t
     return ids, [0] * len(context) + [1] * (len(ids) - len(context))
 
 
+@pytest.mark.slow
 def test_likelihood_rewards_are_those_of_transformers(tmp_path: Path) -> None:
     """VR-CLI, 16 samples a step: the likelihoods that the run computed, with the very model that training starts from,
     equal those of transformers with the same dtype and attention, one whole sequence at a time, but for the rounding

@@ -142,6 +142,7 @@ def test_without_extension_a_run_is_stock(launcher: str, tmp_path: Path, tiny_mo
         assert "is now" not in output["launched"]
 
 
+@pytest.mark.slow
 def test_two_processes_with_torchrun_and_deepspeed(tmp_path: Path, tiny_model: Path, pairs: Path) -> None:
     """Data-parallel over gloo; both starters give the same weights; deepspeed puts --local_rank before our words."""
     bin_folder = Path(sys.executable).parent

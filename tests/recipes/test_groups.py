@@ -153,10 +153,10 @@ def test_every_flag_of_every_command_exists():
     assert check_flags(found) >= 11
 
 
-def check_summary(summary: dict[str, Any], stages: dict[str, list[str]]) -> None:
+def check_summary(summary: dict[str, Any], stages: dict[str, list[str]], method: str, *trained: str) -> None:
     assert (summary["recipe"], summary["profile"], summary["seed"]) == ("hh_groups", "smoke", 42)
-    assert (summary["proportion"], summary["k"], summary["method"]) == (0.1, 16, "all")
-    assert set(summary["metrics"]) == {"sft", "gold", "maxmin", "sharedrep"}
+    assert (summary["proportion"], summary["method"]) == (0.1, method)
+    assert set(summary["metrics"]) == {"sft", "gold", *trained}
     for method, metrics in summary["metrics"].items():
         for group in ("minority", "majority"):
             found = metrics[group]
@@ -170,13 +170,27 @@ def check_summary(summary: dict[str, Any], stages: dict[str, list[str]]) -> None
 
 
 @pytest.mark.recipe
+def test_one_method_from_prompts_to_the_table(tmp_path: Path):
+    from orlhf_ext.models.head_settings import read_settings
+
+    out = tmp_path / "out"
+    output = finished(PROFILE="smoke", OUT=str(out), METHOD="maxmin")
+    check_summary(read(out / "summary.json"), commands(output), "maxmin", "maxmin")
+    settings = read_settings(out / "rm" / POLICIES[1], "--model")
+    assert (settings.head, settings.names) == ("independent", ["minority", "majority"])
+    assert len({weights(out / "policy" / name) for name in POLICIES[:2]} | {weights(out / "sft")}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.recipe
 def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
     from orlhf_ext.models.head_settings import read_settings
 
     out = tmp_path / "out"
     output = finished(PROFILE="smoke", OUT=str(out))
     stages = commands(output)
-    check_summary(read(out / "summary.json"), stages)
+    check_summary(read(out / "summary.json"), stages, "all", "maxmin", "sharedrep")
+    assert read(out / "summary.json")["k"] == 16
     assert read(out / "runs" / RUN / "summary.json") == read(out / "summary.json")
     rows = list(csv.DictReader((out / "runs" / RUN / "summary.csv").open()))
     assert [row["method"] for row in rows] == [m for m in ("sft", "gold", "maxmin", "sharedrep") for _ in range(2)]

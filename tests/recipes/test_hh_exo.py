@@ -184,6 +184,7 @@ def check_summary(summary: dict[str, Any], loss: str, stages: dict[str, list[str
     assert summary["versions"]["openrlhf"] == OPENRLHF_VERSION
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_rounds_end_in_one_table(tmp_path: Path):
     out = tmp_path / "out"
@@ -194,6 +195,7 @@ def test_rounds_end_in_one_table(tmp_path: Path):
     assert len({weights(folder) for folder in (out / "sft", policy / "rounds" / "model1", policy / "model")}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_the_four_losses_share_what_comes_before(tmp_path: Path):
     """One loss with two checkpoints; then a second one beside it, in one table; then two on the human pairs."""
@@ -245,13 +247,15 @@ def test_chat_format_two_processes_and_own_data(tmp_path: Path):
     ]
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    output = finished(
-        PROFILE="smoke", OUT=str(tmp_path / "out"), HH_DATA=str(data), PROMPT_FORMAT="chat", NPROC="2",
+    run = functools.partial(
+        finished, PROFILE="smoke", OUT=str(tmp_path / "out"), HH_DATA=str(data), PROMPT_FORMAT="chat", NPROC="2",
         TEST_PROMPTS="all", LONG_ROWS="cut",
     )  # fmt: skip
+    output = run()
     summary = read(tmp_path / "out" / "summary.json")
     assert summary["metrics"]["policy"]["reward_mean"] is not None
     assert "torchrun" in commands(output)["align/exo-rw"]
+    assert redone(run()) == {"evaluate"} and skipped(output) == set()
 
 
 @pytest.mark.recipe

@@ -232,6 +232,7 @@ def test_check_reward_tries_it(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert "there is no file" in failing(capsys, main, "reward", tmp_path / "none.py:reward_func")
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 def test_a_run_with_functions_of_each_form(tiny_model: Path, tmp_path: Path) -> None:
     """OpenRLHF's, TRL's and ours, two of them coroutines, under a limit of time."""

@@ -219,6 +219,7 @@ class Even(Reward):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 def test_a_run_with_two_rewards(tiny_model: Path, tmp_path: Path) -> None:
     write_inputs(tmp_path, prompts=24)

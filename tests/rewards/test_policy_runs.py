@@ -88,6 +88,7 @@ def test_the_policys_scores_are_its_own_old_log_probabilities(
         assert before == ["sleep"] * 3, events
 
 
+@pytest.mark.slow
 def test_likelihoods_of_gold_texts(tiny_model: Path, folder: Path) -> None:
     """Under the reference and the policy in one run: the first are transformers' own; the second are the same until the
     policy is another one, and then are not."""

@@ -25,6 +25,7 @@ from unittest import mock
 
 import pytest
 from helpers import ROOT
+from helps import help_of
 
 
 def load(name: str) -> Any:
@@ -203,11 +204,7 @@ def check_flags(found: Iterable[list[str]], folder: Path = ROOT) -> int:
             words += [flag, value] if flag in ("--ext.use", "--ext.reward") else []
         seen.setdefault(tuple(words), set()).update(word for word in command if word.startswith("--"))
     for program, flags in seen.items():
-        done = subprocess.run(
-            [sys.executable, "-m", *program, "--help"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        unknown = flags - set(re.findall(r"--[\w.]+", done.stdout))
+        unknown = flags - set(re.findall(r"--[\w.]+", help_of(program, folder)))
         assert not unknown, f"{program}: {unknown}"
     return len(seen)
 
