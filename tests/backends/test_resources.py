@@ -69,13 +69,10 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("placing", "part", "gpus", "scores"),
-    [
-        ("shared", "0.25", "1", [103.0, 105.0]),
-        pytest.param("shared", "0.25", "2", [3.0, 5.0], marks=pytest.mark.slow),
-        pytest.param("apart", "1.0", "3", [3.0, 5.0], marks=pytest.mark.slow),
-    ],
+    [("shared", "0.25", "1", [103.0, 105.0]), ("shared", "0.25", "2", [3.0, 5.0]), ("apart", "1.0", "3", [3.0, 5.0])],
 )
 def test_a_reward_shares_the_models_gpu_if_there_is_no_other(
     tmp_path: Path, placing: str, part: str, gpus: str, scores: list[float]

@@ -139,8 +139,9 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return set(one) == set(other) and all(one[n].dtype == other[n].dtype and (one[n] == other[n]).all() for n in one)
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
-@pytest.mark.parametrize(("stage", "tied"), [(2, True), pytest.param(3, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("stage", "tied"), [(2, True), (3, False)])
 def test_what_comes_out_is_what_the_run_saved_at_that_step(tmp_path: Path, tiny_model: Path, stage: int, tied: bool):
     start = tie(tiny_model, tmp_path / "start") if tied else tiny_model
     rows = [{"prompt": f"\n\nHuman: {i}?\n\nAssistant:", "answer": f" {i + 1}"} for i in range(16)]

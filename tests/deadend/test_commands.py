@@ -218,6 +218,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(
         assert cut.read_bytes() == whole.read_bytes() and not journal_path(cut).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 @pytest.mark.usefixtures("workers")
 def test_what_is_sampled_does_not_depend_on_the_workers(

@@ -156,6 +156,7 @@ def test_a_killed_run_goes_on_and_leaves_the_file_alone(
     assert sorted(asked[0]) == ["fine day", "silly, dull and grumpy"] and len(asked) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 @pytest.mark.usefixtures("workers")
 def test_scores_do_not_depend_on_the_workers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

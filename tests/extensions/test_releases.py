@@ -170,6 +170,7 @@ def test_exo_trains_alike_on_the_oldest_release(oldest: Path, tiny_model: Path, 
     assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 def test_rewards_on_the_oldest_release(oldest: Path, tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm")

@@ -148,6 +148,7 @@ def test_annotators_with_opposed_tastes(
     assert meta(out)["assignment"]["w9"] == "group_0"  # with those who choose as he does now
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 @pytest.mark.usefixtures("workers")
 def test_groups_do_not_depend_on_the_workers(tiny_model: Path, tmp_path: Path) -> None:

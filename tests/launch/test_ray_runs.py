@@ -26,6 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_reward_of_ones_own_is_learned(tiny_model: Path, folder: Path) -> None:
     """30 steps of GRPO, with the weights compared after each."""
     output = launch(

@@ -173,8 +173,8 @@ OWN = {
     "dead-end": ["train_sft", "--ext.use", "dead-end"],
 }
 RUNS = [
-    pytest.param(["train_dpo", *STOCK["train_dpo"]], 1, id="train_dpo"),
-    pytest.param(["train_rm", *STOCK["train_rm"]], 1, id="train_rm"),
+    pytest.param(["train_dpo", *STOCK["train_dpo"]], 1, id="train_dpo", marks=pytest.mark.slow),
+    pytest.param(["train_rm", *STOCK["train_rm"]], 1, id="train_rm", marks=pytest.mark.slow),
     pytest.param(["train_sft", *STOCK["train_sft"]], 1, id="train_sft"),
     pytest.param(["train_dpo", *STOCK["train_dpo"]], 2, id="train_dpo on two ranks", marks=pytest.mark.slow),
     pytest.param(["train_rm", *STOCK["train_rm"]], 2, id="train_rm on two ranks", marks=pytest.mark.slow),

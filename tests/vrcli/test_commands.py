@@ -286,6 +286,7 @@ def words_of(model: Path, base: Path, samples: Path, out: Path, *more: str) -> l
     return [*words.split(), *more]
 
 
+@pytest.mark.slow
 @pytest.mark.launcher
 def test_numbers_do_not_depend_on_the_workers(
     model: Path, scored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: None
