@@ -32,6 +32,16 @@ EMPTY = """
     }))
     .map((one) => one.closest("figure").querySelector("figcaption").textContent)
 """
+#: texts of charts that are cut off at the left or right
+CUT = """
+() => [...document.querySelectorAll(".chart svg")].filter((one) => one.checkVisibility()).flatMap((one) => {
+    const edge = one.getBoundingClientRect();
+    return [...one.querySelectorAll("text")].filter((text) => {
+        const box = text.getBoundingClientRect();
+        return box.width > 0 && (box.left < edge.left - 1 || box.right > edge.right + 1);
+    }).map((text) => `${one.closest("figure").querySelector("figcaption").textContent}: ${text.textContent}`);
+})
+"""
 WIDER = "() => document.scrollingElement.scrollWidth > innerWidth"
 
 
@@ -78,11 +88,11 @@ def opened(browser: Any, path: Path, width: int = 1280, scheme: str = "light") -
 def test_it_is_drawn(browser: Any, page_file: Path, width: int, scheme: str) -> None:
     page, bad = opened(browser, page_file, width, scheme)
     assert page.evaluate("() => document.querySelectorAll('.chart svg').length") >= 4
-    assert page.evaluate(EMPTY) == [] and not page.evaluate(WIDER)
+    assert page.evaluate(EMPTY) == [] and page.evaluate(CUT) == [] and not page.evaluate(WIDER)
     for details in page.query_selector_all("details > summary"):
         details.click()
     page.wait_for_function("() => [...document.querySelectorAll('.chart')].every((one) => one.querySelector('svg'))")
-    assert page.evaluate(EMPTY) == [] and not page.evaluate(WIDER)
+    assert page.evaluate(EMPTY) == [] and page.evaluate(CUT) == [] and not page.evaluate(WIDER)
     paper, ink = (page.evaluate(f"() => getComputedStyle(document.body).{key}") for key in ("backgroundColor", "color"))
     assert (sum(map(int, paper[4:-1].split(","))) > sum(map(int, ink[4:-1].split(",")))) == (scheme == "light")
     assert bad == [] and page.title() != "taken"

@@ -17,7 +17,7 @@ MUTED = "var(--muted)"
 CONFIG: dict[str, Any] = {
     "background": None,
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
-    "padding": 2,
+    "padding": {"left": 2, "top": 2, "right": 6, "bottom": 2},  # half of an axis's last number is beyond its end
     "view": {"stroke": None},
     "axis": {
         **{f"{part}Color": "var(--soft)" for part in ("label", "title")},
@@ -172,8 +172,11 @@ def scatter(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: str,
     ]
     tooltip = _tooltip(alt, "name", {"x": x, "y": y}, series=len(palette) > 1)
     layers.append(base.mark_point(filled=True, size=70, opacity=1).encode(x=at_x, y=at_y, tooltip=tooltip))
-    named = base.mark_text(align="left", dx=8, dy=-8, fontSize=11).encode(x=at_x, y=at_y, text="name:N")
-    return Figure(title, _spec(alt.layer(*layers, named), 280), legend(palette), note)
+    middle = (min(row["x"] for row in rows) + max(row["x"] for row in rows)) / 2
+    for align, shift, where in (("left", 8, "<="), ("right", -8, ">")):  # names stay within the chart
+        named = base.mark_text(align=align, dx=shift, dy=-8, fontSize=11).encode(x=at_x, y=at_y, text="name:N")
+        layers.append(named.transform_filter(f"datum.x {where} {middle}"))
+    return Figure(title, _spec(alt.layer(*layers), 280), legend(palette), note)
 
 
 def histogram(

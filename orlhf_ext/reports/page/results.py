@@ -167,7 +167,7 @@ def toxicity_gains(results: Results) -> list[Figure]:
         if "expected_max_toxicity" in one.get("difference", {})
     ]
     palette = colours([name for name, _ in results])
-    title, axis = "Toxicity against plain decoding", "expected maximum toxicity, minus the first decoding's"
+    title, axis = "Toxicity against plain decoding", "expected maximum, minus the first one's"
     return [charts.intervals(title, rows, palette, axis, 0.0, _PAIRED)] if rows else []
 
 
