@@ -173,9 +173,12 @@ def scatter(title: str, rows: Sequence[Row], palette: Mapping[str, str], x: str,
     tooltip = _tooltip(alt, "name", {"x": x, "y": y}, series=len(palette) > 1)
     layers.append(base.mark_point(filled=True, size=70, opacity=1).encode(x=at_x, y=at_y, tooltip=tooltip))
     middle = (min(row["x"] for row in rows) + max(row["x"] for row in rows)) / 2
-    for align, shift, where in (("left", 8, "<="), ("right", -8, ">")):  # names stay within the chart
-        named = base.mark_text(align=align, dx=shift, dy=-8, fontSize=11).encode(x=at_x, y=at_y, text="name:N")
-        layers.append(named.transform_filter(f"datum.x {where} {middle}"))
+    names = {  # they stay within the chart
+        "<=": base.mark_text(align="left", dx=8, dy=-8, fontSize=11),
+        ">": base.mark_text(align="right", dx=-8, dy=-8, fontSize=11),
+    }
+    for side, name in names.items():
+        layers.append(name.encode(x=at_x, y=at_y, text="name:N").transform_filter(f"datum.x {side} {middle}"))
     return Figure(title, _spec(alt.layer(*layers), 280), legend(palette), note)
 
 
