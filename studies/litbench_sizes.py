@@ -38,6 +38,7 @@ from orlhf_ext.files.records import read_records, write_jsonl
 ROOT = Path(__file__).resolve().parent.parent
 #: prompts of the training pairs, two pairs each, and the share of turned labels
 CONDITIONS = ((19, 0.0), (38, 0.0), (76, 0.0), (76, 0.15), (76, 0.3))
+WHOLE = (76, 0.0)  # all pairs as they are
 #: of the largest set; smaller ones have as many steps
 EPOCHS = {"btrm": 3, "genrm": 3}
 #: in the recipe's summary
@@ -68,7 +69,7 @@ def measure(judge: str, seed: int, prompts: int, noise: float, work: Path, profi
         "TEST_FILE": str(BUNDLED["graded"] / "test.jsonl"),
         "OUT": str(out),
         "SEED": str(seed),
-        "EPOCHS": str(EPOCHS[judge] * CONDITIONS[2][0] // prompts),
+        "EPOCHS": str(EPOCHS[judge] * WHOLE[0] // prompts),
     }
     began = time.monotonic()
     subprocess.run(["bash", str(ROOT / f"recipes/litbench_{judge}.sh")], env={**os.environ, **settings}, check=True)
@@ -117,14 +118,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "| same in both orders | against all pairs as they are |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    whole = rates(results, *CONDITIONS[2])
+    whole = rates(results, *WHOLE)
     for prompts, noise in CONDITIONS:
         some, found = of(results, prompts, noise), rates(results, prompts, noise)
         mean, half = interval(found)
         change, apart = interval([a - b for a, b in zip(found, whole, strict=True)])
         each = ", ".join(f"{100 * one['metrics']['accuracy']:.0f}" for one in some)
         cells = [mean_of(some, key) for key in ("length_controlled", "picks_longer", "consistency")]
-        against = "" if (prompts, noise) == CONDITIONS[2] else f"{change:+.1f} ± {apart:.1f}"
+        against = "" if (prompts, noise) == WHOLE else f"{change:+.1f} ± {apart:.1f}"
         lines.append(
             f"| {2 * prompts} | {noise:.0%} | {mean:.1f} ± {half:.1f} | {each} | {' | '.join(cells)} | {against} |"
         )

@@ -37,8 +37,7 @@ def _forks() -> ForkServerContext:
 
 
 def _show(program: tuple[str, ...], folder: Path, out: str) -> None:
-    for number in (1, 2):
-        os.dup2(os.open(out, os.O_WRONLY | os.O_APPEND), number)
+    os.dup2(os.open(out, os.O_WRONLY), 1)
     os.chdir(folder)
     sys.path[:0] = [str(folder), str(ROOT)]
     sys.argv = ["", *program[1:], "--help"]
