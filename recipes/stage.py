@@ -43,6 +43,7 @@ from orlhf_ext.files.sidecars import sidecar_path
 
 #: flags whose path a launcher writes besides its outputs, and keeps
 WRITING_FLAGS = ("--ckpt.path", "--exo.cache_reference", "--groups.cache_features", "--logger.tensorboard_dir")
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE = 10.0  # seconds that a stage gets to end by itself after a signal
 _PR_SET_PDEATHSIG = 1
 
@@ -176,6 +177,12 @@ def clear(name: str, old: dict[str, Any], outputs: list[str]) -> None:
         remove(Path(text))
 
 
+def begin_command() -> None:
+    """What a command's process does before it becomes the command."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    die_with_parent()
+
+
 def die_with_parent() -> None:
     """No stage outlives a recipe that was killed: the kernel hands the parent's death on as SIGTERM."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -226,6 +233,8 @@ def execute(command: list[str], log_path: Path, live: Live | None = None, shown:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "wb", buffering=0) as log:
         log.write(f"$ {shlex.join(command)}\n".encode())
+        # A signal that comes before there is anybody to hand it to waits for that.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             child = subprocess.Popen(
                 command,
@@ -235,9 +244,10 @@ def execute(command: list[str], log_path: Path, live: Live | None = None, shown:
                 # The pipe hides how wide the terminal is.
                 env={"COLUMNS": str(shutil.get_terminal_size((120, 24)).columns), **os.environ},
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=begin_command,
             )
         except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             log.write(f"{error}\n".encode())
             if live is None:
                 print(error, file=sys.stderr)
@@ -249,9 +259,9 @@ def execute(command: list[str], log_path: Path, live: Live | None = None, shown:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, number)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, forward)
+        before = {number: signal.signal(number, forward) for number in _ENDING}
         die_with_parent()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         results: list[bytes] = []
         keep = to_terminal if live is None else results.append if shown else live.feed
         streams = [(child.stdout, keep), *([(child.stderr, live.feed)] if live and shown else [])]
@@ -271,6 +281,8 @@ def execute(command: list[str], log_path: Path, live: Live | None = None, shown:
         status = child.wait()
         for reader in readers:
             reader.join(timeout=5)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if live:
             live.clear()
             to_terminal(b"".join(results))
@@ -382,4 +394,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback where there is no command yet to hand it to
     main()

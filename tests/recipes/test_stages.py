@@ -248,6 +248,34 @@ def test_a_killed_stage_leaves_no_process_and_resumes(folder: Path, number: sign
     assert not os.path.exists("o/half")  # scratch goes when the stage is done
 
 
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+def test_a_signal_at_the_very_start_of_a_command_is_handed_on(folder: Path, name: str):
+    words = [
+        sys.executable,
+        str(TOOL),
+        "run",
+        "train",
+        "--base",
+        "o",
+        "--",
+        "sh",
+        "-c",
+        f"kill -{name} $PPID; sleep 60",
+    ]
+    for _ in range(5):
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        assert ended.returncode == 128 + signal.Signals[f"SIG{name}"], ended.stderr
+        assert f"stage train was killed (SIG{name})" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_signals_are_the_callers_again_after_a_stage(folder: Path):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    assert copy().returncode == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(numbers)
+
+
 def test_a_killed_stage_with_another_command_starts_from_nothing(folder: Path):
     process, command = start_sleeper()
     process.kill()

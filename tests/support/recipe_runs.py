@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -146,15 +145,10 @@ def values(name: str, **variables: str) -> Any:
 
 
 def run_stage(words: list[str]) -> None:
-    """``stage.py`` in this process, which keeps its signals and does not die with its parent."""
-    tool, numbers = load("stage"), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.getsignal(number) for number in numbers]
-    try:
-        with mock.patch.object(tool, "die_with_parent", lambda: None):
-            tool.main(words)
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
+    """``stage.py`` in this process, which does not die with its parent."""
+    tool = load("stage")
+    with mock.patch.object(tool, "die_with_parent", lambda: None):
+        tool.main(words)
 
 
 @dataclass
