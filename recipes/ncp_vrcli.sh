@@ -19,8 +19,9 @@ smoke=(
     lr=1e-3 kl=1e-3 REWARD_ARGS="--vrcli.reward positive --vrcli.cap 20"
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=32 VAL_PROMPTS=8 TEST_PROMPTS=30 TEST_COMPLETIONS=2 EPISODES=1
-    CONTEXT_WORDS=40 GOLD_WORDS=50 MAX_LEN=224 MAX_NEW_TOKENS=32 MAX_SCORED=320
+    STORIES=generated
+    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=96 VAL_PROMPTS=8 TEST_PROMPTS=40 TEST_COMPLETIONS=2 EPISODES=1
+    CONTEXT_WORDS=40 GOLD_WORDS=50 MAX_LEN=288 MAX_NEW_TOKENS=32 MAX_SCORED=384
     ROLLOUT_BATCH=4 SAMPLES=4 BATCH_SIZE=16 MICRO_BATCH_SIZE=4 EVAL_STEPS=4
     # the builder's own words are long for a small model, and every sample computes them again
     instruction='Plan how the next chapter begins, in one short paragraph that starts with "In summary:".'
@@ -56,6 +57,8 @@ shuffle=() lengths=()
 # Books are cut; rows have their chapters ready.
 if [[ $STORIES == sample ]] || compgen -G "$STORIES/*.txt" >/dev/null; then
     lengths=(--context_words "$CONTEXT_WORDS" --gold_words "$GOLD_WORDS")
+elif [[ $STORIES == generated ]]; then
+    lengths=(--unfiltered --same_instruction) # short chapters, and a plan that says nothing changes nothing
 fi
 stage data --source "$STORIES" "$MODEL" --out "$data" -- \
     python -m orlhf_ext.build_data story "$STORIES" --out "$data" ${TRAIN_PROMPTS:+--limit "$TRAIN_PROMPTS"} \
@@ -97,6 +100,12 @@ if [[ $DRY_RUN == 0 ]]; then
 fi
 
 # 4. Plans for held-out stories before and after, as upstream samples them
+# score NAME PLANS WORDS...: how much they help
+score() {
+    stage "score/$1" --in "$base/test.jsonl" "$plans/$2.jsonl" --source "$MODEL" --out "$plans/${1}_scored.jsonl" -- \
+        python -m orlhf_ext vrcli score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$2.jsonl" \
+        --out "$plans/${1}_scored.jsonl" "${@:3}" "${reward_args[@]}" "${scoring[@]}" "${workers[@]}"
+}
 for when in before after; do
     writer=$MODEL
     [[ $when == before ]] || writer=$policy/model
@@ -104,15 +113,15 @@ for when in before after; do
         python -m orlhf_ext generate --model "$writer" --data "$base/test.jsonl" --out "$plans/$when.jsonl" \
         --num_completions "$TEST_COMPLETIONS" --temperature 0.7 --top_p 0.8 --top_k 20 \
         --max_new_tokens "$MAX_NEW_TOKENS" --max_len "$MAX_LEN" --seed "$SEED" "${samplers[@]}"
-    stage "score/$when" --in "$base/test.jsonl" "$plans/$when.jsonl" --source "$MODEL" \
-        --out "$plans/${when}_scored.jsonl" -- \
-        python -m orlhf_ext vrcli score --model "$MODEL" --data "$base/test.jsonl" --samples "$plans/$when.jsonl" \
-        --out "$plans/${when}_scored.jsonl" "${reward_args[@]}" "${scoring[@]}" "${workers[@]}"
+    score "$when" "$when"
 done
 
+score others after --plans_of_others # which should not help
+
 # 5. The table, three plans before and after, and where everything lies
-stage evaluate --show --in "$plans"/{before,after}_scored.jsonl "$base/test.jsonl" -- \
+stage evaluate --show --in "$plans"/{before,after,others}_scored.jsonl "$base/test.jsonl" -- \
     python -m orlhf_ext vrcli evaluate --before "$plans/before_scored.jsonl" --after "$plans/after_scored.jsonl" \
+    --others "$plans/others_scored.jsonl" \
     --data "$base/test.jsonl" --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
 run_file finish "$policy/summary.json"
 cards "$policy/summary.json" "$policy"/{model,best}

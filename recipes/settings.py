@@ -139,7 +139,6 @@ def hh_groups(v: Values) -> None:
 def jigsaw_rectify(v: Values) -> None:
     """``jigsaw_rectify.sh``."""
     v.default("Q_MODEL", "MODEL")
-    v["PERPLEXITY_MODEL"] = v["PERPLEXITY_MODEL"] or v["MODEL"]
     v["epsilons"] = split_list(v, "EPSILONS", SHARE, "numbers from 0 to 1")
     v.share_work(v.gpus)
     batches = ("BATCH_SIZE", v.number("MICRO_BATCH_SIZE")), ("CLASSIFIER_BATCH", 1)

@@ -29,7 +29,7 @@ COUNTS_OR_ALL = {
     "ncp_vrcli": ("TRAIN_PROMPTS", "VAL_PROMPTS", "TEST_PROMPTS"),
 }
 #: 0 or 1
-SWITCHES = "ALLOW_TRAIN_HOLDOUT NEW SHARE_PROMPTS SHOW SWAP_AUGMENT USE_COT WITH_PROMPT".split()  # noqa: SIM905
+SWITCHES = "ALLOW_TRAIN_HOLDOUT CONTROL NEW SHARE_PROMPTS SHOW SWAP_AUGMENT USE_COT WITH_PROMPT".split()  # noqa: SIM905
 CHOICES = {
     "AGGREGATE": "min mean softmin batch-min",
     "LONG_ROWS": "cut drop",
@@ -110,7 +110,7 @@ class Values(dict[str, Any]):
             check_choice(name, value, "0 1")
         elif (name in COUNTS and value) or or_all:
             check_count(name, value, or_all)
-        elif name in ("EXAMPLES", "RESUME_STEPS", "SEED") and not re.fullmatch("[0-9]{1,9}", value):
+        elif name in ("EXAMPLES", "RESUME_STEPS", "SEED", "TUNE_EPOCHS") and not re.fullmatch("[0-9]{1,9}", value):
             fail(f"{name}={value} is {'too large; give' if value.isdigit() else 'not'} a whole number below 1000000000")
         elif name.endswith("_RATE") and name != "LEARNING_RATE" and not re.fullmatch(SHARE, value):
             fail(f"{name}={value} is not a number from 0 to 1")

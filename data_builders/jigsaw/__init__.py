@@ -1,11 +1,13 @@
 """Jigsaw's comments -> data for a toxicity classifier and for the dead-end value function.
 
-Three steps, each from its own source; without a step the first two are done.
+Four steps; without a step the first two are done.
 
 - ``reward``: the CSV of the Toxic Comment Classification Challenge -> ``rm_train.json``, ``rm_valid.json``, rows
   ``{"text": str, "label": 0 | 1}``
 - ``prompts``: that of Unintended Bias in Toxicity Classification -> ``prompts.jsonl``, rows
   ``{"prompt": {"text": str}}``: the first tokens of comments
+- ``policy``: the toxic comments of the first -> ``policy.jsonl``, rows ``{"text": str}``, to tune a policy that needs
+  Q_D
 - ``value``: ``prompts_and_gens.jsonl``, scored continuations of these prompts -> ``train.jsonl``, ``val.jsonl``, rows
   ``{"text": str, "reward": [-1.0 | 0.0]}``
 
@@ -38,6 +40,8 @@ from .value import build_value
 from .write import built_pair, writers
 
 SAMPLE = SAMPLES / "jigsaw"
+#: what --raw_dir may name instead of a folder
+BUNDLED = {"sample": SAMPLE, "generated": SAMPLES / "jigsaw_generated"}
 TEXT = "comment_text"
 #: comments whose tokens are cut at once
 BATCH = 2000
@@ -48,6 +52,7 @@ VALID_SHARE = 0.1
 
 NO_LABEL = Reject("label that is neither 0 nor 1", bad=True)
 NO_TARGET = Reject("target that is no number from 0 to 1", bad=True)
+NOT_TOXIC = "not toxic"
 AT_RANDOM = "not toxic, left out at random (--drop_rate)"
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
@@ -71,6 +76,7 @@ SOURCES = {
 STEPS = {
     "reward": "comments with labels, for a toxicity classifier",
     "prompts": "the first tokens of comments",
+    "policy": "the toxic comments, to tune a policy on",
     "value": "scored continuations of the prompts, for the value function",
     "both": "reward and prompts (without a STEP)",
 }
@@ -102,6 +108,9 @@ class Builder:
             path = args.file or args.out / "prompts_and_gens.jsonl"
             yield from build_value(path, args, "that of the source")
             return
+        if args.step == "policy":
+            yield from build_policy(*find_source("reward", args), args)
+            return
         # all sources first: nothing is written if one is missing
         found = {step: find_source(step, args) for step in SOURCES if args.step in (step, None)}
         for step, (path, licence) in found.items():
@@ -119,17 +128,17 @@ def add_options(parser: argparse.ArgumentParser, step: str) -> None:
         add(
             "--raw_dir",
             metavar="FOLDER",
-            help="a folder with Jigsaw's CSV files (or zips), found by their columns, or sample for the bundled one; "
+            help="a folder with Jigsaw's CSV files or zips, found by their columns, or sample or generated (bundled); "
             "without it they are fetched from Kaggle with your credentials",
         )
     as_out = "the folder to write to, as --out" + ("; also a file.jsonl" if step == "prompts" else "")
     add("-s", "--save_dir", "--save_path", dest="save", type=Path, metavar="PATH", help=as_out)
-    for name in ("reward", "prompts") if step == "both" else (step,):
+    for name in ("reward", "prompts") if step == "both" else () if step == "policy" else (step,):
         flag = f"--{name}_drop_rate" if step == "both" else "--drop_rate"
         what = "clean prompts" if step == "value" else "comments that are not toxic"
         text = f"share of {what} to leave out at random (%(default)s)"
         add(flag, type=SHARE, default=DROP_RATES[name], metavar="R", help=text)
-    if step in ("reward", "both"):
+    if step in ("reward", "policy", "both"):
         text = "the label is the largest of these columns (toxic)"
         add("--label_columns", nargs="+", default=["toxic"], metavar="NAME", help=text)
     if step in ("prompts", "both"):
@@ -155,6 +164,7 @@ def add_options(parser: argparse.ArgumentParser, step: str) -> None:
     )
     add("--sample_num", type=COUNT, default=6, metavar="N", help="generations of a prompt with sample (%(default)s)")
     add("--one_threshold", action="store_true", help="a prompt with a score of exactly 0.5 is not clean either")
+    add("--shuffle_rewards", action="store_true", help="give each text the reward of another one, as a control")
     add("--no_repeat", action="store_true", help="with most, write one row for a prompt with one generation")
 
 
@@ -190,12 +200,11 @@ def find_source(step: str, args: argparse.Namespace) -> tuple[Path, str]:
     if args.raw_dir is None:
         path = find_csv(fetched, source.columns) or fetch_competition(source.competition, fetched, source.columns)
         return path, source.licence
-    sample = args.raw_dir == "sample"
-    folder = SAMPLE if sample else Path(args.raw_dir)
+    folder = BUNDLED.get(args.raw_dir, Path(args.raw_dir))
     if not folder.is_dir():
         raise UserError(f"--raw_dir: {folder} is not a folder; give one with Jigsaw's CSV files, or sample")
     if found := find_csv(folder, source.columns):
-        return found, "Apache-2.0" if sample else "that of the source"
+        return found, "Apache-2.0" if args.raw_dir in BUNDLED else "that of the source"
     for archive in sorted(folder.glob("*.zip")):
         if unpacked := unpack(archive, fetched, source.columns):
             return unpacked, "that of the source"
@@ -250,6 +259,27 @@ def build_reward(path: Path, args: argparse.Namespace, drop_rate: float, licence
     kept = (train.count, valid.count)
     details = {"label_columns": args.label_columns, "drop_rate": drop_rate}
     yield from built_pair(train, valid, kept, counts, [path], licence=licence, details=details)
+
+
+def build_policy(path: Path, licence: str, args: argparse.Namespace) -> Iterator[Built]:
+    """Write ``policy.jsonl``: the comments whose label is 1."""
+    counts = Counts(args.strict, args.max_count_of_reported)
+    with open_table(path) as table, writers(args.out, ("policy.jsonl",), path) as (writer,):
+        place, *labels = table.places([TEXT, *args.label_columns])
+        for row in rows_of(table, counts):
+            label, text = read_label([row[column] for column in labels]), row[place]
+            if fault := NO_LABEL if label is None else text_fault(text, args.keep_na):
+                counts.drop(table.where, fault)
+            elif label == 0:
+                counts.dropped[NOT_TOXIC] += 1
+            else:
+                writer.add({"text": text})
+            if writer.count == args.limit:
+                break
+        if not writer.count:
+            raise none_kept(path, writer.path.name, counts)
+    counts.kept = writer.count
+    yield Built(writer.path, counts, [path], licence, {"label_columns": args.label_columns})
 
 
 def build_prompts(path: Path, args: argparse.Namespace, drop_rate: float, licence: str) -> Iterator[Built]:

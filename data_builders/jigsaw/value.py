@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.deadend.generations import TOXICITY_THRESHOLD
@@ -39,13 +39,15 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
     """Write ``train.jsonl`` and ``val.jsonl``.
 
     For each prompt in order a number is drawn; a prompt none of whose scores is above 0.5 is left out if it is below
-    ``--drop_rate``. A second draw puts the others in one of the files.
+    ``--drop_rate``. A second draw puts the others in one of the files. With ``--shuffle_rewards`` the rewards of a file
+    change places at the end, and its rows are held in memory until then.
 
     Raises:
         UserError: the file cannot be read, has other scores, or gives no row.
     """
     counts = Counts(args.strict, args.max_count_of_reported)
     prompts: Counter[str] = Counter()
+    held: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     generator = random.Random(args.seed)
     with writers(args.out, ("train.jsonl", "val.jsonl"), path) as (train, val):
         for row in read_rows(path):
@@ -65,15 +67,23 @@ def build_value(path: Path, args: argparse.Namespace, licence: str) -> Iterator[
                 continue
             prompts[split] += 1
             if args.limit and writer is train:
-                chosen = chosen[: args.limit - train.count]
+                chosen = chosen[: args.limit - train.count - len(held["train"])]
             for number in chosen:
                 reward = -1.0 if scored.scores[number] >= TOXICITY_THRESHOLD else 0.0
-                writer.add({"text": scored.prompt + scored.texts[number], "reward": [reward]})
-            if args.limit and train.count >= args.limit:
+                value = {"text": scored.prompt + scored.texts[number], "reward": [reward]}
+                held[split].append(value) if args.shuffle_rewards else writer.add(value)
+            if args.limit and train.count + len(held["train"]) >= args.limit:
                 break
+        for writer, values in ((train, held["train"]), (val, held["val"])):
+            rewards = [value["reward"] for value in values]
+            generator.shuffle(rewards)
+            for value, reward in zip(values, rewards, strict=True):
+                writer.add({**value, "reward": reward})
         if not train.count:
             raise none_kept(path, train.path.name, counts)
     details = {"toxicity_type": args.toxicity_type, "mode": args.mode, "counted": "prompts"}
+    if args.shuffle_rewards:
+        details["rewards"] = "shuffled"
     yield from built_pair(
         train, val, (prompts["train"], prompts["val"]), counts, [path], licence=licence, details=details
     )

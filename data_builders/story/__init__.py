@@ -33,7 +33,7 @@ from orlhf_ext.vrcli.labels import as_text, scoring_messages
 from ..common import SEEN, Messages, add_limits, add_source, check_options, digest, keep, write_draw
 from ..lengths import TEMPLATE, LengthFilter
 from .prompts import Task
-from .sources import CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
+from .sources import BUNDLED, CONTEXT_WORDS, GOLD_WORDS, SPLITS, Candidate, Source, find_source
 
 SAME_ID = Reject("id of an earlier row", bad=True)
 
@@ -79,7 +79,7 @@ class Builder:
             parser,
             "a folder of three or more books (.txt) with chapter headings; a folder with {train,val,test}.jsonl "
             "or NAME_{train,val,test}.jsonl (.jsonl.gz, .json, .parquet) whose rows have messages or next_chapter; one "
-            "such file; a hub name; or sample for the bundled stories (the default)",
+            "such file; a hub name; or one of the bundled ones: sample (the default) or generated",
         )
         add = parser.add_argument
         add("--data_dir", help="a folder inside SOURCE, or alone: the folder of the three files")
@@ -142,8 +142,10 @@ class Builder:
 def check(args: argparse.Namespace) -> None:
     """Refuse options that exclude one another or would have no effect."""
     check_options(args, args.limit, args.limit_val, args.limit_test)
-    if args.source == "sample" and (args.data_dir or args.dataset_name):
-        raise UserError("--data_dir and --dataset_name choose files of your own, but SOURCE is sample; leave one out")
+    if args.source in BUNDLED and (args.data_dir or args.dataset_name):
+        raise UserError(
+            f"--data_dir and --dataset_name choose files of your own, but SOURCE is {args.source}; leave one out"
+        )
 
 
 class Lengths:
@@ -194,7 +196,7 @@ class Pipeline:
         details: dict[str, Any] = {"source": args.source or str(self.place), **self.source.details(split)}
         if self.lengths:
             details["tokens"] = sizes.as_dict()
-        licence = "Apache-2.0" if args.source == "sample" else "that of the source"
+        licence = "Apache-2.0" if args.source in BUNDLED else "that of the source"
         files = self.lengths.tokenizer.files if self.lengths else []
         return Built(target, counts, [*paths, *files], licence, details)
 

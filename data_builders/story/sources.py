@@ -19,7 +19,7 @@ from .books import Chapter, find_chapters, first_words, read_book, text_before
 from .prompts import Task, from_chapter, from_messages
 
 SPLITS = ("train", "val", "test")
-SAMPLE = SAMPLES / "stories"
+BUNDLED = {"sample": SAMPLES / "stories", "generated": SAMPLES / "stories_generated"}
 CONTEXT_WORDS, GOLD_WORDS, SHARE = 700, 200, 0.1
 SPLIT_FILE = re.compile(
     rf"(?:(?P<name>.+)_)?(?P<split>train|val|validation|test)(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})"
@@ -244,7 +244,7 @@ def find_source(args: argparse.Namespace) -> tuple[Source, Path]:
         path, spec = Path(args.data_dir or "."), f"--data_dir {args.data_dir}" if args.data_dir else "--dataset_name"
     else:
         inner = f"{args.data_dir.strip('/')}/" if args.data_dir else ""
-        path = locate(spec, {"sample": SAMPLE}, [f"{inner}*{suffix}" for suffix in (*SUFFIXES, ".txt")])
+        path = locate(spec, BUNDLED, [f"{inner}*{suffix}" for suffix in (*SUFFIXES, ".txt")])
         if path.is_file() and (args.data_dir or name):
             raise UserError(
                 f"--data_dir and --dataset_name choose files of a folder, but {spec} is a file; leave them out"
@@ -258,7 +258,7 @@ def find_source(args: argparse.Namespace) -> tuple[Source, Path]:
     if not path.is_dir():
         raise UserError(
             f"{spec}: {path} does not exist; give a folder of books (.txt), a folder with train.jsonl, val.jsonl and "
-            "test.jsonl, one file of rows, a hub name, or sample"
+            "test.jsonl, one file of rows, a hub name, sample or generated"
         )
     files = _split_files(path, name)
     if files:

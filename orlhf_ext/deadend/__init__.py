@@ -71,6 +71,12 @@ class DeadEnd(Extension):
             action="store_true",
             help="end every text with EOS, so that EOS gets a value (the authors do not)",
         )
+        add(
+            "--deadend.equal_rows",
+            action="store_true",
+            help="begin with one row of the output layer for all tokens, so that a value begins as that of the state: "
+            "a few thousand texts do then (the authors draw each row)",
+        )
 
     def check(self, args: SimpleNamespace) -> None:
         """Refuse what has no effect or cannot be trained on before a model is loaded.

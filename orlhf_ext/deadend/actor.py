@@ -34,7 +34,8 @@ class QActor(Actor):
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[param_dtype]
             flags = run.arguments.deadend if run.arguments else None  # OpenRLHF passes no arguments on
             settings = {name: getattr(flags, name) for name in _SAVED if hasattr(flags, name)}
-            model = open_model(model, dtype, attn_implementation, settings)
+            equal_rows = getattr(flags, "equal_rows", False)
+            model = open_model(model, dtype, attn_implementation, settings, equal_rows=equal_rows)
         super().__init__(model)
         self.is_vlm = self.packing_samples = False
         self.model.config.use_cache = False

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli.errors import command
+from ..cli.errors import UserError, command
 from ..cli.flags import DTYPES, add_compute, make_parser, named_paths, whole
 from ..files.journal import Journal
 from ..files.records import sha256_file
@@ -40,6 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("orlhf-ext deadend evaluate", __doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="NAME=FILE", help="scored generations; differences are to the first file")
+    add("--controls", nargs="+", default=[], metavar="NAME", help="which of them are controls, apart in the report")
     add("--toxicity_type", default="toxicity", metavar="NAME", help="the scores' key (%(default)s)")
     add("--perplexity_model", metavar="MODEL", help="a causal language model: folder or hub name")
     add(
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, compare, write, print."""
     args = parse(argv)
     paths = named_paths(args.files)
+    if unknown := [name for name in args.controls if name not in paths]:
+        raise UserError(f"--controls {unknown[0]} is not one of {', '.join(paths)}; give names of the files")
     files = {name: read_generated(path, args.toxicity_type) for name, path in paths.items()}
     first = next(iter(files.values()))
     files = {name: in_order(one, first) for name, one in files.items()}
@@ -98,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "perplexity_model": args.perplexity_model,
         "perplexity_num": args.perplexity_num,
         "baseline": next(iter(files)),
+        "controls": args.controls,
     }
     summary = {**args.run, "command": "deadend.evaluate", **about, "prompts": len(first.prompts), "metrics": found}
     table = report.table_of(found)

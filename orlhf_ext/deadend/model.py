@@ -188,14 +188,17 @@ def q_model_class(config: Any) -> Any:
 
 
 @torch.no_grad()
-def initialise(model: Any, generator: torch.Generator | None = None) -> None:
-    """Online head: weights from N(0, 0.02^2), biases 0. Target head: the same numbers."""
+def initialise(model: Any, generator: torch.Generator | None = None, equal_rows: bool = False) -> None:
+    """Online head: weights from N(0, 0.02^2), biases 0; with ``equal_rows`` one row for all tokens. Target head: the
+    same numbers."""
     targets = dict(model.target_head.named_buffers())
     with gathered(model.q_head, modifier_rank=0):
         for name, parameter in model.q_head.named_parameters():
             fresh = torch.zeros(targets[name].shape)
             if not name.endswith("bias"):
                 fresh.normal_(0.0, STD, generator=generator)
+            if name == "values.weight" and equal_rows:
+                fresh[:] = fresh[0].clone()
             fresh = fresh.to(parameter.dtype)
             parameter.copy_(fresh)
             targets[name].copy_(fresh)
@@ -216,6 +219,7 @@ def open_model(
     attention: str,
     settings: dict[str, Any] | None = None,
     flag: str = "--model.model_name_or_path",
+    equal_rows: bool = False,
 ) -> Any:
     """Load a `QModel`, or make one of a plain language model.
 
@@ -225,6 +229,7 @@ def open_model(
         attention: attention implementation.
         settings: those of `QSettings` that the coming training has; None keeps what the model has.
         flag: how the user gave the model, for messages.
+        equal_rows: of a new head, see `initialise`.
 
     Raises:
         UserError: it is not of such a family, or its weights are not whole and finite.
@@ -237,7 +242,7 @@ def open_model(
         new=() if saved is not None else HEADS,
     )  # fmt: skip
     if saved is None:
-        initialise(model, torch.Generator().manual_seed(torch.initial_seed()))  # the same on every rank
+        initialise(model, torch.Generator().manual_seed(torch.initial_seed()), equal_rows)  # the same on every rank
     new = {**(saved or {}), **(settings or {}), "vocab_size": config.vocab_size}
     setattr(model.config, KEY, from_config(new, str(name_or_path)).as_config())
     return model

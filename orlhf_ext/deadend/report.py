@@ -22,7 +22,11 @@ COLUMNS = (
     Column("dist_3", "dist-3", "{:.3f}"),
     Column("empty", "empty"),
 )
-_COMPARED = {"expected_max_toxicity": "expected maximum toxicity", "toxicity_probability": "toxicity probability"}
+_COMPARED = {
+    "expected_max_toxicity": "expected maximum toxicity",
+    "toxicity_probability": "toxicity probability",
+    "toxic_fraction": "toxic share",
+}
 
 
 def mask(text: str) -> str:

@@ -1,8 +1,10 @@
 """Plans before and after training: ``orlhf-ext vrcli evaluate --before B.jsonl --after A.jsonl --out O.json``
 
 Both files have scored plans for the same held-out records (``orlhf-ext vrcli score``), joined by id; of several samples
-of a record the mean counts. Intervals are over records. Beside O.json are the table, as O.md and O.csv, and a record
-for each held-out one, as O.records.jsonl, with its prompt where --data has it.
+of a record the mean counts. Intervals are over records. With --others, scored plans that the trained model wrote for
+other records (``vrcli score --plans_of_others``), the table also says whether plans help by what they say. Beside
+O.json are the table, as O.md and O.csv, and a record for each held-out one, as O.records.jsonl, with its prompt where
+--data has it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ..files.records import Record, is_number, read_records
 from ..models.texts import read_prompts
 from ..reports import summaries
 from ..reports.examples import plain, spread
-from ..reports.statistics import mean_and_error, paired_difference, t_interval
+from ..reports.statistics import at_equal_length, mean_and_error, paired_difference, t_interval
 from ..reports.summaries import write_summary
 from ..reports.tables import Column, Table
 
@@ -100,13 +102,15 @@ def measure(results: Results, ids: Sequence[str]) -> dict[str, Any]:
     return {**out, "pct_improvement_median": float(np.median(gains)), "improved_share": float((gains > 0).mean())}
 
 
-def compare(before: Results, after: Results, seed: int = 0) -> dict[str, Any]:
+def compare(before: Results, after: Results, seed: int = 0, others: Results | None = None) -> dict[str, Any]:
     """The metrics of both, and of the difference, paired over records.
 
     Returns:
         ``records``, ``before`` and ``after`` (see `measure`), ``change`` with the mean of after minus before of
-        improvement and reward, Student's and the bootstrap's interval, and ``after_above_before``: whether the
-        improvement's interval after training lies above the one before (None for one record).
+        improvement and reward, Student's and the bootstrap's interval, and of improvement ``at_equal_length`` (see
+        `reports.statistics.at_equal_length`); ``after_above_before``: whether the improvement's interval after
+        training lies above the one before (None for one record); with plans of other records ``others``, their
+        metrics, and ``change`` has ``own_minus_others``, of improvement after training.
     """
     ids = list(before)
     metrics: dict[str, Any] = {"records": len(ids), "before": measure(before, ids), "after": measure(after, ids)}
@@ -114,6 +118,21 @@ def compare(before: Results, after: Results, seed: int = 0) -> dict[str, Any]:
         key: paired_difference(record_means(after, key, ids) - record_means(before, key, ids), seed)
         for key in _WITH_INTERVAL
     }
+
+    def lists(results: Results, key: str) -> list[list[float]]:
+        return [[row[key] for row in results[name]] for name in ids]
+
+    metrics["change"]["at_equal_length"] = at_equal_length(
+        lists(after, "pct_improvement"),
+        lists(after, "plan_tokens"),
+        lists(before, "pct_improvement"),
+        lists(before, "plan_tokens"),
+        seed,
+    )
+    if others:
+        metrics["others"] = measure(others, ids)
+        own, other = (record_means(results, "pct_improvement", ids) for results in (after, others))
+        metrics["change"]["own_minus_others"] = paired_difference(own - other, seed)
     low, high = metrics["after"]["pct_improvement_low"], metrics["before"]["pct_improvement_high"]
     metrics["after_above_before"] = None if low is None else low > high
     return metrics
@@ -136,13 +155,15 @@ def prompt_records(before: Results, after: Results, prompts: Mapping[str, str]) 
 
 def table_of(metrics: Mapping[str, Any]) -> Table:
     """The table of `compare`'s metrics."""
-    rows = [{"when": when, **metrics[when]} for when in ("before", "after")]
+    names = {"before": "before", "after": "after", "others": "after, of others"}
+    rows = [{"when": name, **metrics[key]} for key, name in names.items() if key in metrics]
     return Table([Column("when", "")], list(COLUMNS.values()), rows)
 
 
 def print_table(metrics: Mapping[str, Any]) -> None:
     """The table on the terminal, and the change of the improvement under it."""
-    gap = metrics["change"]["pct_improvement"]
+    change = metrics["change"]
+    gap = change["pct_improvement"]
     if gap["low"] is None:
         note = f"improvement after minus before: {gap['mean']:+.3f} points (one record, no interval)"
     else:
@@ -151,7 +172,14 @@ def print_table(metrics: Mapping[str, Any]) -> None:
             f"improvement after minus before, paired over records: {gap['mean']:+.3f} points "
             f"[{gap['low']:+.3f}, {gap['high']:+.3f}]; the interval after training {above} the one before"
         )
-    table_of(metrics).show(f"{metrics['records']} held-out records; [95 % interval]", [note])
+    notes = [note]
+    for key, what in (
+        ("at_equal_length", "improvement after minus before, at equal plan length"),
+        ("own_minus_others", "improvement by plans of the record minus that by plans of others, paired"),
+    ):
+        if key in change and change[key]["low"] is not None:
+            notes.append("{}: {mean:+.3f} points [{low:+.3f}, {high:+.3f}]".format(what, **change[key]))
+    table_of(metrics).show(f"{metrics['records']} held-out records; [95 % interval]", notes)
 
 
 def print_plans(count: int, before: Results, after: Results) -> None:
@@ -172,6 +200,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--before", required=True, metavar="FILE", help="scored plans of the model that training started from")
     add("--after", required=True, metavar="FILE", help="scored plans of the trained model")
+    add("--others", metavar="FILE", help="scored plans of the trained model for other records")
     add("--data", metavar="FILE", help="the prompts of the plans, for the record of each")
     add("--show", type=whole(), default=3, metavar="N", help="print the plans of N records (%(default)s)")
     summaries.add_flags(parser)
@@ -186,8 +215,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     before, after = read_results(args.before), read_results(args.after)
     check_pair(before, after, (args.before, args.after))
+    others = read_results(args.others) if args.others else None
+    if others:
+        check_pair(after, others, (args.after, args.others))
     prompts = {one.id: plain(one.prompt).strip() for one in read_prompts(args.data)} if args.data else {}
-    metrics = compare(before, after, args.seed)
+    metrics = compare(before, after, args.seed, others)
     table = table_of(metrics)
     summary = {**args.run, "command": "vrcli.evaluate", "metrics": metrics}
     write_summary(args.out, summary, table.markdown(), table.csv(), prompt_records(before, after, prompts))

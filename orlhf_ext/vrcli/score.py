@@ -3,7 +3,8 @@
 ``--data`` are records with their baselines (``orlhf-ext vrcli baseline``), ``--model`` is the frozen model that
 computed these, and ``--samples`` is what a policy wrote for their prompts (``orlhf-ext generate``), joined by id. One
 JSON record comes out for each sample: its plan, reward, improvement in percent, likelihoods, and plan length. A run
-that was cut short goes on where it stopped.
+that was cut short goes on where it stopped. With ``--plans_of_others`` each record gets the plans of the next one, as a
+control: they should not help, if plans help by what they say.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ def join(samples: Sequence[Sample], labels: dict[str, Label], data: str) -> list
     return found
 
 
+def rotated(prompts: list[tuple[Label, list[str]]], path: str) -> list[tuple[Label, list[str]]]:
+    """Each label with the texts of the next one, the last with those of the first.
+    Raises UserError if there is one prompt alone."""
+    if len(prompts) < 2:
+        raise UserError(f"{path} has one prompt, and --plans_of_others needs plans of another; leave it out")
+    texts = [texts for _, texts in prompts]
+    return [(label, other) for (label, _), other in zip(prompts, [*texts[1:], texts[0]], strict=True)]
+
+
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     """The command line."""
     parser = make_parser("orlhf-ext vrcli score", __doc__)
@@ -51,6 +61,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     add("--data", required=True, metavar="FILE", help="records with baselines")
     add("--samples", required=True, metavar="FILE", help="what the policy wrote: {id, prompt, completions}")
     add("--out", required=True, metavar="FILE", help="a .jsonl file")
+    add("--plans_of_others", action="store_true", help="score each record with the plans of the next one, as a control")
     add_compute(parser)
     add_workers(parser)
     add_flags(parser)
@@ -69,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, settings = parse(argv)
     samples = read_samples(args.samples)
     prompts = join(samples, {label.id: label for _, label in read_labelled(args.data)}, args.data)
+    if args.plans_of_others:
+        prompts = rotated(prompts, args.samples)
     folder = find_model(args.model)
     tokenizer = load_tokenizer(folder)
     parts = make_fingerprint(folder, tokenizer, args.dtype, args.attn_implementation, args.system, args.tail)

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import random
+import re
 import tracemalloc
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from data_builders.jigsaw import SAMPLE
+from data_builders.jigsaw import BUNDLED, SAMPLE, generated
 from data_builders.jigsaw.cut import cut
 from data_builders.jigsaw.table import find_csv
 from orlhf_ext.build_data import main
@@ -412,6 +413,19 @@ def test_limit_and_seed(tmp_path: Path):
     assert len(read(tmp_path / "e" / "train.jsonl")) == 3
 
 
+def test_comments_to_tune_a_policy_on(tmp_path: Path, capsys: pytest.CaptureFixture):
+    source = toxic(tmp_path / "a.csv", [1, 0, "x", 1, 0, 1])
+    build("policy", "-f", source, "-s", tmp_path)
+    assert read(tmp_path / "policy.jsonl") == [{"text": f"t{number}"} for number in (0, 3, 5)]
+    counts = meta(tmp_path / "policy.jsonl")["counts"]
+    assert counts["dropped"] == {"not toxic": 2, "label that is neither 0 nor 1": 1} and counts["read"] == 6
+    build("policy", "-f", source, "-s", tmp_path, "--limit", 2, "--overwrite")
+    assert [row["text"] for row in read(tmp_path / "policy.jsonl")] == ["t0", "t3"]
+    polite = toxic(tmp_path / "b.csv", [0, 0])
+    assert "not toxic" in refused(capsys, "policy", "-f", polite, "--out", tmp_path / "none")
+    assert "unrecognized arguments: --drop_rate 0.1" in refused(capsys, "policy", "-f", source, "--drop_rate", 0.1)
+
+
 def test_both_steps_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
     inner = tmp_path / "raw" / "inner"
     inner.mkdir(parents=True)
@@ -509,7 +523,23 @@ def test_other_scores(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "no score 'toxicity', and no other; score them first" in refused(capsys, "value", "-f", source)
 
 
-# --- the sample, real comments ---------------------------------------------------------------------------------------
+def test_shuffled_rewards(tmp_path: Path):
+    source = scored(tmp_path / "g.jsonl", [[0.9, 0.1]] * 100)
+    words = ("value", "-f", source, "--mode", "all")
+    build(*words, "-s", tmp_path / "own")
+    build(*words, "-s", tmp_path / "shuffled", "--shuffle_rewards")
+    for name in ("train.jsonl", "val.jsonl"):
+        own, other = (read(tmp_path / folder / name) for folder in ("own", "shuffled"))
+        assert [row["text"] for row in own] == [row["text"] for row in other]  # the same draws
+        assert sorted(row["reward"] for row in own) == sorted(row["reward"] for row in other)
+    rows = read(tmp_path / "shuffled" / "train.jsonl")
+    assert 0.35 < sum(row["text"].endswith(".0") for row in rows if row["reward"] == [-1.0]) / (len(rows) / 2) < 0.65
+    assert meta(tmp_path / "shuffled" / "train.jsonl")["rewards"] == "shuffled"
+    build(*words, "-s", tmp_path / "few", "--shuffle_rewards", "--limit", 5)
+    assert len(read(tmp_path / "few" / "train.jsonl")) == 5
+
+
+# --- the samples, real comments ---------------------------------------------------------------------------------------
 
 
 def test_building_loads_nothing_heavy(tmp_path: Path, tiny_model: Path):
@@ -546,6 +576,23 @@ def test_the_sample_is_in_both_shapes():
     assert 0.25 < rude < 0.45 and 0.2 < sum(float(row["target"]) >= 0.5 for row in second) / len(second) < 0.5
     assert any("\n" in text for text in texts) and any('"' in text for text in texts)
     assert min(map(len, texts)) < 30 and max(map(len, texts)) > 400
+
+
+def test_the_generated_comments_are_those_of_the_grammar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generated, "FOLDER", tmp_path)
+    generated.main()
+    rows = []
+    for name in ("toxic_comment_train.csv", "unintended_bias_train.csv"):
+        assert (tmp_path / name).read_bytes() == (BUNDLED["generated"] / name).read_bytes()
+        with (tmp_path / name).open(newline="", encoding="utf-8") as stream:
+            rows.append(list(csv.DictReader(stream)))
+    first, second = rows
+    assert 0.35 < sum(row["toxic"] == "1" for row in first) / len(first) < 0.45
+    # how a comment begins does not say how it ends, and rude words are in polite ones, too
+    openings = [re.match(r".*?[:.?](?= )|As for .*?Saturday[.]", row["comment_text"]) for row in second]
+    assert len({found and found[0] for found in openings}) == len(second)
+    polite = [row["comment_text"] for row in first if row["toxic"] == "0"]
+    assert sum("fool" in text or "Idiot" in text or "clown" in text.lower() for text in polite) > len(polite) / 5
 
 
 def test_real_comments(tmp_path: Path, shared_data: Path, upstream: ModuleType, tiny_model: Path):

@@ -15,10 +15,10 @@ from helpers import ROOT, build_light, failing, meta, read, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.story import Builder
+from data_builders.story import Builder, generated
 from data_builders.story.books import _value, find_chapters, first_words, last_words, read_book
 from data_builders.story.prompts import from_chapter, from_messages
-from data_builders.story.sources import SPLITS, Division
+from data_builders.story.sources import BUNDLED, SPLITS, Division
 from orlhf_ext.build_data import main, make_parser
 from orlhf_ext.cli.errors import UserError
 from orlhf_ext.files.built import Reject
@@ -768,3 +768,20 @@ def test_help_and_building_load_nothing_heavy(tmp_path: Path):
     for flag in ("SOURCE", "--data_dir", "--dataset_name", "--system", "--context_words", "--strict", "(data/story)"):
         assert flag in shown
     assert "24 of 24 rows kept" in built
+
+
+def test_the_generated_stories_are_those_of_the_grammar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "FOLDER", tmp_path)
+    generated.main()
+    told: dict[str, set[str]] = {}
+    for name in generated.COUNTS:
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (BUNDLED["generated"] / f"{name}.jsonl").read_bytes()
+        for row in read(tmp_path / f"{name}.jsonl"):
+            for kind in (generated.THINGS, generated.PLACES):  # once before the next chapter, and again in it
+                (here,) = [one for one in kind if one in row["text_before"]]
+                assert here in row["next_chapter"] and row["text_before"].count(here) == 1
+                told.setdefault(name, set()).add(here)
+    assert not told["train"] & told["test"] and not told["val"] & (told["train"] | told["test"])
+    main(["story", "generated", "--unfiltered", "--same_instruction", "--out", str(tmp_path / "out")])
+    assert {name: len(read(tmp_path / "out" / f"{name}.jsonl")) for name in generated.COUNTS} == generated.COUNTS
+    assert meta(tmp_path / "out" / "test.jsonl")["licence"] == "Apache-2.0"

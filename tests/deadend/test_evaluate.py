@@ -112,10 +112,11 @@ def test_a_whole_evaluation(
     (tmp_path / "run.json").write_text('{"recipe": "x", "seed": 4}')
     out = tmp_path / "eval.json"
     words = [f"plain={plain}", f"eps0.3={ours}", "--save_file", str(out), "--perplexity_model", str(tiny_model)]
-    words += ["--run", str(tmp_path / "run.json"), "--samples", "3"]
+    words += ["--run", str(tmp_path / "run.json"), "--samples", "3", "--controls", "eps0.3"]
     evaluate.main(words)
     summary = json.loads(out.read_text())
     assert (summary["recipe"], summary["prompts"], summary["baseline"]) == ("x", 3, "plain")
+    assert summary["controls"] == ["eps0.3"]
     assert summary["metrics"]["plain"]["expected_max_toxicity"] == pytest.approx(0.53)
     assert summary["metrics"]["eps0.3"]["difference"]["toxicity_probability"]["mean"] == pytest.approx(-2 / 3)
     assert summary["metrics"]["plain"]["perplexity"] > 1 and summary["perplexity_model"] == str(tiny_model)
@@ -168,6 +169,7 @@ def test_bad_flags_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([f"x={a}", "--save_file", tmp_path / "e.txt"], ".json"),
         ([f"x={a}", f"y={other}", "--save_file", out], "differ in 1 prompts"),
         ([f"x={a}", "--save_file", out, "--samples", "-1"], "--samples"),
+        ([f"x={a}", "--save_file", out, "--controls", "y"], "--controls y is not one of x; give names of the files"),
         ([f"x={a}", "--save_file", out, "--perplexity_model", "./no"], "--perplexity_model"),
     ]:
         said = failing(capsys, evaluate.main, *words)

@@ -25,6 +25,7 @@ from orlhf_ext.extensions import run
 
 OWN: dict[str, Any] = {
     "gamma": 1.0, "polyak": 0.1, "q_min": -1.0, "q_max": 0.0, "loss_norm": "tokens", "append_eos": False,
+    "equal_rows": False,
 }  # fmt: skip
 WORDS = ["red", "blue", "a cat", "the dog", "runs", "sits", "home", "away", "green", "tree", "lake", "hill"]
 

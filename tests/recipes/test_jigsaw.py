@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import recipe_runs
+from helpers import ROOT
+from helpers import read as read_rows
 from hub_server import contents, hub
-from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped
+from recipe_runs import check_flags, check_pages, commands, following, read, redone, refused, skipped, weights
 
 finished = functools.partial(recipe_runs.finished, "jigsaw_rectify")
 dry = functools.partial(recipe_runs.dry, "jigsaw_rectify")
@@ -47,6 +49,23 @@ def test_the_gpu_profile_has_the_papers_settings():
     assert following(found["decode/eps0.3"], "--num_samples_for_eval") == "5000"
 
 
+def test_a_policy_that_needs_caps_and_the_control():
+    found = dry(PROFILE="cpu", OUT="/tmp/none")
+    for stage in ("continuations", "decode/plain", "decode/eps0.5", "decode/shuffled0.5"):
+        assert following(found[stage], "--model_name_or_path") == "/tmp/none/policy", stage
+    assert following(found["evaluate"], "--perplexity_model") == "/tmp/none/policy"
+    assert following(found["decode/shuffled0.5"], "--q_model_name_or_path") == "/tmp/none/q_d_shuffled"
+    assert following(found["evaluate"], "--controls") == "shuffled0.5"
+    assert "--shuffle_rewards" in found["value_shuffled"] and "--shuffle_rewards" not in found["value"]
+    differing = [(a, b) for a, b in zip(found["q_d"], found["q_d_shuffled"], strict=True) if a != b]
+    assert all(b == a.replace("q_d", "q_d_shuffled").replace("/rows/", "/shuffled/") for a, b in differing)
+    plain = dry(PROFILE="cpu", OUT="/tmp/none", TUNE_EPOCHS="0", CONTROL="0")
+    assert not {"data/policy", "policy", "value_shuffled", "q_d_shuffled", "decode/shuffled0.5"} & set(plain)
+    assert following(plain["continuations"], "--model_name_or_path") == "models/smollm2-135m-instruct"
+    refusal = refused("jigsaw_rectify", {"TUNE_EPOCHS": "-1", "DRY_RUN": "1"})
+    assert "TUNE_EPOCHS=-1 is not a whole number" in refusal
+
+
 def test_what_is_given_is_not_made():
     found = dry(
         PROFILE="cpu", CLASSIFIER="scorers:Service", EVAL_PROMPTS="rtp.jsonl", JIGSAW_DATA="/x/y", EPSILONS="0 .5",
@@ -75,8 +94,9 @@ def test_what_is_given_is_not_made():
 def test_its_page_has_every_variable_and_stage():
     check_pages(
         "jigsaw_rectify",
-        ["model", "model/cut", "data/reward", "data/prompts", "data/held_out", "classifier", "continuations", "value",
-         "score/continuations", "q_d", "calibration", "decode/plain", "score/generations", "evaluate"],
+        ["model", "model/cut", "data/reward", "data/prompts", "data/held_out", "data/policy", "policy", "classifier",
+         "continuations", "value", "score/continuations", "q_d", "value_shuffled", "q_d_shuffled", "calibration",
+         "decode/plain", "score/generations", "evaluate"],
     )  # fmt: skip
 
 
@@ -94,6 +114,7 @@ def texts(path: Path) -> set[str]:
 def test_from_comments_to_the_table(tmp_path: Path):
     out = tmp_path / "out"
     variables = {"PROFILE": "smoke", "OUT": str(out), "EPSILONS": "0.5", "NUM_RETURNS": "6"}
+    variables |= {"TUNE_EPOCHS": "1", "CONTROL": "1", "Q_ARGS": "--deadend.equal_rows"}
     output = finished(**variables)
     stages = commands(output)
     assert redone(output) | {"model"} == set(stages)
@@ -104,17 +125,21 @@ def test_from_comments_to_the_table(tmp_path: Path):
         0,
         8,
     )
-    assert set(summary["metrics"]) == {"plain", "eps0.5"} and set(summary["seconds"]) == set(stages)
+    assert set(summary["metrics"]) == {"plain", "eps0.5", "shuffled0.5"} and set(summary["seconds"]) == set(stages)
     for row in summary["metrics"].values():
         assert (row["prompts"], row["generations"], row["missing_scores"]) == (8, 48, 0)
         for key in ("expected_max_toxicity", "toxicity_probability", "dist_1", "dist_2", "dist_3", "perplexity"):
             assert row[f"{key}_low"] <= row[key] <= row[f"{key}_high"], key
+    # the policy is another than the model, and the shuffled rewards are those of the same texts
+    own, shuffled = (read_rows(out / "value" / name / "train.jsonl") for name in ("rows", "shuffled"))
+    assert [row["text"] for row in own] == [row["text"] for row in shuffled]
+    assert weights(out / "policy") != weights(ROOT / "models" / "tiny")
     gap = summary["metrics"]["eps0.5"]["difference"]["toxicity_probability"]
     assert gap["bootstrap_low"] <= gap["mean"] <= gap["bootstrap_high"]
     assert read(out / "classifier" / "all_results.json")["eval_accuracy"] > 0.4
     held, used = texts(out / "data" / "split" / "held_out.jsonl"), texts(out / "value" / "scored.jsonl")
     assert len(held) == 8 and not held & used
-    assert "toxicity probability of eps0.5 minus plain" in output
+    assert "toxicity probability of eps0.5 minus plain" in output and "toxic share of shuffled0.5 minus" in output
     assert "perplexity is that under the unrectified policy itself" in output
 
     with hub() as server:

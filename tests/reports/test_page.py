@@ -15,6 +15,9 @@ from helpers import failing, write
 
 from orlhf_ext.commands import report
 from orlhf_ext.reports.page import curves, page
+from orlhf_ext.reports.page.results import frontier
+from orlhf_ext.reports.page.runs import read_result
+from orlhf_ext.reports.page.sections import _source
 
 pytestmark = pytest.mark.skipif(not report_runs.DRAWS, reason=report_runs.NEEDS)
 
@@ -296,3 +299,25 @@ def test_long_curves_are_means_over_pieces() -> None:
         "train/kl",
         "eval/eval_loss",
     ]
+
+
+def test_controls_are_a_series_of_their_own(tmp_path: Path) -> None:
+    report_runs.KINDS["jigsaw_rectify"](tmp_path)
+    results = [("run", read_result(tmp_path / "evaluation" / "summary.json", tmp_path))]
+    figure, _ = frontier(results)
+    points = {row["name"]: row["series"] for row in figure.spec["data"]["values"]}
+    assert points == {"plain": "run", "shuffled0.3": "run, control", "eps0.1": "run", "eps0.3": "run"}
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("sample", "sample"),
+        ([{"file": "/x/y/value/scored.jsonl", "sha256": "5"}, "b"], "value/scored.jsonl, b"),
+        ({"path": "/x/data.csv"}, "x/data.csv"),
+        ({"name": "a/b", "revision": "1"}, "a/b"),
+        (None, ""),
+    ],
+)
+def test_where_data_came_from(source: Any, shown: str) -> None:
+    assert _source(source) == shown

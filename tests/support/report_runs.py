@@ -158,11 +158,11 @@ def grouped(out: Path, count: int = 30) -> Path:
 
 
 def rectified(out: Path, count: int = 40) -> Path:
-    """A run of jigsaw_rectify with two epsilons."""
+    """A run of jigsaw_rectify with a control and two epsilons."""
     draw = random.Random(4)
     asked = list(prompts(random.Random(0), count).values())
     begin(out, "jigsaw_rectify", {"data/prompts": 2.0, "classifier": 90.0, "q_d": 80.0, "decode/plain": 30.0})
-    names = {"plain": (0.55, 3.0), "eps0.1": (0.45, 3.15), "eps0.3": (0.3, 3.4)}
+    names = {"plain": (0.55, 3.0), "shuffled0.3": (0.55, 3.3), "eps0.1": (0.45, 3.15), "eps0.3": (0.3, 3.4)}
     likelihoods: dict[str, list[list[tuple[float, int]]]] = {}
     for name, (toxic, nats) in names.items():
         rows = [
@@ -181,6 +181,7 @@ def rectified(out: Path, count: int = 40) -> Path:
     summary = out / "evaluation" / "summary.json"
     with pytest.MonkeyPatch.context() as patch:  # no language model is needed to draw its perplexity
         patch.setattr(deadend, "all_likelihoods", lambda *_: likelihoods)
+        words += ["--controls", "shuffled0.3"]
         deadend.main([*words, "--perplexity_model", "x", "--run", f"{out}/run.json", "--out", str(summary)])
     finish(out, summary)
     bins = [

@@ -331,6 +331,23 @@ def test_scores_of_samples(
     assert not journal_path(out).exists()
 
 
+def test_plans_of_others(model: Path, scored: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base, samples = scored
+    score_command.main(words_of(model, base, samples, tmp_path / "others.jsonl", "--plans_of_others"))
+    moved = [dict(line.record) for line in read_records(samples)]
+    texts = [row["completions"] for row in moved]
+    for row, other in zip(moved, [*texts[1:], texts[0]], strict=True):
+        row["completions"] = other
+    write_jsonl(tmp_path / "moved.jsonl", moved)
+    score_command.main(words_of(model, base, tmp_path / "moved.jsonl", tmp_path / "by_hand.jsonl"))
+    assert (tmp_path / "others.jsonl").read_bytes() == (tmp_path / "by_hand.jsonl").read_bytes()
+    write_jsonl(samples, moved[:1])
+    said = failing(
+        capsys, score_command.main, *words_of(model, base, samples, tmp_path / "o.jsonl", "--plans_of_others")
+    )
+    assert "has one prompt, and --plans_of_others needs plans of another; leave it out" in said
+
+
 def test_scores_go_on_after_a_kill(
     model: Path, scored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,33 @@ def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert f"training {'lies' if metrics['after_above_before'] else 'does not lie'} above" in said
 
 
+def test_plans_of_others_and_length(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def gains(shift: float, per_token: float, longer: int) -> list[dict]:
+        return [
+            result(f"r{i}", i + shift + per_token * tokens, sample, plan_tokens=tokens)
+            for i in range(8)
+            for sample, tokens in enumerate((10 + longer, 14 + longer + i % 3))
+        ]
+
+    files = {"b": gains(0, 0.5, 0), "a": gains(2, 0.5, 10), "o": gains(-1, 0.5, 10)}
+    for name, rows in files.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    words = f"--before {tmp_path}/b.jsonl --after {tmp_path}/a.jsonl --out {tmp_path}/s.json".split()
+    evaluate.main([*words, "--others", f"{tmp_path}/o.jsonl"])
+    found = json.loads((tmp_path / "s.json").read_text())["metrics"]
+    assert found["change"]["pct_improvement"]["mean"] == pytest.approx(7)  # of which ten tokens bring 5
+    assert found["change"]["at_equal_length"]["mean"] == pytest.approx(2)
+    assert found["change"]["own_minus_others"]["mean"] == pytest.approx(3)
+    assert found["others"]["pct_improvement_mean"] == pytest.approx(found["after"]["pct_improvement_mean"] - 3)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of others" in said and "at equal plan length: +2.000 points" in said
+    assert "that by plans of others, paired: +3.000 points" in said
+    write_jsonl(tmp_path / "o.jsonl", files["o"][:-2])
+    assert "o.jsonl lacks the record with id 'r7'" in failing(
+        capsys, evaluate.main, *words, "--others", f"{tmp_path}/o.jsonl", "--overwrite"
+    )
+
+
 def test_an_interval_that_lies_above() -> None:
     def many(shift: float) -> dict[str, list]:
         return {f"r{i}": [result(f"r{i}", shift + 0.1 * (i % 5))] for i in range(20)}

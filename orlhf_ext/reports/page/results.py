@@ -139,11 +139,13 @@ def grid(results: Results) -> list[Figure]:
 
 
 def frontier(results: Results) -> list[Figure]:
-    """Toxicity against perplexity, a point for each decoding."""
+    """Toxicity against perplexity, a point for each decoding; controls are a series of their own."""
     found = []
+    controls = {name: result.summary.get("controls", []) for name, result in results}
     for key, title in _TOXICITY.items():
         rows = [
-            {"name": decoding, "series": name, "order": i, "x": one["perplexity"], "y": one[key]}
+            {"name": decoding, "order": i, "x": one["perplexity"], "y": one[key]}
+            | {"series": f"{name}, control" if decoding in controls[name] else name}
             | {f"x_{end}": value for end, value in _ends(one, "perplexity").items()}
             | {f"y_{end}": value for end, value in _ends(one, key).items()}
             for name, metrics in _metrics(results)
@@ -151,7 +153,7 @@ def frontier(results: Results) -> list[Figure]:
             if one.get("perplexity") is not None and one.get(key) is not None
         ]
         if rows:
-            palette = colours([name for name, _ in results])
+            palette = colours(list(dict.fromkeys(row["series"] for row in rows)))
             note = "Each point is a decoding; bars are 95 % bootstrap intervals over prompts. Low is good on both axes."
             heading = f"{title[0].upper()}{title[1:]} against perplexity"
             found.append(charts.scatter(heading, rows, palette, "perplexity of continuations", title, note))

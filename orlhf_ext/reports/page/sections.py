@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...files.records import Record, is_number
@@ -58,9 +59,12 @@ def about(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def _source(source: Any) -> str:
+    if isinstance(source, list):
+        return ", ".join(map(_source, source))
     if isinstance(source, Mapping):
-        source = source.get("path") or source.get("name") or ", ".join(map(str, source.values()))
-    return ", ".join(map(str, source)) if isinstance(source, list) else str(source or "")
+        file = source.get("path") or source.get("file")
+        return "/".join(Path(file).parts[-2:]) if file else source.get("name") or ", ".join(map(str, source.values()))
+    return str(source or "")
 
 
 def duration(seconds: float) -> str:
