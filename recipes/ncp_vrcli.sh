@@ -19,9 +19,8 @@ smoke=(
     lr=1e-3 kl=1e-3 REWARD_ARGS="--vrcli.reward positive --vrcli.cap 20"
 )
 cpu=(
-    STORIES=generated
-    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=96 VAL_PROMPTS=8 TEST_PROMPTS=40 TEST_COMPLETIONS=2 EPISODES=1
-    CONTEXT_WORDS=40 GOLD_WORDS=50 MAX_LEN=288 MAX_NEW_TOKENS=32 MAX_SCORED=384
+    MODEL=models/smollm2-135m-instruct TRAIN_PROMPTS=32 VAL_PROMPTS=8 TEST_PROMPTS=30 TEST_COMPLETIONS=2 EPISODES=1
+    CONTEXT_WORDS=40 GOLD_WORDS=50 MAX_LEN=224 MAX_NEW_TOKENS=32 MAX_SCORED=320
     ROLLOUT_BATCH=4 SAMPLES=4 BATCH_SIZE=16 MICRO_BATCH_SIZE=4 EVAL_STEPS=4
     # the builder's own words are long for a small model, and every sample computes them again
     instruction='Plan how the next chapter begins, in one short paragraph that starts with "In summary:".'

@@ -149,6 +149,6 @@ def test_from_comments_to_the_table(tmp_path: Path):
     }
     assert redone(again) == {"evaluate", "push/classifier", "push/q_d"}
     assert skipped(again) == set(stages) - {"evaluate"}
-    # another epsilon costs one decoding
+    # another epsilon costs one decoding, the largest also one of the control
     more = finished(**{**variables, "EPSILONS": "0.5 0.9"})
-    assert redone(more) == {"decode/eps0.9", "score/generations", "evaluate"}
+    assert redone(more) == {"decode/eps0.9", "decode/shuffled0.9", "score/generations", "evaluate"}
