@@ -159,7 +159,7 @@ stage evaluate --show --in "${scored[@]}" --source "${PERPLEXITY_MODEL:=$policy}
     --perplexity_model "$PERPLEXITY_MODEL" --perplexity_num "$perplexity_num" --save_file "$OUT/evaluation/summary.json" \
     --run "$OUT/run.json" --seed "$SEED" --samples "$EXAMPLES" ${SHOW:+--show} "${evaluate_args[@]}"
 run_file finish "$OUT/evaluation/summary.json"
-cards "$OUT/evaluation/summary.json" "$classifier" "$OUT/q_d"
+cards "$OUT/evaluation/summary.json" "$classifier" "$OUT/q_d" "$policy"
 [[ $PERPLEXITY_MODEL != "$policy" ]] || echo "# perplexity is that under the unrectified policy itself"
 
 # 7. To a hub, if asked to

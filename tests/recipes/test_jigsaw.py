@@ -133,6 +133,7 @@ def test_from_comments_to_the_table(tmp_path: Path):
     # the policy is another than the model, and the shuffled rewards are those of the same texts
     own, shuffled = (read_rows(out / "value" / name / "train.jsonl") for name in ("rows", "shuffled"))
     assert [row["text"] for row in own] == [row["text"] for row in shuffled]
+    assert (out / "policy" / "README.md").is_file()  # its card
     assert weights(out / "policy") != weights(ROOT / "models" / "tiny")
     gap = summary["metrics"]["eps0.5"]["difference"]["toxicity_probability"]
     assert gap["bootstrap_low"] <= gap["mean"] <= gap["bootstrap_high"]

@@ -135,7 +135,7 @@ def test_its_page_has_every_variable_and_stage():
 @pytest.mark.recipe
 def test_every_flag_of_every_command_exists():
     found = [c for profile in ("smoke", "cpu", "gpu") for c in dry(PROFILE=profile, WANDB_API_KEY="x").values()]
-    assert check_flags(found) == 9
+    assert check_flags(found) == 8
 
 
 def check_summary(summary: dict[str, Any], stages: dict[str, list[str]]) -> None:
