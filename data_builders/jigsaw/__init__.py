@@ -202,7 +202,7 @@ def find_source(step: str, args: argparse.Namespace) -> tuple[Path, str]:
         return path, source.licence
     folder = BUNDLED.get(args.raw_dir, Path(args.raw_dir))
     if not folder.is_dir():
-        raise UserError(f"--raw_dir: {folder} is not a folder; give one with Jigsaw's CSV files, or sample")
+        raise UserError(f"--raw_dir: {folder} is not a folder; give one with Jigsaw's CSV files, sample or generated")
     if found := find_csv(folder, source.columns):
         return found, "Apache-2.0" if args.raw_dir in BUNDLED else "that of the source"
     for archive in sorted(folder.glob("*.zip")):
