@@ -39,9 +39,8 @@ from .table import find_csv, number_of, text_fault
 from .value import build_value
 from .write import built_pair, writers
 
-SAMPLE = SAMPLES / "jigsaw"
 #: what --raw_dir may name instead of a folder
-BUNDLED = {"sample": SAMPLE, "generated": SAMPLES / "jigsaw_generated"}
+BUNDLED = {"sample": SAMPLES / "jigsaw", "generated": SAMPLES / "jigsaw_generated"}
 TEXT = "comment_text"
 #: comments whose tokens are cut at once
 BATCH = 2000

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from data_builders.jigsaw import BUNDLED, SAMPLE, generated
+from data_builders.jigsaw import BUNDLED, generated
 from data_builders.jigsaw.cut import cut
 from data_builders.jigsaw.table import find_csv
 from orlhf_ext.build_data import main
@@ -552,7 +552,7 @@ def test_building_loads_nothing_heavy(tmp_path: Path, tiny_model: Path):
 
 
 def test_the_sample_is_in_both_shapes():
-    sources = [find_csv(SAMPLE, ("comment_text", name)) for name in ("toxic", "target")]
+    sources = [find_csv(BUNDLED["sample"], ("comment_text", name)) for name in ("toxic", "target")]
     tables = []
     for source in sources:
         assert source
