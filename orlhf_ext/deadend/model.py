@@ -232,11 +232,16 @@ def open_model(
         equal_rows: of a new head, see `initialise`.
 
     Raises:
-        UserError: it is not of such a family, or its weights are not whole and finite.
+        UserError: it is not of such a family, its weights are not whole and finite, or ``equal_rows`` is asked of a
+            `QModel`.
     """
     folder = Path(name_or_path) if Path(name_or_path).is_dir() else find_model(name_or_path, flag)
     config = model_config(folder, flag)
     saved = getattr(config, KEY, None)
+    if saved is not None and equal_rows:
+        raise UserError(
+            f"{flag} {folder} is a Q_D already, and --deadend.equal_rows is for the beginning of one; leave it out"
+        )
     model = load_whole(
         q_model_class(config), config, folder, flag, dtype=dtype, attention=attention,
         new=() if saved is not None else HEADS,

@@ -60,8 +60,8 @@ def test_of_a_language_model(language_model: Path) -> None:
     assert model.settings.gamma == 0.9 and model.settings.vocab_size == V
 
 
-def test_equal_rows(language_model: Path) -> None:
-    """Values begin as those of the state; a head that is there stays as it is."""
+def test_equal_rows(language_model: Path, tmp_path: Path) -> None:
+    """Values begin as those of the state; a head that is there has begun already."""
     model = open_model(str(language_model), torch.float32, "sdpa", {}, equal_rows=True)
     rows = model.q_head.values.weight
     assert torch.equal(rows, rows[:1].expand_as(rows)) and rows[0].std().item() == pytest.approx(0.02, rel=0.5)
@@ -69,6 +69,9 @@ def test_equal_rows(language_model: Path) -> None:
     hidden = torch.randn(3, 16)
     values = model.q_head(hidden)
     assert torch.allclose(values, values[:, :1].expand_as(values)) and values[:, 0].unique().numel() == 3
+    model.save_pretrained(tmp_path / "q")
+    with pytest.raises(UserError, match="is a Q_D already, and --deadend"):
+        open_model(str(tmp_path / "q"), torch.float32, "sdpa", {}, equal_rows=True)
 
 
 def test_saved_and_loaded(language_model: Path, tmp_path: Path) -> None:
