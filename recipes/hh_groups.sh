@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gold, MaxMin and SharedRep policies for several groups on Anthropic HH.
-# (Data -> SFT -> two responses to each prompt -> gold traits -> pairs of groups -> reward models -> GRPO -> answers to
+# Gold, MaxMin and SharedRep policies for several groups on Anthropic HH, and one that knows no groups.
+# (Data -> SFT -> responses to each prompt -> gold traits -> pairs of groups -> reward models -> GRPO -> answers to
 # held-out prompts -> each group's gold scores and win rates.)
 #
 #   bash recipes/hh_groups.sh                                           what fits this machine, all methods
@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source recipes/groups/stages.sh # sample, score, answers, reward_model, merged_model, policy
 
 every=(
-    SEED=42 METHOD=all STYLE=hh PRESET=equal AGGREGATE=min K=16 PROPORTION=0.1 KS= PROPORTIONS= SEEDS= SHARE_PROMPTS=0
+    SEED=42 METHOD=all STYLE=hh PRESET=equal AGGREGATE=min K=16 PROPORTION=0.1 KS= PROPORTIONS= SEEDS= SHARE_PROMPTS=0 RM_SAMPLES=2
     HH_DATA=sample HH_FOLDER= LONG_ROWS=drop GROUPS_FILE=recipes/groups/words.yaml RAY_ADDRESS= ENGINES= TP=
     SFT_MODEL= RM_MODEL= SFT_ARGS= RM_ARGS= RL_ARGS= TRAIT_ARGS= eos=append gpu_words= sample_words=
 )
@@ -22,10 +22,10 @@ smoke=(
     RM_BATCH_SIZE=8 RM_EPOCHS=2 RM_MAX_LEN=320 sft_lr=1e-3 rm_lr=1e-3 rl_lr=1e-3 kl=1e-3 "sample_words=--backend hf"
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct TRAITS="positiveness=positiveness conciseness=conciseness:40"
-    NUM_PROMPTS=96 NUM_RL=48 TEST_PROMPTS=48 MAX_LEN=96 MAX_NEW_TOKENS=32
+    MODEL=models/smollm2-135m-instruct TRAITS="positiveness=positiveness conciseness=conciseness:80" GROUPS_FILE=recipes/groups/praise.yaml
+    NUM_PROMPTS=180 NUM_RL=56 TEST_PROMPTS=64 MAX_LEN=112 MAX_NEW_TOKENS=56 PROPORTION=0.2 RM_SAMPLES=4
     BATCH_SIZE=16 MICRO_BATCH_SIZE=8 ROLLOUT_BATCH=4 SAMPLES=4 EPISODES=1
-    RM_BATCH_SIZE=16 RM_EPOCHS=20 RM_MAX_LEN=128 sft_lr=3e-5 rm_lr=2e-3 rl_lr=5e-5 kl=0.01
+    RM_BATCH_SIZE=16 RM_EPOCHS=20 RM_MAX_LEN=128 sft_lr=3e-5 rm_lr=2e-3 rl_lr=1.5e-4 kl=0.01
 )
 gpu=(
     MODEL=TinyLlama/TinyLlama-1.1B-Chat-v1.0 RM_MODEL=gpt2-large HH_DATA= LONG_ROWS=cut
@@ -75,26 +75,32 @@ set_logger sft
     --train.micro_batch_size "$rm_micro" --train.max_epochs 1 --train.seed "$SEED" --adam.lr "$sft_lr" \
     "${training[@]}" --ds.zero_stage 2 "${logger[@]}" "${sft_args[@]}"
 
-# 3. Two responses to each prompt, their gold traits
-sample pairs "$sft" "$prompts/rm.jsonl" "$samples/pairs.jsonl" --num_completions 2 --temperature 1.0 --seed "$SEED"
+# 3. Responses to each prompt, two or more, and their gold traits
+sample pairs "$sft" "$prompts/rm.jsonl" "$samples/pairs.jsonl" --num_completions "$RM_SAMPLES" --temperature 1.0 --seed "$SEED"
 score pairs "$samples/pairs.jsonl" "$samples/pairs_scored.jsonl"
 
 # 4. What does not depend on a proportion: SFT's answers, and the gold policy of each seed
 drawn=() reward_models=() answered=() summaries=() # what is made
 answers sft "$sft"
 for seed in "${seeds[@]}"; do
-    policy "gold-seed$seed" "$seed" "" --groups.kind gold --groups.traits "${traits[@]}"
+    policy "gold-seed$seed" "$seed" "" --groups.config "$GROUPS_FILE" --groups.kind gold --groups.traits "${traits[@]}"
 done
 
 # 5. For each proportion, seed and k: pairs, reward models, policies, and the table
 compare() { compared+=(--policy "$1=$samples/test/$2_scored.jsonl") inputs+=("$samples/test/$2_scored.jsonl"); }
 for proportion in "${proportions[@]}"; do for seed in "${seeds[@]}"; do
     where=prop$proportion-seed$seed pairs=$OUT/pairs/prop$proportion-seed$seed maxmin=maxmin-prop$proportion-seed$seed
+    single=single-prop$proportion-seed$seed
     if [[ $METHOD != gold ]]; then
         stage "pairs/$where" --in "$samples/pairs_scored.jsonl" "$GROUPS_FILE" --out "$pairs" -- \
             python -m orlhf_ext.build_data hh-groups "$samples/pairs_scored.jsonl" --out "$pairs" \
             --groups "$GROUPS_FILE" --proportion "$proportion" --style "$STYLE" --seed "$seed"
         drawn+=("$where")
+    fi
+    if [[ $METHOD == all || $METHOD == single ]]; then # the control: one score for all pairs, as without groups
+        reward_model "$single" "$pairs" "$seed" "$RM_MODEL" "$rm_lr" --groups.head single --groups.squash tanh
+        policy "$single" "$seed" "$OUT/rm/$single" --groups.kind group_rm
+        reward_models+=("$single")
     fi
     if [[ $METHOD == all || $METHOD == maxmin ]]; then
         if [[ $PRESET == paper ]]; then
@@ -102,17 +108,18 @@ for proportion in "${proportions[@]}"; do for seed in "${seeds[@]}"; do
         else
             reward_model "$maxmin" "$pairs" "$seed" "$RM_MODEL" "$rm_lr" --groups.head independent --groups.squash tanh
         fi
-        policy "$maxmin" "$seed" "$OUT/rm/$maxmin" --groups.kind group_rm
+        policy "$maxmin" "$seed" "$OUT/rm/$maxmin" --groups.config "$GROUPS_FILE" --groups.kind group_rm
         reward_models+=("$maxmin")
     fi
     for k in "${ks[@]}"; do # one empty k, where no method has one
         name=$where${k:+-k$k} compared=() inputs=("$samples/test/sft_scored.jsonl")
         compare gold "gold-seed$seed"
+        [[ $METHOD != all && $METHOD != single ]] || compare single "$single"
         [[ $METHOD != all && $METHOD != maxmin ]] || compare maxmin "$maxmin"
         if [[ -n $k ]]; then
             reward_model "sharedrep-$name" "$pairs" "$seed" "$RM_MODEL" "$rm_lr" --groups.head shared --groups.k "$k" \
                 --groups.squash tanh
-            policy "sharedrep-$name" "$seed" "$OUT/rm/sharedrep-$name" --groups.kind group_rm
+            policy "sharedrep-$name" "$seed" "$OUT/rm/sharedrep-$name" --groups.config "$GROUPS_FILE" --groups.kind group_rm
             reward_models+=("sharedrep-$name")
             compare sharedrep "sharedrep-$name"
         fi

@@ -115,6 +115,8 @@ def hh_groups(v: Values) -> None:
     given_processes = v["NPROC"]
     (v["rm_micro"],) = v.fit_training(("RM_BATCH_SIZE", 16))
     v.fit_rl(given_processes, spare=1)
+    if v.number("RM_SAMPLES") < 2:
+        fail("RM_SAMPLES=1 leaves nothing to make a pair of; give at least 2")
     for name in ("PROPORTION", "K", "SEED"):
         v[f"{name}S"] = v[f"{name}S"] or v[name]
     v["proportions"] = split_list(v, "PROPORTIONS", r"(?=.*[1-9])0?\.[0-9]+", "numbers between 0 and 1")

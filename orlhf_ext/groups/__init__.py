@@ -34,6 +34,8 @@ from . import trained_groups
 
 CACHE = "~/.cache/orlhf_ext/features"
 DEFAULT_K = 16
+SINGLE = "single"
+EVERYBODY = "all"  # the group that `SINGLE` makes of all of them
 
 _BUILDER = "openrlhf.models.model:get_llm_for_sequence_regression"
 _GROUP_BUILDER = "orlhf_ext.groups.model:get_llm_for_sequence_regression"
@@ -59,7 +61,12 @@ class GroupRM(Extension):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """The ``--groups.*`` flags of training."""
         add = parser.add_argument
-        add("--groups.head", choices=HEADS, default="shared", help="shared: SharedRep; independent: MaxMin (shared)")
+        add(
+            "--groups.head",
+            choices=[*HEADS, SINGLE],
+            default="shared",
+            help="shared: SharedRep; independent: MaxMin; single: one score for all pairs, as without groups (shared)",
+        )
         add("--groups.k", type=COUNT, metavar="K", help=f"width of the shared layer ({DEFAULT_K})")
         add("--groups.squash", choices=SQUASHES, default="tanh", help="of scores in the loss (%(default)s)")
         add(
@@ -105,6 +112,8 @@ class GroupRM(Extension):
         if groups.only is not None and groups.only not in names:
             known = suggest(groups.only, list(names))
             raise UserError(f"--groups.only {groups.only} is not a group of the pairs{known}")
+        if single := groups.head == SINGLE:
+            names, own = (EVERYBODY,), None
         shared = groups.head == "shared" and groups.only is None
         settings = HeadSettings(
             names=[groups.only] if groups.only else list(names),
@@ -117,7 +126,7 @@ class GroupRM(Extension):
             ids=own,
         )
         _check_checkpoint(args, settings)
-        self._training = trained_groups.Training(settings, groups.train_backbone, names, ids)
+        self._training = trained_groups.Training(settings, groups.train_backbone, names, ids, pooled=single)
 
     def configure(self, args: SimpleNamespace) -> None:
         """Write down the groups that `check` found in the pairs: the model has a score for each."""
@@ -162,10 +171,15 @@ def _vocabulary(folder: Path) -> Any:
 
 def _check_flags(args: SimpleNamespace) -> None:
     groups = args.groups
-    if groups.k is not None and (groups.head == "independent" or groups.only):
+    if groups.k is not None and (groups.head != "shared" or groups.only):
         raise UserError("--groups.k is the width of a shared layer; leave it out, or give --groups.head shared")
-    if groups.only and groups.weighting == "balanced":
-        raise UserError("--groups.weighting balanced has no effect with --groups.only; leave it out")
+    if groups.only and groups.head == SINGLE:
+        raise UserError(
+            "--groups.head single learns from all pairs, --groups.only from those of one group; leave one out"
+        )
+    if groups.weighting == "balanced" and (groups.only or groups.head == SINGLE):
+        other = "--groups.only" if groups.only else "--groups.head single"
+        raise UserError(f"--groups.weighting balanced has no effect with {other}; leave it out")
     lora = args.ds.lora.rank > 0
     if lora and groups.train_backbone:
         raise UserError("--ds.lora.rank trains adapters, --groups.train_backbone all weights; leave one out")

@@ -25,7 +25,16 @@ from ..files.records import Record, is_number, read_object
 from ..models.texts import Sample, read_samples
 from ..reports import summaries
 from ..reports.examples import plain, print_examples
-from ..reports.statistics import Interval, Lists, bootstrap, mean_and_error, prompt_means, t_interval, win_rates
+from ..reports.statistics import (
+    Interval,
+    Lists,
+    bootstrap,
+    least_mean_gain,
+    mean_and_error,
+    prompt_means,
+    t_interval,
+    win_rates,
+)
 from ..reports.summaries import write_summary
 from ..reports.tables import Column, Table
 from .config import Group, group_scores, read_groups, trait_fault, wanted_traits
@@ -135,6 +144,32 @@ def compare(
         worst = min(groups, key=lambda group: rows[group]["gold_mean"])
         metrics[name] = {**rows, "worst_group": rows[worst]["gold_mean"], "worst_group_name": worst}
     return metrics
+
+
+def worst_group_gains(
+    methods: Mapping[str, Scored], groups: Sequence[str], ids: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """``{policy: {other method: {"mean", "low", "high"}}}``: what its worst group has above the other's worst group,
+    paired over prompts."""
+    scores = {name: [scored.of(group, ids) for group in groups] for name, scored in methods.items()}
+    return {
+        name: {other: least_mean_gain(own, theirs, seed) for other, theirs in scores.items() if other != name}
+        for name, own in scores.items()
+        if name != "sft"
+    }
+
+
+def gains_table(gains: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The table of `worst_group_gains`: a row for each policy, a column for what it is compared with."""
+    others = ["sft", *gains]
+    columns = [
+        Column(f"{other}_mean", f"over {other.replace('sft', 'SFT')}", "{:+.3f}", interval=other) for other in others
+    ]
+    rows = [
+        {"method": name} | {f"{other}_{key}": value for other, gain in row.items() for key, value in gain.items()}
+        for name, row in gains.items()
+    ]
+    return Table([Column("method", "worst group of")], columns, rows)
 
 
 def prompt_records(methods: Mapping[str, Scored], groups: Sequence[str], ids: Sequence[str]) -> list[Record]:
@@ -295,7 +330,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ids = common_ids(list(methods.values()), args.force)
     metrics = compare(methods, names, args.baseline, ids, args.seed)
     run = {} if args.proportion is None else {"proportion": args.proportion}
+    gains = worst_group_gains(methods, names, ids, args.seed)
     summary = {**run, **args.run, "baseline": args.baseline, "prompts": len(ids), "metrics": metrics}
+    summary["worst_group_gains"] = gains
     rows = [
         {"method": name, "group": group, **found[group], "worst": found["worst_group_name"] == group}
         for name, found in metrics.items()
@@ -303,10 +340,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     table = table_of(rows, args.baseline, ["method", "group"])
     records = prompt_records(methods, names, ids)
-    write_summary(args.out, {**summary, "command": "groups.evaluate"}, table.markdown(), table.csv(), records)
+    markdown, above = table.markdown(), gains_table(gains)
+    if gains:
+        markdown += "\n" + above.markdown()
+    write_summary(args.out, {**summary, "command": "groups.evaluate"}, markdown, table.csv(), records)
     last = list(methods)[-1]
     print_examples(args.show, {key: methods["sft"].samples[key] for key in ids}, last, methods[last].samples)
     table.show(f"{len(ids)} held-out prompts; ± standard error, [95 % interval]; ties ½, strict 0")
+    if gains:
+        above.show("worst group's gold score, row over column; paired over prompts, [95 % interval]")
 
 
 if __name__ == "__main__":

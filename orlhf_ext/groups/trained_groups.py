@@ -27,6 +27,8 @@ class Training:
     names: tuple[str, ...] = ()
     #: the name of each id, see `id_text`; by default ids are places in `names`
     ids: Mapping[str, str] | None = None
+    #: all pairs are of the one group in `settings`, whatever they say
+    pooled: bool = False
 
     @property
     def only(self) -> str | None:
@@ -48,6 +50,8 @@ class Training:
     def group_of(self, record: Mapping[str, Any], where: str = "a record") -> int | None:
         """The place of a pair's group in `settings`; None for a group that is not trained.
         Raises UserError if the pair has no group, or one that is not known."""
+        if self.pooled:
+            return 0
         return self._places.get(group_name(record, self._known, self._ids, where))
 
 

@@ -149,6 +149,21 @@ def at_equal_length(ours: Lists, our_lengths: Lists, theirs: Lists, their_length
     return {"mean": mean, "low": low, "high": high}
 
 
+def least_mean_gain(ours: Sequence[Lists], theirs: Sequence[Lists], seed: int) -> dict[str, float | None]:
+    """How much the least of our columns' means is above the least of theirs, of the same prompts in the same order.
+
+    The interval is the bootstrap's over prompts, with all columns of a prompt together.
+    """
+
+    def gain(*columns: NDArray[np.float64], axis: int = -1) -> Any:
+        means = [column.mean(axis=axis) for column in columns]
+        return np.min(means[: len(ours)], axis=0) - np.min(means[len(ours) :], axis=0)
+
+    columns = tuple(prompt_means(column) for column in (*ours, *theirs))
+    interval = _percentiles(columns, gain, seed) if len(columns[0]) > 1 else Interval(None, None)
+    return {"mean": float(gain(*columns)), "low": interval.low, "high": interval.high}
+
+
 def paired_difference(gap: NDArray[np.float64], seed: int) -> dict[str, float | None]:
     """The mean of paired differences, with Student's and the bootstrap's interval."""
     student, drawn = t_interval(gap), bootstrap(gap, seed)

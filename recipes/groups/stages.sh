@@ -47,7 +47,7 @@ policy() {
     set_logger "policy_$1"
     stage "policy/$1" --in "$prompts/rl.jsonl" "$GROUPS_FILE" ${3:+"$3"} --source "$sft" --out "$OUT/policy/$1" -- \
         python -m orlhf_ext.launch train_ppo_ray --ext.reward groups "${batch_min[@]}" --groups.aggregate "$AGGREGATE" \
-        --groups.config "$GROUPS_FILE" "${@:4}" "${model[@]}" --actor.model_name_or_path "$sft" \
+        "${@:4}" "${model[@]}" --actor.model_name_or_path "$sft" \
         --actor.num_nodes 1 --actor.num_gpus_per_node "$NPROC" --ref.num_nodes 1 --ref.num_gpus_per_node "$NPROC" \
         --train.colocate_actor_ref --vllm.num_engines "$ENGINES" --vllm.tensor_parallel_size "$TP" --ds.zero_stage 2 \
         --ds.param_dtype bf16 "${gpu_words[@]}" "${placement[@]}" --data.prompt_dataset "$prompts/rl.jsonl" \

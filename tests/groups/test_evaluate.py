@@ -65,7 +65,7 @@ def test_the_summary(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"k": 16, "seed": 42, "seconds": {"sft": 1}}))
     evaluate.main([*files(tmp_path), "--run", f"{tmp_path}/run.json", "--proportion", "0.05"])
     found = summary(tmp_path)
-    assert {key: value for key, value in found.items() if key != "metrics"} == {
+    assert {key: value for key, value in found.items() if key not in ("metrics", "worst_group_gains")} == {
         "proportion": 0.05,
         "k": 16,
         "seed": 42,
@@ -75,6 +75,12 @@ def test_the_summary(tmp_path: Path) -> None:
         "prompts": 4,
     }
     metrics = found["metrics"]
+    gains = found["worst_group_gains"]
+    assert {name: list(row) for name, row in gains.items()} == {"gold": ["sft", "maxmin"], "maxmin": ["sft", "gold"]}
+    for name, row in gains.items():
+        for other, gain in row.items():
+            assert gain["mean"] == pytest.approx(metrics[name]["worst_group"] - metrics[other]["worst_group"])
+            assert gain["low"] <= gain["mean"] <= gain["high"]
     assert list(metrics) == ["sft", "gold", "maxmin"]
     for name, scores in SCORES.items():
         assert list(metrics[name]) == ["minority", "majority", "worst_group", "worst_group_name"]
@@ -116,7 +122,10 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pyte
     metrics = summary(tmp_path)["metrics"]
     lines = (tmp_path / "summary.md").read_text().splitlines()
     assert lines[0] == "| method | group | gold score | wins vs gold | wins vs SFT |"
-    assert len(lines) == 2 + 3 * 2 and sum("(worst)" in line for line in lines) == 3
+    assert lines[8] == "" and sum("(worst)" in line for line in lines[:8]) == 3
+    assert lines[9] == "| worst group of | over SFT | over gold | over maxmin |"
+    assert [line.partition(" | ")[0] for line in lines[11:]] == ["| gold", "| maxmin"]
+    assert f"| {metrics['gold']['worst_group'] - metrics['sft']['worst_group']:+.3f} [" in lines[11]
     assert lines[6].startswith("| maxmin | minority | 1.300 ± 0.") and "| 37.5% [" in lines[6]
     assert "strict 25.0%" in lines[6]
     with (tmp_path / "summary.csv").open() as stream:

@@ -76,6 +76,9 @@ def check(train: Path, eval: Path | None = None, model: str = "base", **changes:
     [
         ({"k": 4, "head": "independent"}, "--groups.k is the width of a shared layer; leave it out"),
         ({"only": "minority", "weighting": "balanced"}, "--groups.weighting balanced has no effect"),
+        ({"head": "single", "weighting": "balanced"}, "--groups.weighting balanced has no effect with --groups.head"),
+        ({"head": "single", "only": "minority"}, "--groups.head single learns from all pairs"),
+        ({"head": "single", "k": 4}, "--groups.k is the width of a shared layer"),
         ({"only": "minority", "batch_size": 4}, "--groups.only minority has 2 pairs, fewer than --train.batch_size 4"),
         ({"only": "minorty"}, "--groups.only minorty is not a group of the pairs; did you mean 'minority'?"),
         ({"train_backbone": True, "lora_rank": 4}, "--ds.lora.rank trains adapters"),
@@ -131,6 +134,13 @@ def test_what_is_trained_is_noted(tmp_path: Path) -> None:
         check(write(tmp_path / "none.jsonl", [{"chosen": "a", "rejected": "b"}]))
     with pytest.raises(UserError, match="has no pair of group 'minority'; raise its proportion, take another seed"):
         check(write(tmp_path / "one.jsonl", [row for row in pairs(8, 1) if row["group_id"]]), names=NAMES)
+
+
+def test_a_single_head_takes_every_pair(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", pairs(8, 0))
+    found = check(tmp_path / "train.jsonl", head="single")
+    assert (found.settings.names, found.settings.head, found.settings.k) == (["all"], "independent", None)
+    assert found.only is None and {found.group_of(pair) for pair in pairs(8, 0)} == {0}
 
 
 def test_a_reward_model_for_the_policys_ids(tiny_model: Path, reward_model: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ dry = functools.partial(recipe_runs.dry, "hh_groups")
 
 RUN = "prop0.1-seed42-k16"
 POLICIES = ["gold-seed42", "maxmin-prop0.1-seed42", "sharedrep-prop0.1-seed42-k16"]
+SINGLE = "single-prop0.1-seed42"
 
 
 def test_the_gpu_profile_has_the_papers_settings():
@@ -60,10 +61,30 @@ def test_a_grid_shares_what_it_can():
     found = dry(PROFILE="smoke", PROPORTIONS="0.05 .2", KS="2 16", SEEDS="1 2")
     count = {kind: sum(stage.startswith(kind) for stage in found) for kind in ("sft", "sample/pairs", "pairs/", "grid")}
     assert count == {"sft": 1, "sample/pairs": 1, "pairs/": 4, "grid": 1}
-    for prefix, wanted in {"rm/maxmin": 4, "rm/sharedrep": 8, "policy/gold": 2, "policy/": 14, "evaluate/": 8}.items():
+    for prefix, wanted in {
+        "rm/single": 4,
+        "rm/maxmin": 4,
+        "rm/sharedrep": 8,
+        "policy/gold": 2,
+        "policy/": 18,
+        "evaluate/": 8,
+    }.items():
         assert sum(stage.startswith(prefix) for stage in found) == wanted, prefix
     assert following(found["pairs/prop.2-seed2"], "--proportion") == ".2"
     assert len([word for word in found["grid"] if word.endswith("summary.json")]) == 8
+
+
+def test_the_control_knows_no_groups():
+    """One score for all pairs: the same pairs, training and RL as maxmin's, and no file of groups to agree with."""
+    found = dry(PROFILE="smoke")
+    single, maxmin = found[f"rm/{SINGLE}"], found[f"rm/{POLICIES[1]}"]
+    assert (following(single, "--groups.head"), following(maxmin, "--groups.head")) == ("single", "independent")
+    renamed = [word.replace("single", "maxmin") for word in single]
+    assert [word.replace("independent", "maxmin") for word in maxmin] == renamed
+    assert "--groups.config" in found[f"policy/{POLICIES[1]}"] and "--groups.config" not in found[f"policy/{SINGLE}"]
+    assert {stage for stage in dry(PROFILE="smoke", METHOD="single") if stage.startswith("policy/")} == {
+        f"policy/{POLICIES[0]}", f"policy/{SINGLE}",
+    }  # fmt: skip
 
 
 def test_one_method_also_trains_gold():
@@ -183,21 +204,24 @@ def test_one_method_from_prompts_to_the_table(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.recipe
-def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
+def test_all_methods_from_prompts_to_the_table(tmp_path: Path):
     from orlhf_ext.models.head_settings import read_settings
 
     out = tmp_path / "out"
     output = finished(PROFILE="smoke", OUT=str(out))
     stages = commands(output)
-    check_summary(read(out / "summary.json"), stages, "all", "maxmin", "sharedrep")
+    check_summary(read(out / "summary.json"), stages, "all", "single", "maxmin", "sharedrep")
     assert read(out / "summary.json")["k"] == 16
     assert read(out / "runs" / RUN / "summary.json") == read(out / "summary.json")
     rows = list(csv.DictReader((out / "runs" / RUN / "summary.csv").open()))
-    assert [row["method"] for row in rows] == [m for m in ("sft", "gold", "maxmin", "sharedrep") for _ in range(2)]
+    methods = ("sft", "gold", "single", "maxmin", "sharedrep")
+    assert [row["method"] for row in rows] == [method for method in methods for _ in range(2)]
+    assert set(read(out / "summary.json")["worst_group_gains"]["maxmin"]) == set(methods) - {"maxmin"}
+    assert read_settings(out / "rm" / SINGLE, "--model").names == ["all"]
     settings = {name: read_settings(out / "rm" / name, "--model") for name in POLICIES[1:]}
     assert [one.head for one in settings.values()] == ["independent", "shared"]
     assert all(one.style == "hh" and one.names == ["minority", "majority"] for one in settings.values())
-    assert len({weights(out / "policy" / name) for name in POLICIES} | {weights(out / "sft")}) == 4
+    assert len({weights(out / "policy" / name) for name in (*POLICIES, SINGLE)} | {weights(out / "sft")}) == 5
     # the second reward model finds all of its texts' hidden states
     log = (out / "logs" / "rm_sharedrep-prop0.1-seed42-k16.log").read_text()
     assert " 0 computed" in log
@@ -205,13 +229,13 @@ def test_three_methods_from_prompts_to_the_table(tmp_path: Path):
     with hub() as server:
         again = finished(PROFILE="smoke", OUT=str(out), PUSH_TO_HUB="me/hh", **server.environment)
     folders = {f"{path.parent.name}-{path.name}": path for kind in ("rm", "policy") for path in (out / kind).glob("*/")}
-    assert len(folders) == 5
+    assert len(folders) == 7
     folders["sft"] = out / "sft"
     sets = {"raw": ["samples/pairs_scored"], f"pairs-{POLICIES[1].removeprefix('maxmin-')}": []}
     sets[f"pairs-{POLICIES[1].removeprefix('maxmin-')}"] = [
         f"pairs/prop0.1-seed42/{split}" for split in ("train", "test")
     ]
-    sets |= {f"eval-{name}": [f"samples/test/{name}_scored"] for name in ("sft", *POLICIES)}
+    sets |= {f"eval-{name}": [f"samples/test/{name}_scored"] for name in ("sft", SINGLE, *POLICIES)}
     assert set(server.repositories) == {f"me/hh-{name}" for name in (*folders, *sets)}
     assert all(repository.private for repository in server.repositories.values())
     for name, folder in folders.items():
