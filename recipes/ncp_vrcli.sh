@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A policy whose plans make a story's next chapter more likely (VR-CLI).
-# (Data -> baseline likelihoods -> GRPO -> plans before and after -> their improvements -> table.)
+# (Data -> a policy that knows what plans look like -> baseline likelihoods -> GRPO -> plans before and after -> their improvements -> table.)
 #
 #   bash recipes/ncp_vrcli.sh                                  what fits this machine, on the bundled stories
 #   STORIES=/path/to/books PROFILE=cpu bash recipes/ncp_vrcli.sh      variables: docs/methods/vrcli.md
@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 every=(
     STORIES=sample SYSTEM=keep ATTENTION= NUM_NODES=1 ENGINES= TP= RAY_ADDRESS= DATA_ARGS= RL_ARGS= instruction=
-    gpu_words= zero=2 save_steps=
+    TUNE_EPOCHS=0 TUNE_ARGS= tune_lr=1e-4 gpu_words= zero=2 save_steps=
 )
 smoke=(
     MODEL=models/tiny-2048 TRAIN_PROMPTS=16 VAL_PROMPTS=2 TEST_PROMPTS=4 TEST_COMPLETIONS=1 EPISODES=1
@@ -65,6 +65,19 @@ stage data --source "$STORIES" "$MODEL" --out "$data" -- \
     ${instruction:+--instruction "$instruction"} "${lengths[@]}" --system "$SYSTEM" --tokenizer "$MODEL" \
     --max_prompt_tokens $((MAX_LEN - MAX_NEW_TOKENS)) --max_tokens "$MAX_SCORED" "${data_args[@]}"
 run_file data "$data"
+
+# A model that knows what plans look like, for rows that bring plans along; all else is about that model
+tuned=()
+if ((TUNE_EPOCHS)); then
+    set_logger tuned
+    stage tune --in "$data/train.jsonl" --source "$MODEL" --out "$OUT/tuned" -- \
+        "${launch[@]}" train_sft --model.model_name_or_path "$MODEL" --ckpt.output_dir "$OUT/tuned" \
+        --data.dataset "$data/train.jsonl" --data.input_key prompt --data.output_key plan --data.apply_chat_template \
+        --data.max_len "$MAX_LEN" --train.batch_size "$BATCH_SIZE" --train.micro_batch_size "$tune_micro" \
+        --train.max_epochs "$TUNE_EPOCHS" --train.seed "$SEED" --adam.lr "$tune_lr" --adam.betas 0.9 0.999 \
+        --lr_scheduler linear --lr_warmup_ratio 0 --ds.zero_stage 2 "${logger[@]}" "${tune_args[@]}"
+    MODEL=$OUT/tuned tuned=("$OUT/tuned")
+fi
 
 # 2. Baselines: how likely each gold text is without a plan
 stage baseline --in "$data"/{train,val,test}.jsonl --source "$MODEL" --out "$base"/{train,val,test}.jsonl -- \
@@ -123,7 +136,7 @@ stage evaluate --show --in "$plans"/{before,after,others}_scored.jsonl "$base/te
     --others "$plans/others_scored.jsonl" \
     --data "$base/test.jsonl" --run "$OUT/run.json" --out "$policy/summary.json" --show 3 --seed "$SEED"
 run_file finish "$policy/summary.json"
-cards "$policy/summary.json" "$policy"/{model,best}
+cards "$policy/summary.json" "${tuned[@]}" "$policy"/{model,best}
 report
 cat <<END
 # policy: $policy/model; the best by evaluation: $policy/best -> $best

@@ -160,7 +160,10 @@ def ncp_vrcli(v: Values) -> None:
     """``ncp_vrcli.sh``."""
     fit.check_room(v.number("MAX_LEN"), v.number("MAX_NEW_TOKENS"))
     fit.check_rollouts(v.number("ROLLOUT_BATCH"), v.number("SAMPLES"), v.number("BATCH_SIZE"))
-    v.fit_rl(v["NPROC"])
+    given = v["NPROC"]
+    if v["TUNE_EPOCHS"] != "0":
+        (v["tune_micro"],) = v.fit_training(("BATCH_SIZE", v.number("MICRO_BATCH_SIZE")))
+    v.fit_rl(given)
     if v["NUM_NODES"] != "1" and not v["RAY_ADDRESS"]:
         fail(
             f"NUM_NODES={v['NUM_NODES']} needs a Ray cluster; set RAY_ADDRESS (auto on its head node), or leave "

@@ -37,10 +37,10 @@ from orlhf_ext.files.records import read_records, write_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 #: prompts of the training pairs, two pairs each, and the share of turned labels
-CONDITIONS = ((19, 0.0), (38, 0.0), (76, 0.0), (76, 0.15), (76, 0.3))
+CONDITIONS = ((5, 0.0), (19, 0.0), (76, 0.0), (76, 0.15), (76, 0.3))
 WHOLE = (76, 0.0)  # all pairs as they are
 #: of the largest set; smaller ones have as many steps
-EPOCHS = {"btrm": 3, "genrm": 3}
+EPOCHS = {"btrm": 1, "genrm": 1}
 #: in the recipe's summary
 NAMES = {"btrm": "reward_model", "genrm": "logprob"}
 
@@ -62,10 +62,11 @@ def write_pairs(path: Path, seed: int, prompts: int, noise: float) -> None:
 def measure(judge: str, seed: int, prompts: int, noise: float, work: Path, profile: str) -> dict[str, Any]:
     """One model: its summary, and for each test pair whether it is right."""
     out = work / f"{judge}-{profile}-{prompts}-{noise:g}-{seed}"
-    write_pairs(out.with_suffix(".jsonl"), seed, prompts, noise)
+    pairs = out.with_name(f"{out.name}.jsonl")  # not with_suffix: a share has a point
+    write_pairs(pairs, seed, prompts, noise)
     settings = {
         "PROFILE": profile,
-        "LITBENCH_DATA": str(out.with_suffix(".jsonl")),
+        "LITBENCH_DATA": str(pairs),
         "TEST_FILE": str(BUNDLED["graded"] / "test.jsonl"),
         "OUT": str(out),
         "SEED": str(seed),

@@ -12,6 +12,9 @@ In conversations, in books, and with ``--same_instruction``, an empty plan gives
 next-chapter rows the plan also replaces the instruction with one that speaks of it, as the authors' code does: then an
 empty plan changes the prompt too.
 
+A source's row may bring a plan along, the text ``plan``. It is written as ``"plan": [message]``, so that a policy can
+first be tuned on such plans: ``train_sft --data.input_key prompt --data.output_key plan --data.apply_chat_template``.
+
 The gold text of a book is the beginning of a chapter, without its heading; that of a next-chapter row is the whole
 chapter with its header, as in the authors' data; that of a conversation is its last message.
 """
@@ -208,7 +211,10 @@ class Pipeline:
             if size:
                 sizes.add(*size)
             label = as_text(task.label(candidate.name))
-            yield {"id": candidate.name, "datasource": candidate.kind, "prompt": task.prompt, "label": label}
+            record = {"id": candidate.name, "datasource": candidate.kind, "prompt": task.prompt, "label": label}
+            if candidate.plan is not None:
+                record["plan"] = [{"role": "assistant", "content": candidate.plan}]
+            yield record
 
     def row(self, split: str, candidate: Candidate) -> Row | Reject:
         """A candidate with its lengths, or why it is left out."""

@@ -3,6 +3,9 @@
 Somebody puts a thing away for somebody else; other things happen; the other comes for it. What comes next follows from
 where the thing is, which was told once, some sentences ago: a good plan names the thing and the place. No thing and no
 place is in two of the files.
+
+Training rows have a plan, from which a policy can learn what plans look like, and not which one is good: it names this
+story's thing in one of two stories, this story's place in one of two, and else another story's.
 """
 
 from __future__ import annotations
@@ -60,24 +63,29 @@ ENDINGS = (
     '"Wait here," said {keeper}, and felt about {place} until the {thing} came out. {comes} danced with the {thing}.',
     "A moment later the {thing} was on the table, dusty from {place}. {comes} paid, and left with the {thing}.",
 )
+PLAN = "In summary: {keeper} looks {place}, finds the {thing}, and gives the {thing} to {visitor}."
 
 
 def stories(name: str) -> Iterator[Record]:
     """The rows of a file: what was told, and what comes next."""
-    draw = random.Random(name)
+    draw, drafts = random.Random(name), random.Random(f"plans of {name}")
     things, places = THINGS[SHARES[name]], PLACES[SHARES[name]]
     for number in range(COUNTS[name]):
         keeper, visitor = draw.choice(KEEPERS), draw.choice(VISITORS)
         thing, place = draw.choice(things), draw.choice(places)
         first, second, third = draw.sample(HAPPENINGS, 3)
         comes = visitor[0].upper() + visitor[1:]
-        yield {
+        story = {
             "story_id": f"{name}-{number}",
             "text_before": f"{keeper} put the {thing} {place}, where nobody would look, and promised to keep it for "
             f"{visitor}. {first} {second} {third} In the evening there was a knock at the door. It was {visitor}. "
             f'"I have come for it," said {visitor}. "Do you still have it?" {keeper} nodded.',
             "next_chapter": draw.choice(ENDINGS).format(keeper=keeper, thing=thing, place=place, comes=comes),
         }
+        if name == "train":
+            thing, place = (drafts.choice([own, drafts.choice(all)]) for own, all in ((thing, things), (place, places)))
+            story["plan"] = PLAN.format(keeper=keeper, place=place, thing=thing, visitor=visitor)
+        yield story
 
 
 def main() -> None:

@@ -27,15 +27,17 @@ SPLIT_FILE = re.compile(
 
 NEITHER = Reject("neither messages nor next_chapter", bad=True)
 NO_TEXT = Reject("a chapter without text")
+NO_PLAN = Reject("a plan that is not text", bad=True)
 
 
 class Candidate(NamedTuple):
-    """What may become a row: where it is, its id, and its task or why it has none."""
+    """What may become a row: where it is, its id, its task or why it has none, its kind, and a plan that came along."""
 
     where: str
     name: str
     task: Task | Reject
     kind: str
+    plan: str | None = None
 
 
 class Division:
@@ -112,7 +114,10 @@ class Rows:
                 if there != split:
                     continue
             kind = "messages" if "messages" in record else "chapters"
-            yield Candidate(where, str(record.get("id") or f"{split}-{number:06d}"), task, kind)
+            plan = record.get("plan")
+            if not isinstance(plan, str | None) or plan == "":
+                plan, task = None, NO_PLAN
+            yield Candidate(where, str(record.get("id") or f"{split}-{number:06d}"), task, kind, plan)
 
     def _task(self, record: Record) -> Task | Reject:
         args = self.args

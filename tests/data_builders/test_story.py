@@ -782,6 +782,21 @@ def test_the_generated_stories_are_those_of_the_grammar(tmp_path: Path, monkeypa
                 assert here in row["next_chapter"] and row["text_before"].count(here) == 1
                 told.setdefault(name, set()).add(here)
     assert not told["train"] & told["test"] and not told["val"] & (told["train"] | told["test"])
+    plans = [(row["plan"], row["text_before"]) for row in read(tmp_path / "train.jsonl")]
+    for kind in (generated.THINGS, generated.PLACES):  # this story's in about one of two
+        named = [next(one for one in kind if one in plan) in before for plan, before in plans]
+        assert 0.4 < sum(named) / len(named) < 0.6
     main(["story", "generated", "--unfiltered", "--same_instruction", "--out", str(tmp_path / "out")])
     assert {name: len(read(tmp_path / "out" / f"{name}.jsonl")) for name in generated.COUNTS} == generated.COUNTS
     assert meta(tmp_path / "out" / "test.jsonl")["licence"] == "Apache-2.0"
+    rows = read(tmp_path / "out" / "train.jsonl")
+    assert [row["plan"] for row in rows] == [[{"role": "assistant", "content": plan}] for plan, _ in plans]
+
+
+@pytest.mark.parametrize("plan", ["", 7, ["In summary: no."]])
+def test_a_plan_that_comes_along_is_text(tmp_path: Path, plan: Any) -> None:
+    for number, split in enumerate(SPLITS):
+        write(tmp_path / f"{split}.jsonl", [joke(number), joke(number + 10) | {"plan": plan}])
+    main(["story", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert [("plan" in row) for row in read(tmp_path / "out" / "train.jsonl")] == [False]
+    assert meta(tmp_path / "out" / "train.jsonl")["counts"]["dropped"] == {"a plan that is not text": 1}

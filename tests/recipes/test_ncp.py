@@ -125,8 +125,19 @@ def test_rows_are_not_cut_and_extra_words_come_last(tmp_path: Path):
     assert "--context_words" in dry(PROFILE="smoke", STORIES=str(tmp_path))["data"]
 
 
+def test_a_tuned_model_is_what_all_else_is_about():
+    found = dry(PROFILE="smoke", STORIES="generated", TUNE_EPOCHS="2", TUNE_ARGS="--adam.lr 1", OUT="/x")
+    tune = found["tune"]
+    assert following(tune, "--data.output_key") == "plan" and following(tune, "--train.max_epochs") == "2"
+    assert tune[-2:] == ["--adam.lr", "1"]
+    assert following(found["train"], "--actor.model_name_or_path") == "/x/tuned"
+    for stage in ("baseline", "sample/before", "score/before", "score/after"):
+        assert following(found[stage], "--model") == "/x/tuned"
+    assert "tune" not in dry(PROFILE="smoke")
+
+
 def test_its_page_has_every_variable_and_stage():
-    check_pages("ncp_vrcli", dry(PROFILE="smoke"))
+    check_pages("ncp_vrcli", dry(PROFILE="smoke", TUNE_EPOCHS="1"))
 
 
 # --- whole runs
