@@ -22,10 +22,11 @@ smoke=(
     RM_BATCH_SIZE=8 RM_EPOCHS=2 RM_MAX_LEN=320 sft_lr=1e-3 rm_lr=1e-3 rl_lr=1e-3 kl=1e-3 "sample_words=--backend hf"
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct TRAITS="positiveness=positiveness conciseness=conciseness:80" GROUPS_FILE=recipes/groups/praise.yaml
-    NUM_PROMPTS=180 NUM_RL=56 TEST_PROMPTS=64 MAX_LEN=112 MAX_NEW_TOKENS=56 PROPORTION=0.2 RM_SAMPLES=4
+    MODEL=models/smollm2-135m-instruct TRAITS="positiveness=positiveness conciseness=conciseness:50"
+    GROUPS_FILE=recipes/groups/praise.yaml HH_DATA=generated
+    NUM_PROMPTS=200 NUM_RL=80 TEST_PROMPTS=90 MAX_LEN=80 MAX_NEW_TOKENS=48 PROPORTION=0.2 RM_SAMPLES=4
     BATCH_SIZE=16 MICRO_BATCH_SIZE=8 ROLLOUT_BATCH=4 SAMPLES=4 EPISODES=1
-    RM_BATCH_SIZE=16 RM_EPOCHS=20 RM_MAX_LEN=128 sft_lr=3e-5 rm_lr=2e-3 rl_lr=1.5e-4 kl=0.01
+    RM_BATCH_SIZE=16 RM_EPOCHS=20 RM_MAX_LEN=96 sft_lr=3e-4 rm_lr=2e-3 rl_lr=1e-4 kl=0.01
 )
 gpu=(
     MODEL=TinyLlama/TinyLlama-1.1B-Chat-v1.0 RM_MODEL=gpt2-large HH_DATA= LONG_ROWS=cut

@@ -196,11 +196,11 @@ def litbench_rl(v: Values) -> None:
             v.no_effect(words, model, ", which is not trained")
     v.fit_rl(v["NPROC"], spare=1)
     find_tests(v)
-    # what the recipes of both reward models are told; without data of the user's own, each has its own of the hub
+    # what the recipes of both reward models are told; on a hub each has data of its own
     v["shared"] = [f"{name}={v[name]}" for name in ("TEST_FILE", "ALLOW_TRAIN_HOLDOUT") if v[name] not in ("", "0")]
     if os.path.isdir(v["DATA_DIR"]):
         v["shared"].append(f"DATA_DIR={v['DATA_DIR']}")
-    if "LITBENCH_DATA" in v.given:
+    if "LITBENCH_DATA" in v.given or v["PROFILE"] != "gpu":
         v["shared"].append(f"LITBENCH_DATA={v['LITBENCH_DATA']}")
     if v["RAY_ADDRESS"]:  # a cluster's workers start in folders of their own
         v["OUT"] = os.path.abspath(v["OUT"])

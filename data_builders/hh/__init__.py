@@ -39,12 +39,12 @@ from ..common import (
 from ..lengths import END_TOKENS, PROMPT_CUT, RESPONSES_CUT, TEMPLATE, LengthFilter
 from .dialogues import EMPTY, Pair, as_chat, make_compat_pair, make_pair
 
-SAMPLE = SAMPLES / "hh"
+BUNDLED = {"sample": SAMPLES / "hh", "generated": SAMPLES / "hh_generated"}
 #: where a hub data set keeps the files that the paper uses
 HUB_FOLDERS = {"Anthropic/hh-rlhf": "helpful-base"}
 #: ``--data_dir``: every folder that has a training and a test file
 ALL = "all"
-LICENCES = {"sample": "Apache-2.0", "Anthropic/hh-rlhf": "MIT"}
+LICENCES = {**dict.fromkeys(BUNDLED, "Apache-2.0"), "Anthropic/hh-rlhf": "MIT"}
 
 #: formats whose prompts are text that `orlhf_ext.groups.render` makes of message lists
 STYLES: dict[str, Style] = {"legacy": "legacy", "template": "chat"}
@@ -89,7 +89,7 @@ class Source(NamedTuple):
 
 
 def find_source(spec: str, data_dir: str | None) -> Source:
-    """The files that SOURCE names: the bundled sample, a file, a folder or a hub name.
+    """The files that SOURCE names: bundled ones, a file, a folder or a hub name.
 
     Raises:
         UserError: nothing there, or not both splits.
@@ -98,13 +98,15 @@ def find_source(spec: str, data_dir: str | None) -> Source:
     if not Path(spec).exists():
         data_dir = data_dir or HUB_FOLDERS.get(spec)
     folder = f"{'*' if data_dir == ALL else data_dir.strip('/')}/" if data_dir else ""
-    path = locate(spec, {"sample": SAMPLE}, [f"{folder}{split}.*" for split in SPLITS])
+    path = locate(spec, BUNDLED, [f"{folder}{split}.*" for split in SPLITS])
     if path.is_dir() and data_dir == ALL and not (path / ALL).exists():
         return Source(spec, find_all_splits(path), False, licence)
     if path.is_dir():
         return Source(spec, {split: [file] for split, file in find_splits(path, data_dir).items()}, False, licence)
     if not path.is_file():
-        raise UserError(f"SOURCE: {spec} does not exist; give a folder or file in HH's format, a hub name, or sample")
+        raise UserError(
+            f"SOURCE: {spec} does not exist; give a folder or file in HH's format, a hub name, sample or generated"
+        )
     if data_dir:
         raise UserError(f"--data_dir chooses a folder inside SOURCE, but {spec} is a file; leave it out")
     return Source(spec, {split: [path] for split in SPLITS}, True, licence)
@@ -129,7 +131,7 @@ class Builder:
         add_source(
             parser,
             "a folder with {train,test}.jsonl (.jsonl.gz, .json, .parquet), one such file, a hub name such as "
-            "Anthropic/hh-rlhf, or sample for the bundled one (the default)",
+            "Anthropic/hh-rlhf, or a bundled one: sample (the default) or generated",
         )
         add = parser.add_argument
         add(

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.common import draw
-from data_builders.hh import Builder
+from data_builders.hh import BUNDLED, Builder, generated
 from data_builders.hh.dialogues import make_pair
 from data_builders.lengths import LengthFilter
 from orlhf_ext.build_data import main, make_parser
@@ -646,3 +646,25 @@ def test_a_hub_name(tmp_path: Path, folder: Path):
     lost = fetch("owner/none")
     assert lost.returncode == 2 and "Traceback" not in lost.stderr
     assert "there is no path owner/none here, and the hub cannot be reached" in lost.stderr
+
+
+def test_the_generated_dialogues_are_those_of_the_grammar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "FOLDER", tmp_path)
+    generated.main()
+    styles: Counter[tuple[bool, bool]] = Counter()
+    for name in generated.SHARES:
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (BUNDLED["generated"] / f"{name}.jsonl").read_bytes()
+        for ours in read(tmp_path / f"{name}.jsonl"):
+            prompt, _, answer = ours["chosen"].rpartition("Assistant: ")
+            assert ours["rejected"].startswith(f"{prompt}Assistant: ") and ours["chosen"] != ours["rejected"]
+            wishes = [wish for wish in generated.WISHES[generated.SHARES[name]] if f" {wish}" in prompt]
+            assert wishes, prompt
+            praise = next((one for one in generated.PRAISES if answer.startswith(one)), "")
+            advice = answer.removeprefix(praise).count(".")
+            assert advice in (1, generated.PIECES)
+            styles[advice == 1, bool(praise)] += 1
+    count = sum(styles.values())
+    assert 0.25 < sum(styles[True, praised] for praised in (False, True)) / count < 0.35
+    assert 0.45 < sum(styles[short, True] for short in (False, True)) / count < 0.55 and min(styles.values()) > 20
+    build("generated", "--out", tmp_path / "out")
+    assert meta(tmp_path / "out" / "train.jsonl")["licence"] == "Apache-2.0"

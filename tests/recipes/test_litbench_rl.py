@@ -20,7 +20,9 @@ def test_the_judge_and_the_second_measure_are_those_of_their_recipes():
     judge, second = found["litbench_genrm"], found["litbench_btrm"]
     assert judge[0] == second[0] == "env" and judge[-1] == "recipes/litbench_genrm.sh" and "RM_ARGS" in second
     assert judge[-4:-2] == ["EPOCHS=2", "STYLE=chat"] and {"OUT=/x/out/litbench_genrm", "PROFILE=smoke"} <= set(judge)
-    assert not any(word.startswith("LITBENCH_DATA=") for word in judge)  # each has its own of the hub
+    assert "LITBENCH_DATA=sample" in judge and "LITBENCH_DATA=sample" in second
+    hub = dry(PROFILE="gpu")["litbench_genrm"]
+    assert not any(word.startswith("LITBENCH_DATA=") for word in hub)  # each has its own there
     for stage in ("train", "evaluate"):
         assert following(found[stage], "--judge.model").startswith("/x/out/litbench_genrm/")
     assert following(found["score/after"], "--model").startswith("/x/out/litbench_btrm/")
