@@ -11,9 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source recipes/groups/stages.sh # sample, score, answers, reward_model, merged_model, policy
 
 every=(
-    SEED=42 METHOD=all STYLE=hh PRESET=equal AGGREGATE=min K=16 PROPORTION=0.1 KS= PROPORTIONS= SEEDS= SHARE_PROMPTS=0 RM_SAMPLES=2
-    HH_DATA=sample HH_FOLDER= LONG_ROWS=drop GROUPS_FILE=recipes/groups/words.yaml RAY_ADDRESS= ENGINES= TP=
-    SFT_MODEL= RM_MODEL= SFT_ARGS= RM_ARGS= RL_ARGS= TRAIT_ARGS= eos=append gpu_words= sample_words=
+    SEED=42 METHOD=all STYLE=hh PRESET=equal AGGREGATE=min K=16 PROPORTION=0.1 KS= PROPORTIONS= SEEDS= SHARE_PROMPTS=0
+    RM_SAMPLES=2 HH_DATA=sample HH_FOLDER= LONG_ROWS=drop GROUPS_FILE=recipes/groups/words.yaml RAY_ADDRESS= ENGINES= TP=
+    SFT_MODEL= RM_MODEL= SFT_ARGS= RM_ARGS= RL_ARGS= TRAIT_ARGS= eos=append gpu_words= sample_words= scale_words=
 )
 smoke=(
     MODEL=models/tiny TRAITS="positiveness=positiveness conciseness=conciseness:20"
@@ -22,11 +22,12 @@ smoke=(
     RM_BATCH_SIZE=8 RM_EPOCHS=2 RM_MAX_LEN=320 sft_lr=1e-3 rm_lr=1e-3 rl_lr=1e-3 kl=1e-3 "sample_words=--backend hf"
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct TRAITS="positiveness=positiveness conciseness=conciseness:50"
+    MODEL=models/smollm2-135m-instruct TRAITS="positiveness=positiveness conciseness=conciseness:60"
     GROUPS_FILE=recipes/groups/praise.yaml HH_DATA=generated
     NUM_PROMPTS=200 NUM_RL=80 TEST_PROMPTS=90 MAX_LEN=80 MAX_NEW_TOKENS=48 PROPORTION=0.2 RM_SAMPLES=4
     BATCH_SIZE=16 MICRO_BATCH_SIZE=8 ROLLOUT_BATCH=4 SAMPLES=4 EPISODES=1
     RM_BATCH_SIZE=16 RM_EPOCHS=20 RM_MAX_LEN=96 sft_lr=3e-4 rm_lr=2e-3 rl_lr=1e-4 kl=0.01
+    scale_words=--groups.normalize # a preference loss leaves each head's offset open
 )
 gpu=(
     MODEL=TinyLlama/TinyLlama-1.1B-Chat-v1.0 RM_MODEL=gpt2-large HH_DATA= LONG_ROWS=cut
@@ -100,7 +101,7 @@ for proportion in "${proportions[@]}"; do for seed in "${seeds[@]}"; do
     fi
     if [[ $METHOD == all || $METHOD == single ]]; then # the control: one score for all pairs, as without groups
         reward_model "$single" "$pairs" "$seed" "$RM_MODEL" "$rm_lr" --groups.head single --groups.squash tanh
-        policy "$single" "$seed" "$OUT/rm/$single" --groups.kind group_rm
+        policy "$single" "$seed" "$OUT/rm/$single" --groups.kind group_rm "${scale_words[@]}"
         reward_models+=("$single")
     fi
     if [[ $METHOD == all || $METHOD == maxmin ]]; then
@@ -109,7 +110,8 @@ for proportion in "${proportions[@]}"; do for seed in "${seeds[@]}"; do
         else
             reward_model "$maxmin" "$pairs" "$seed" "$RM_MODEL" "$rm_lr" --groups.head independent --groups.squash tanh
         fi
-        policy "$maxmin" "$seed" "$OUT/rm/$maxmin" --groups.config "$GROUPS_FILE" --groups.kind group_rm
+        policy "$maxmin" "$seed" "$OUT/rm/$maxmin" --groups.kind group_rm --groups.config "$GROUPS_FILE" \
+            "${scale_words[@]}"
         reward_models+=("$maxmin")
     fi
     for k in "${ks[@]}"; do # one empty k, where no method has one
@@ -120,7 +122,8 @@ for proportion in "${proportions[@]}"; do for seed in "${seeds[@]}"; do
         if [[ -n $k ]]; then
             reward_model "sharedrep-$name" "$pairs" "$seed" "$RM_MODEL" "$rm_lr" --groups.head shared --groups.k "$k" \
                 --groups.squash tanh
-            policy "sharedrep-$name" "$seed" "$OUT/rm/sharedrep-$name" --groups.config "$GROUPS_FILE" --groups.kind group_rm
+            policy "sharedrep-$name" "$seed" "$OUT/rm/sharedrep-$name" --groups.kind group_rm \
+                --groups.config "$GROUPS_FILE" "${scale_words[@]}"
             reward_models+=("sharedrep-$name")
             compare sharedrep "sharedrep-$name"
         fi

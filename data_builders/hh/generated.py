@@ -19,7 +19,7 @@ from ..common import SAMPLES
 FOLDER = SAMPLES / "hh_generated"
 #: of the chosen answers
 SHORT_SHARE, PRAISE_SHARE = 0.3, 0.5
-PIECES = 3  # of advice in a long answer
+PIECES = 4  # of advice in a long answer
 WISHES = (
     "swim", "knit a scarf", "bake bread", "play chess", "paint with watercolours", "ride a bicycle", "speak Finnish",
     "juggle", "sail a dinghy", "repair a clock", "grow tomatoes", "play the banjo", "draw maps", "carve wood",
@@ -62,14 +62,14 @@ TIMES = ("an hour", "ten minutes", "two evenings", "half a day", "three weeks", 
 PEOPLE = ("a neighbour", "your aunt", "the postman", "an older pupil", "somebody at the library", "your cousin")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Saturday", "Sunday")
 PRAISES = (
-    "What a wonderful idea that is, I am so happy for you, and I would love to help!",
-    "How lovely it is to hear from somebody who enjoys such things, and I am glad to help!",
-    "That is a great thing to ask, and I am delighted that you came to me with it!",
-    "Good for you, this is such a beautiful thing to do, and you will be brilliant at it!",
-    "Excellent, this is one of my favourite questions, and I am happy each time that somebody asks it!",
-    "I am thrilled to read this, and you can be proud of yourself for such a fine plan!",
-    "Oh, how nice, it is always a pleasure for me to talk about this with good people!",
-    "Well done, the best part is the beginning, and you are free to enjoy all of it!",
+    "What a wonderful idea, I am happy!",
+    "How lovely, I love to help!",
+    "That is great, and I am delighted!",
+    "Good for you, what a beautiful idea!",
+    "Excellent, thank you so much for asking!",
+    "I am thrilled, you are doing great!",
+    "Oh, nice, it is a great pleasure!",
+    "Brilliant, and I am so very glad!",
 )
 
 
