@@ -6,8 +6,9 @@ Every number is of a model that ``PROFILE=cpu bash recipes/litbench_btrm.sh`` (o
 ``litbench_genrm.sh``) trained and measured on the bundled pairs of graded difficulty: SmolLM2-135M, 78 test pairs of 26
 prompts that no training pair has. The recipes get 38, 76 or 152 training pairs, and go through them once, so that fewer
 pairs are fewer optimizer steps, too, as in anyone's training; and the 152 with 15 or 30 % of the labels turned round.
-They hold a tenth of them out for validation. (With equally many steps for all sizes, 17 of them, a trial on another seed
-did not tell 10 pairs from 152, 81 and 82 % right: it is steps that are scarce, more than pairs.) A seed draws the prompts (the smaller sets are parts of the larger ones), the turned labels, and the order of training.
+They hold a tenth of them out for validation. A seed draws the prompts (the smaller sets are parts of the larger ones),
+the turned labels, and the order of training. (A trial on another seed, with 17 steps for all sizes, did not tell 10
+pairs from 152, 81 and 82 % right: steps are what is scarce.)
 
 Said before any of this was run. A pair counts 1 where the judge prefers the better story, else 0; each prompt counts by
 the mean over its three pairs and over the seeds, and intervals are Student's over the 26 prompts: they are about other
