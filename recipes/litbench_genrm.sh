@@ -18,8 +18,7 @@ smoke=(
     MAX_NEW_TOKENS=20 sample_words="--backend hf" # letters are its tokens
 )
 cpu=(
-    MODEL=models/smollm2-135m-instruct LITBENCH_DATA=graded
-    TARGET_BATCH_SIZE=8 MICRO_BATCH_SIZE=2 MAX_LEN=768 EPOCHS=1 LEARNING_RATE=5e-5
+    MODEL=models/smollm2-135m-instruct TARGET_BATCH_SIZE=8 MICRO_BATCH_SIZE=2 MAX_LEN=768 EPOCHS=3 LEARNING_RATE=5e-5
     STYLE=chat MAX_NEW_TOKENS=8 SWAP_AUGMENT=1 # in one order so few pairs teach it one letter
 )
 gpu=( # the paper's
@@ -28,8 +27,7 @@ gpu=( # the paper's
     gpu_words=--model.gradient_checkpointing_enable
 )
 if [[ ${USE_COT:-} == 1 || " $* " == *" --use_cot "* ]]; then # room for the reasoning
-    smoke+=(MAX_LEN=1024 MAX_NEW_TOKENS=40) gpu+=(MAX_NEW_TOKENS=1024)
-    cpu+=(LITBENCH_DATA=sample EPOCHS=3 MAX_NEW_TOKENS=128) # the graded pairs have no rationales
+    smoke+=(MAX_LEN=1024 MAX_NEW_TOKENS=40) cpu+=(MAX_NEW_TOKENS=128) gpu+=(MAX_NEW_TOKENS=1024)
 fi
 settings "$@"
 

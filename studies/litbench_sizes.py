@@ -70,7 +70,7 @@ def measure(judge: str, seed: int, prompts: int, noise: float, work: Path, profi
         "TEST_FILE": str(BUNDLED["graded"] / "test.jsonl"),
         "OUT": str(out),
         "SEED": str(seed),
-        "EPOCHS": "1",
+        "EPOCHS": "1",  # the generative one's recipe has more
     }
     began = time.monotonic()
     subprocess.run(["bash", str(ROOT / f"recipes/litbench_{judge}.sh")], env={**os.environ, **settings}, check=True)
