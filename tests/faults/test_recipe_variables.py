@@ -58,7 +58,7 @@ WRONG: dict[str, list[tuple[dict[str, str], list[str]]]] = {
         ({"SFT_ARGS": 'a "b'}, ["SFT_ARGS", "open quote"]),
     ],
     "hh_groups": [
-        ({"METHOD": "shared"}, ["METHOD=shared", "all gold maxmin sharedrep"]),
+        ({"METHOD": "shared"}, ["METHOD=shared", "all gold single maxmin sharedrep"]),
         ({"STYLE": "plain"}, ["STYLE=plain", "hh chat legacy"]),
         ({"PRESET": "fair"}, ["PRESET=fair"]),
         ({"K": "0"}, ["K=0"]),
