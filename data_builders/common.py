@@ -29,6 +29,14 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".parquet")
 SEEN = Reject("prompt also in the training rows")
 
 
+def write_bundled(folder: Path, files: Mapping[str, Iterable[Record]], what: str) -> None:
+    """Write a bundled data set, ``NAME.jsonl`` for each name, and say how many of ``what`` are in it."""
+    folder.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        out = folder / f"{name}.jsonl"
+        print(f"{out}: {write_jsonl(out, rows)} {what}")
+
+
 def add_source(parser: argparse.ArgumentParser, what: str) -> None:
     """Add SOURCE and its other name."""
     parser.add_argument("positional_source", metavar="SOURCE", nargs="?", help=what)

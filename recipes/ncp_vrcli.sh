@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A policy whose plans make a story's next chapter more likely (VR-CLI).
-# (Data -> a policy that knows what plans look like -> baseline likelihoods -> GRPO -> plans before and after -> their improvements -> table.)
+# (Data -> a policy that knows what plans look like, if asked for -> baseline likelihoods -> GRPO -> plans before and
+# after -> their improvements -> table.)
 #
 #   bash recipes/ncp_vrcli.sh                                  what fits this machine, on the bundled stories
 #   STORIES=/path/to/books PROFILE=cpu bash recipes/ncp_vrcli.sh      variables: docs/methods/vrcli.md

@@ -1,6 +1,6 @@
 """The bundled dialogues from a grammar: ``python -m data_builders.hh.generated`` writes them, in HH's format.
 
-Somebody wants to learn something and asks how to begin. The answer is one piece of advice or three of them, and half of
+Somebody wants to learn something and asks how to begin. The answer is one piece of advice or four of them, and half of
 the answers begin with praise, which has more words than a piece of advice: what groups of annotators disagree about
 when some of them like praise and others like it short. The rejected answer is the same one in another style. No wish is
 in both files.
@@ -12,9 +12,9 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from orlhf_ext.files.records import Record, write_jsonl
+from orlhf_ext.files.records import Record
 
-from ..common import SAMPLES
+from ..common import SAMPLES, write_bundled
 
 FOLDER = SAMPLES / "hh_generated"
 #: of the chosen answers
@@ -96,10 +96,7 @@ def dialogues(name: str) -> Iterator[Record]:
 
 def main() -> None:
     """Write both files."""
-    FOLDER.mkdir(exist_ok=True)
-    for name in SHARES:
-        out = FOLDER / f"{name}.jsonl"
-        print(f"{out}: {write_jsonl(out, dialogues(name))} dialogues")
+    write_bundled(FOLDER, {name: dialogues(name) for name in SHARES}, "dialogues")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from orlhf_ext.files.records import Record, read_records, write_jsonl
+from orlhf_ext.files.records import Record, read_records
 
+from ..common import write_bundled
 from .sources import BUNDLED
 
 PARTS = 6
@@ -50,11 +51,11 @@ def weave(rows: Sequence[Record], ranges: Sequence[tuple[int, int]], seed: int) 
 
 def main() -> None:
     """Write both files."""
+    files = {}
     for seed, (name, ranges) in enumerate(RANGES.items()):
         rows = [line.record for line in read_records(BUNDLED["sample"] / f"{name}.jsonl")]
-        out = BUNDLED["graded"] / f"{name}.jsonl"
-        out.parent.mkdir(exist_ok=True)
-        print(f"{out}: {write_jsonl(out, weave(rows, ranges, seed))} pairs")
+        files[name] = weave(rows, ranges, seed)
+    write_bundled(BUNDLED["graded"], files, "pairs")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from orlhf_ext.files.records import Record, write_jsonl
+from orlhf_ext.files.records import Record
 
-from ..common import SAMPLES
+from ..common import SAMPLES, write_bundled
 
 FOLDER = SAMPLES / "stories_generated"
 #: stories in each file
@@ -90,10 +90,7 @@ def stories(name: str) -> Iterator[Record]:
 
 def main() -> None:
     """Write the three files."""
-    FOLDER.mkdir(exist_ok=True)
-    for name in COUNTS:
-        out = FOLDER / f"{name}.jsonl"
-        print(f"{out}: {write_jsonl(out, stories(name))} stories")
+    write_bundled(FOLDER, {name: stories(name) for name in COUNTS}, "stories")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_equal_rows(language_model: Path, tmp_path: Path) -> None:
     values = model.q_head(hidden)
     assert torch.allclose(values, values[:, :1].expand_as(values)) and values[:, 0].unique().numel() == 3
     model.save_pretrained(tmp_path / "q")
-    with pytest.raises(UserError, match="is a Q_D already, and --deadend"):
+    with pytest.raises(UserError, match=r"is a Q_D already, and --deadend\.equal_rows is for the beginning"):
         open_model(str(tmp_path / "q"), torch.float32, "sdpa", {}, equal_rows=True)
 
 
