@@ -7,7 +7,7 @@ number s = (p + q) mod 3, and the answer is key s. A response is ``"s=xy"``. The
 trained on texts whose reasoning is right in 30 % and a random number otherwise, and whose answer follows from the
 reasoning that stands there (each digit in 90 %, else a random one): it can reason in either way, believes its
 reasoning, and is right in about two of five. Then it is trained by the reward alone. In the variant ``prose``, gold
-texts go on behind the answer with 40 random letters, which nothing can foresee and no reasoning changes: a long gold
+texts go on behind the answer with 20 random consonants, which nothing can foresee and no reasoning changes: a long gold
 text of which a small part depends on the reasoning.
 
 What is real: the reward class with its flags, its scores under the policy as it is (and under the model before the
@@ -20,7 +20,7 @@ rises over five seeds with a 95 % interval above 0, and by half or more of what 
 answer) gains. Against a form counts an interval that includes 0, or less than a quarter of that gain. ``shuffled``
 (``logprob_mean`` with the gold texts of other prompts) must not gain: if it does, the study measures something else
 than the likelihood of the right answer, and is worth nothing. Expected: with ``short`` all forms learn; with ``prose``,
-``prob`` does not, because exp(S) of 40 unforeseeable letters is below 1e-50; ``prob_mean`` is hurt least by them.
+``prob`` does not, because exp(S) of 20 unforeseeable consonants is below 1e-25; ``prob_mean`` is hurt least by them.
 
 The learning rate is to be chosen by ``exact`` alone, on a seed (100) that is none of the five.
 """
@@ -42,11 +42,13 @@ from typing import Any, NamedTuple
 from common import add_outputs, add_workers, interval, write_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = {"short": 0, "prose": 40}  # letters behind the answer
+VARIANTS = {"short": 0, "prose": 20}  # letters behind the answer
+CONSONANTS = "bcdfghjklmnpqrstvwxz"  # of which the tokenizer joins no two
 FORMS = ("logprob_mean", "prob", "prob_mean", "prob_geo", "jepo", "nover")
 CONDITIONS = ("exact", *FORMS, "reference", "shuffled")
 RIGHT, FOLLOWS = 0.3, 0.9
-FIRST_STEPS, FIRST_BATCH, FIRST_LR = 800, 128, 2e-3
+FIRST_BATCH, FIRST_LR, FIRST_STEPS = 128, 1e-3, 4000  # of steps at most
+GOOD_START, LOOK_EVERY = 0.41, 100  # accuracy that is enough, of 0.44 that such texts allow; steps between two looks
 STEPS, PROMPTS, SAMPLES, LR = 60, 16, 8, 3e-4
 KEYS, DIGITS = 3, 2
 PROMPT_TOKENS, RESPONSE = 12, 4  # tokens; of a response: s = x y
@@ -65,7 +67,7 @@ def draw(generator: random.Random, letters: int) -> tuple[Problem, list[str]]:
     """A problem, and its keys."""
     p, q = generator.randrange(10), generator.randrange(10)
     keys = ["".join(generator.choices(string.digits, k=DIGITS)) for _ in range(KEYS)]
-    prose = "".join(generator.choices(string.ascii_lowercase, k=letters))
+    prose = "".join(generator.choices(CONSONANTS, k=letters))
     right = (p + q) % KEYS
     return Problem(f"{p}{q}+{','.join(keys)}:", str(right), keys[right] + prose), keys
 
@@ -100,23 +102,25 @@ class Policy:
 
         return torch.tensor(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
-    def begin(self, generator: random.Random) -> None:
-        """The training before: next tokens of texts, the prompt's left out."""
+    def begin(self, generator: random.Random) -> int:
+        """The training before: next tokens of texts, the prompt's left out, until they are learned; its steps."""
         import torch
 
-        optimizer = torch.optim.AdamW(self.model.parameters(), FIRST_LR, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIRST_STEPS)
-        self.model.train()
-        for _ in range(FIRST_STEPS):
+        optimizer = torch.optim.AdamW(self.model.parameters(), FIRST_LR, betas=(0.9, 0.95), weight_decay=0.0)
+        for step in range(1, FIRST_STEPS + 1):
             ids = self.encode([first_text(generator, self.letters) for _ in range(FIRST_BATCH)])
-            labels = ids.clone()
-            labels[:, :PROMPT_TOKENS] = -100
-            self.model(input_ids=ids, labels=labels).loss.backward()
+            logits = self.model(input_ids=ids).logits[:, PROMPT_TOKENS - 1 : -1]
+            losses = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), ids[:, PROMPT_TOKENS:].flatten(), reduction="none"
+            ).view(len(ids), -1)
+            # response and prose weigh alike, or a long prose would leave little for the response
+            (losses[:, :RESPONSE].mean() + losses[:, RESPONSE:].mean()).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
-        self.model.eval()
+            if step % LOOK_EVERY == 0 and accuracy(self, 1000 + step) >= GOOD_START:
+                return step
+        raise RuntimeError(f"no good start after {FIRST_STEPS} steps")
 
     def sample(self, prompts: Any) -> Any:
         """``(B, RESPONSE)`` tokens behind prompts ``(B, T)``, at temperature 1."""

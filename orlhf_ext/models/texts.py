@@ -221,10 +221,16 @@ def count_cut(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_len:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens and without a cut."""
+    """Token ids of each text, without special tokens and without a cut.
+
+    A text that is there several times, such as the prompt of several completions, is tokenised once.
+    """
     if not texts:
         return []
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+    distinct = list(dict.fromkeys(texts))
+    ids: Any = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+    found = dict(zip(distinct, ids, strict=True))
+    return [list(found[text]) for text in texts]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

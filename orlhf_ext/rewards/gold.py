@@ -117,9 +117,7 @@ class GoldEncoder:
 
     def golds(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of gold texts."""
-        unique = list(dict.fromkeys(texts))
-        found = dict(zip(unique, encode(self.tokenizer, unique), strict=True))
-        return [found[text] for text in texts]
+        return encode(self.tokenizer, list(texts))
 
     def reasoning(self, rollout: Rollout) -> Reasoning:
         """The ids of a response up to the marker, or without its end tokens where it has none.

@@ -6,6 +6,9 @@ Each command works on a few records and then on all of them, with the same worke
 files is its work; what comes before the first, the few records included, is its start. `generate --backend hf` has one
 file, so that it is run on a sixth of the records and on all of them, and the difference is its work. The pool's cost:
 two workers with blocks that sleep for a second, against blocks / 2 seconds.
+
+Two cores are seldom twice as fast as one: they share caches, memory and power. What this machine can give is measured
+beside it: the same command with one worker, twice at the same time, on a core each.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import ratio, reward_model, run, small_llama
@@ -49,14 +53,17 @@ def write_inputs(folder: Path, records: int) -> dict[str, tuple[Path, Path]]:
     return found
 
 
-def measure(folder: Path, words: list[str], data: tuple[Path, Path], workers: int, apart: bool) -> tuple[float, float]:
-    """Seconds of a command's work, and of its start."""
+def measure(
+    folder: Path, words: list[str], data: tuple[Path, Path], workers: int, apart: bool, core: int = 0
+) -> tuple[float, float]:
+    """Seconds of a command's work, and of its start; one worker has a core for itself."""
+    folder.mkdir(exist_ok=True)
     outs = [folder / f"out{number}.jsonl" for number in range(2)]
 
     def one(data: tuple[Path, ...], outs: list[Path]) -> float:
         files = ["--data", *map(str, data), "--out", *map(str, outs), "--overwrite", "--workers", str(workers)]
         argv = [sys.executable, "-m", "orlhf_ext", *words, *files]
-        return run(argv, folder / "run", 0 if workers == 1 else None).wall
+        return run(argv, folder / "run", core if workers == 1 else None).wall
 
     if apart:
         small, whole = (one((path,), [out]) for path, out in zip(data, outs, strict=True))
@@ -67,6 +74,13 @@ def measure(folder: Path, words: list[str], data: tuple[Path, Path], workers: in
     for path in folder.glob("out[01].*"):
         path.unlink()
     return work, whole - work
+
+
+def twins(folder: Path, words: list[str], data: tuple[Path, Path], apart: bool) -> float:
+    """Mean seconds of the work of two commands at the same time, each with one worker on a core of its own."""
+    with ThreadPoolExecutor(2) as threads:
+        runs = [threads.submit(measure, folder / f"twin{core}", words, data, 1, apart, core) for core in (0, 1)]
+        return statistics.mean(run.result()[0] for run in runs)
 
 
 def sleep(payload: float) -> float:
@@ -116,18 +130,22 @@ def main() -> None:
         }
         for command in args.commands:
             kind, line = lines[command]
-            speeds, starts = [], []
+            speeds, machine, starts = [], [], []
+            apart = command == "generate"
             for number in range(args.pairs):
                 work = {}
                 for workers in (1, 2) if number % 2 else (2, 1):
-                    work[workers], start = measure(folder, line.split(), data[kind], workers, command == "generate")
+                    work[workers], start = measure(folder, line.split(), data[kind], workers, apart)
                     starts.append((workers, start))
                 speeds.append(work[1] / work[2])
+                machine.append(2 * work[1] / twins(folder, line.split(), data[kind], apart))
             told = ", ".join(
                 f"{statistics.median(start for n, start in starts if n == workers):.1f} s with {workers}"
                 for workers in (1, 2)
             )
             ratio(f"{command}: speed of two workers over one", speeds)
+            ratio("  what two cores of this machine give (two commands at once)", machine)
+            ratio("  of which two workers reach", [a / b for a, b in zip(speeds, machine, strict=True)])
             print(f"  work {work[1]:.1f} s with one; start-up {told} (medians)", flush=True)
         if args.blocks:
             print(f"the pool's own cost: {100 * pool_cost(args.blocks):.1f} % over {args.blocks} blocks of a second")
